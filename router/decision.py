@@ -1,0 +1,167 @@
+"""Values of a routing decision: next hops, candidates with every score term, and the rule that decided.
+
+A decision can be replayed: it holds all that the rule looked at.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class HopKind(enum.StrEnum):
+    """What a next hop is. Only a peer transits mail; smart hosts and MX destinations are exits."""
+
+    PEER = "peer"
+    SMART_HOST = "host"
+    MX = "mx"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hop:
+    """A next hop. `name` is the node id of a peer, the configured name of a smart host, or the domain of an MX."""
+
+    kind: HopKind
+    name: str
+
+    @property
+    def id(self) -> str:
+        """`peer:NODE_ID`, `host:NAME` or `mx:DOMAIN`: the spelling in gossip, logs and the admin API."""
+        return f"{self.kind.value}:{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Hop:
+        """Inverse of `id`; ValueError for anything else."""
+        kind, separator, name = text.partition(":")
+        if not separator or not name:
+            raise ValueError(f"not a hop id: {text!r}")
+        return cls(HopKind(kind), name)
+
+
+class EdgeState(enum.StrEnum):
+    """Breaker state of an own edge (4-7 in ARCHITECTURE.md, "An edge's life")."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    SUSPECT = "suspect"
+    DOWN = "down"
+    HALF_OPEN = "half-open"
+    DRAINING = "draining"
+
+
+class OutcomeKind(enum.StrEnum):
+    """How an attempt ended, reduced to whose fault it was."""
+
+    ACCEPTED = "accepted"
+    """Final 2yz reply."""
+    MESSAGE_REFUSED = "message-refused"
+    """5yz, or a 4yz to RCPT: about the message or its recipients; never blamed on the hop."""
+    HOP_TEMPFAIL = "hop-tempfail"
+    """421, or 4yz at connect, EHLO, STARTTLS, MAIL or DATA."""
+    CONNECT_FAILED = "connect-failed"
+    """Refused, unreachable, no address: no session came about."""
+    TLS_FAILED = "tls-failed"
+    """The session could not be secured as the policy demands."""
+    TIMEOUT = "timeout"
+    DISCONNECTED = "disconnected"
+    IN_DOUBT = "in-doubt"
+    """The connection was lost between the final dot and its reply: the hop may have the message."""
+    CANCELLED = "cancelled"
+    """Abandoned by ourselves (shutdown): says nothing about the hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one attempt or probe on an own edge."""
+
+    hop: Hop
+    kind: OutcomeKind
+    began: float
+    """Monotonic seconds."""
+    latency_s: float = 0.0
+    """MAIL to final reply; 0 when none came."""
+    size_bytes: int = 0
+    probe: bool = False
+    reason: str = ""
+    """Reply text or error, for people."""
+
+
+class Verdict(enum.StrEnum):
+    """Why a candidate won or lost. Everything but CHOSEN and OUTRANKED is an exclusion."""
+
+    CHOSEN = "chosen"
+    OUTRANKED = "outranked"
+    """Allowed, but another candidate came first in the order."""
+    NO_GAIN = "no-gain"
+    """Its backlog is as deep as ours, or it is no nearer to an exit."""
+    NO_SLOT = "no-slot"
+    """All transactions that the edge's window allows are in flight."""
+    EDGE_DOWN = "edge-down"
+    IN_TRACE = "in-trace"
+    """The message was there already."""
+    BACKING_OFF = "backing-off"
+    """This message failed there a moment ago."""
+    POLICY = "policy"
+    NO_PATH = "no-path"
+    """No exit of the class can be reached through it."""
+    NO_TRANSIT = "no-transit"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One own edge with every term that the rule used. `None` = not known."""
+
+    hop: Hop
+    label: str
+    """Name for people (a peer's node name)."""
+    verdict: Verdict
+    gain: float
+    backlog_here: int
+    backlog_there: int
+    backlog_age_s: float | None
+    backlog_source: str
+    """`acknowledgement`, `gossip`, `exit` or `unknown`."""
+    rank_here: float | None
+    rank_there: float | None
+    availability: float
+    reliability: float
+    capacity_mps: float
+    capacity_proven: bool
+    latency_s: float | None
+    window: int
+    inflight: int
+    state: EdgeState
+    share: float
+    """Planned share of the class among the free links, 0..1; 0 = outside the plan."""
+    cost: int
+    reason: str
+    """One clause for people: why it won or lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a decision depends on besides the engine's own state."""
+
+    class_id: str
+    trace: tuple[str, ...] = ()
+    """Node ids that the message visited, oldest first, without this node."""
+    avoid: tuple[Hop, ...] = ()
+    """Hops that are backing off for this message."""
+    prefer: Hop | None = None
+    """An in-doubt transfer goes back to the same hop first."""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer for one message. `chosen is None` means hold: waiting is correct in store-and-forward."""
+
+    class_id: str
+    chosen: Hop | None
+    rule: str
+    """The rule that decided, e.g. `planned share`, `largest gain`, `step back`, `hold: no slot`, `hold: no path`."""
+    candidates: tuple[Candidate, ...]
+    view: str
+    """Root of the link-state database that was used."""
+    now: float

@@ -1,0 +1,1 @@
+"""SMTP out: targets, connections, pools, MX resolution, TLS policy."""

@@ -1,0 +1,63 @@
+"""Values of an outbound attempt: where it goes and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from router.decision import Hop, OutcomeKind
+from smtp_edge.envelope import Envelope, MailData, Transfer
+from smtp_edge.reply import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How to reach a next hop. For an MX hop `host` is the domain and the client resolves it."""
+
+    hop: Hop
+    host: str
+    port: int
+    tls: Literal["none", "opportunistic", "starttls", "implicit", "mesh"] = "opportunistic"
+    """`mesh`: implicit TLS with the cluster's certificates; the certificate must name `hop.name` as node id."""
+    tls_ca: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+    connections_max: int = 20
+    messages_per_connection_max: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One delivery to be attempted on one target."""
+
+    queue_id: str
+    envelope: Envelope
+    """With just the recipients of this delivery."""
+    data: MailData
+    prefix: bytes = b""
+    """Trace fields to send before the mail data, CRLF-terminated, dot-stuffed."""
+    transfer: Transfer | None = None
+    """Sent to peers only."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """How an attempt ended. A value, never an exception: refusals and lost connections are the world, not bugs."""
+
+    kind: OutcomeKind
+    """For the whole attempt; ACCEPTED if at least one recipient was."""
+    replies: tuple[Reply | None, ...] = ()
+    """One for each recipient, in order: the RCPT reply if that was negative, else the final reply; None = no answer."""
+    reply: Reply | None = None
+    """The reply that ended the attempt, if one came."""
+    reason: str = ""
+    """For people: error or reply text, with the stage (`connect`, `EHLO`, `MAIL`, ...)."""
+    latency_s: float = 0.0
+    """MAIL to final reply."""
+    remote: str = ""
+    """`host[address]:port` that was used."""
+    tls: str = ""
+    new_connection: bool = False
+    peer_backlogs: dict[str, int] = field(default_factory=dict)
+    """Class -> stored messages, from the acknowledgement of a peer."""

@@ -1,0 +1,113 @@
+"""The envelope and mail data of a message, as values.
+
+Mail data stays dot-stuffed exactly as it was received (RFC 5321 section 4.5.2), without the terminating dot line, and ends
+in CRLF: so it goes out again without a copy or a scan. Small data is inline bytes, larger data a spool file.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class BodyType(enum.StrEnum):
+    """BODY parameter of MAIL (RFC 6152)."""
+
+    SEVEN_BIT = "7BIT"
+    EIGHT_BIT_MIME = "8BITMIME"
+
+
+class Notify(enum.Flag):
+    """NOTIFY parameter of RCPT (RFC 3461 section 4.1). The default, absent NOTIFY, is FAILURE | DELAY."""
+
+    NEVER = 0
+    SUCCESS = enum.auto()
+    FAILURE = enum.auto()
+    DELAY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """A forward-path with its DSN parameters. `address` is the mailbox as given, without angle brackets."""
+
+    address: str
+    orcpt: str = ""
+    notify: Notify = Notify.FAILURE | Notify.DELAY
+
+    @property
+    def domain(self) -> str:
+        """Lower-case domain; empty for a bare local part (`postmaster`)."""
+        return self.address.rpartition("@")[2].lower() if "@" in self.address else ""
+
+
+@dataclass(frozen=True, slots=True)
+class MailData:
+    """Dot-stuffed mail data; exactly one of `inline` and `path` is set."""
+
+    size_bytes: int
+    """Length on the wire (dot-stuffed), without the terminating dot line."""
+    inline: bytes | None = None
+    path: Path | None = None
+    header: bytes = b""
+    """The header block with its blank line, at most `HEADER_KEPT_MAX` bytes of it: for DSNs and loop counting."""
+
+
+HEADER_KEPT_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """MAIL and RCPT of one transaction. `sender` is the reverse-path, empty for the null reverse-path."""
+
+    sender: str
+    recipients: tuple[Recipient, ...]
+    body_type: BodyType = BodyType.SEVEN_BIT
+    smtputf8: bool = False
+    envid: str = ""
+    ret: str = ""
+    """RET parameter: `FULL`, `HDRS` or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What travels between peers beside the envelope (`XSMTPMESH`): identity, trace and age of a message.
+
+    `token` names one (message, recipient set) for its whole life in the mesh: a relay that has stored it once answers a
+    repeat with success and stores nothing, so a lost final reply never doubles a message between peers.
+    """
+
+    token: str
+    """`ORIGIN_NODE_ID/QUEUE_ID/COPY`, printable ASCII without space, `=` or `+`."""
+    trace: tuple[str, ...] = ()
+    """Node ids visited, oldest first, the sender of this transfer last."""
+    age_s: int = 0
+    """Seconds since the first relay accepted the message: its lifetime does not start again at each hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The other end of an inbound session."""
+
+    address: str
+    port: int = 0
+    helo: str = ""
+    protocol: str = "SMTP"
+    """`with` word of the Received field (RFC 3848): SMTP, ESMTP, ESMTPS, ESMTPSA, UTF8SMTP..."""
+    user: str = ""
+    """Authenticated user, empty if none."""
+    peer_id: str = ""
+    """Node id of an authenticated peer, empty for anyone else."""
+    listener: str = ""
+    tls: str = ""
+    """`TLSv1.3 TLS_AES_256_GCM_SHA384`, empty in the clear."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage:
+    """A complete transaction, nothing durable yet: what a session hands to the acceptor."""
+
+    client: Client
+    envelope: Envelope
+    data: MailData
+    transfer: Transfer | None = None

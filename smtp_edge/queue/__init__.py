@@ -1,0 +1,1 @@
+"""The durable queue: entries, their store, retry times and the dispatcher that attempts them."""

@@ -1,0 +1,190 @@
+"""Values of the durable queue.
+
+An entry is one accepted message. It holds one or more deliveries: the recipients that share a destination class and so
+travel together. A delivery is the unit of claiming, attempting and settling.
+
+    state       who acts next                                   leaves by
+    QUEUED      the dispatcher, now                             claim
+    CLAIMED     an attempt of this incarnation                  settle (or the incarnation ends: QUEUED again)
+    DEFERRED    the dispatcher, at `next_attempt_at`            claim
+    HELD        the operator                                    release
+    RELAYED     nobody: a next hop answered 2yz                 pruned with its history
+    FAILED      nobody: a permanent refusal, reported by a DSN  pruned with its history
+    EXPIRED     nobody: lifetime over, reported by a DSN        pruned with its history
+
+A settlement names the claim's token; one that is no longer current changes nothing, so a late finisher is harmless.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from smtp_edge.envelope import Envelope, MailData, Recipient
+from smtp_edge.reply import Reply
+
+
+class DeliveryState(enum.StrEnum):
+    """State of a delivery; see the table above."""
+
+    QUEUED = "queued"
+    CLAIMED = "claimed"
+    DEFERRED = "deferred"
+    HELD = "held"
+    RELAYED = "relayed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Nothing will happen to it any more."""
+        return self in (DeliveryState.RELAYED, DeliveryState.FAILED, DeliveryState.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One accepted message. Immutable: what changes is in its deliveries."""
+
+    queue_id: str
+    """Unique on this node, sortable by time, 12 to 20 characters of [0-9A-Za-z]."""
+    received_at: datetime
+    """Aware UTC, of the first relay that accepted it (age travels between peers)."""
+    expires_at: datetime
+    envelope: Envelope
+    data: MailData
+    trace: tuple[str, ...] = ()
+    """Node ids visited before this one, oldest first."""
+    origin: str = ""
+    """`ORIGIN_NODE_ID/QUEUE_ID` where the mesh first accepted it; names the message across hops."""
+    received_field: bytes = b""
+    """This relay's own trace field(s), CRLF-terminated, prepended when the message is sent on."""
+    client: str = ""
+    """For people and history: address, HELO name and user of the submitter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The recipients of an entry that share a class."""
+
+    queue_id: str
+    copy: int
+    """Number of the delivery within its entry, from 0."""
+    class_id: str
+    recipients: tuple[Recipient, ...]
+    state: DeliveryState = DeliveryState.QUEUED
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    last_hop: str = ""
+    last_reply: str = ""
+    in_doubt_hop: str = ""
+    """Hop id that may already have the message (connection lost after the final dot)."""
+    delay_notified: bool = False
+    transfer_token: str = ""
+    """Token between peers; stays the same across hops for an unchanged recipient set."""
+
+    def but(self, **changes: object) -> Delivery:
+        """A copy with changes."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery in the hands of this incarnation."""
+
+    entry: Entry
+    delivery: Delivery
+    token: int
+    """Fencing token; raised by each claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientResult:
+    """What became of one recipient in a settlement."""
+
+    recipient: Recipient
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a claim: exactly one of relayed, failed, deferred, expired, released."""
+
+    queue_id: str
+    copy: int
+    token: int
+    state: DeliveryState
+    """RELAYED, FAILED, EXPIRED, DEFERRED, QUEUED (given back untouched) or HELD."""
+    recipients: tuple[Recipient, ...] | None = None
+    """Recipients that remain when the delivery goes on (some were delivered or failed); None = unchanged."""
+    next_attempt_at: datetime | None = None
+    hop: str = ""
+    reply: str = ""
+    attempted: bool = True
+    """Counts as an attempt (waiting for an unreachable destination does not)."""
+    in_doubt_hop: str = ""
+    delay_notified: bool = False
+    notes: tuple[HistoryNote, ...] = ()
+    """Written to the message's history in the same commit."""
+    reports: tuple[NewEntry, ...] = ()
+    """DSNs that take over responsibility; committed with the settlement, or neither is."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryNote:
+    """One line of a message's history."""
+
+    at: datetime
+    event: str
+    """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`, `duplicate`."""
+    hop: str = ""
+    reply: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """An entry with its deliveries, to be committed together."""
+
+    entry: Entry
+    deliveries: tuple[Delivery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Answer to a put. `duplicate_of` names the entry that already holds this transfer token; nothing was stored."""
+
+    claims: tuple[Claim, ...] = ()
+    duplicate_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassBacklog:
+    """Undelivered mail of one class in the store."""
+
+    class_id: str
+    count: int
+    deferred: int
+    oldest_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSummary:
+    """Totals by class, and of what was finished within the history's retention."""
+
+    classes: tuple[ClassBacklog, ...] = ()
+    held: int = 0
+    relayed: int = 0
+    failed: int = 0
+    expired: int = 0
+    corrupt: int = 0
+    bytes_stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MessageHistory:
+    """One message and all that happened to it on this node."""
+
+    entry: Entry
+    deliveries: tuple[Delivery, ...]
+    notes: tuple[HistoryNote, ...]

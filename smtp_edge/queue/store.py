@@ -1,0 +1,97 @@
+"""`MessageStore`: what the queue asks of a database. Every backend passes `tests/unit/smtp_edge/store_contract.py`.
+
+The instant at which responsibility passes: `put` returns only after the entry is on stable storage. Before it returns, the
+client has no 250 and still owns the message; after it, this node does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from smtp_edge.envelope import MailData
+from smtp_edge.queue.entry import (
+    Claim,
+    Delivery,
+    DeliveryState,
+    MessageHistory,
+    NewEntry,
+    QueueSummary,
+    Settlement,
+    Stored,
+)
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked; `str()` is a sentence for the log. Nothing was changed."""
+
+
+class StoreFull(StoreError):
+    """No space left: the client is told 452 and keeps the message."""
+
+
+class MessageStore(Protocol):
+    """A durable queue. All methods are safe to call concurrently from one event loop."""
+
+    async def open(self) -> None:
+        """Open or create it and void the claims of earlier incarnations. StoreError if another process holds it."""
+        ...
+
+    async def put(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
+        """Commit an entry. `accept_token` is the transfer token under which a peer sent it: a repeat stores nothing.
+
+        With `claim` the deliveries are born claimed and come back as claims, so fresh mail is never read back.
+        """
+        ...
+
+    async def claim(self, limit: int, now_at: datetime) -> list[Claim]:
+        """Claim up to `limit` deliveries that are queued, or deferred and due, oldest first."""
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Commit the ends of claims; those whose token is not current are ignored."""
+        ...
+
+    async def next_due_at(self) -> datetime | None:
+        """When the next deferred delivery becomes due; None if none waits."""
+        ...
+
+    async def wake(self, class_ids: Sequence[str], now_at: datetime) -> int:
+        """Make deferred deliveries of these classes due now (a next hop came back). Returns how many."""
+        ...
+
+    async def data(self, queue_id: str) -> MailData:
+        """Mail data of a stored entry."""
+        ...
+
+    async def hold(self, queue_id: str) -> int:
+        """Hold what is not in flight; returns how many deliveries."""
+        ...
+
+    async def release(self, queue_id: str) -> int:
+        """Make held or deferred deliveries due now; returns how many."""
+        ...
+
+    async def list(self, *, states: Sequence[DeliveryState] = (), class_id: str = "", limit: int = 100) -> list[Claim]:
+        """Deliveries for people, oldest first, without claiming (token 0)."""
+        ...
+
+    async def history(self, queue_id: str) -> MessageHistory | None:
+        """Everything known of a message, by the queue id here or by its origin; None if unknown or pruned."""
+        ...
+
+    async def summary(self) -> QueueSummary:
+        """Totals."""
+        ...
+
+    async def prune(self, now_at: datetime) -> int:
+        """Forget finished messages and transfer tokens past their retention; returns rows removed."""
+        ...
+
+    async def close(self) -> None:
+        """Finish the current commit and close. Claims stay as they are and are voided at the next open."""
+        ...
+
+
+__all__ = ["Delivery", "MessageStore", "StoreError", "StoreFull"]

@@ -1,0 +1,43 @@
+"""SMTP replies as values (RFC 5321 section 4.2, enhanced status codes RFC 3463)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_STATUS = re.compile(r"^[245]\.\d{1,3}\.\d{1,3}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply: code, optional enhanced status, text of one or more lines (separated by LF)."""
+
+    code: int
+    text: str
+    status: str = ""
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.code <= 599:
+            raise ValueError(f"not an SMTP reply code: {self.code}")
+        if self.status and (not _STATUS.match(self.status) or self.status[0] != str(self.code)[0]):
+            raise ValueError(f"enhanced status {self.status!r} does not fit code {self.code}")
+
+    @property
+    def positive(self) -> bool:
+        """2yz."""
+        return 200 <= self.code < 300
+
+    @property
+    def transient(self) -> bool:
+        """4yz."""
+        return 400 <= self.code < 500
+
+    @property
+    def permanent(self) -> bool:
+        """5yz."""
+        return 500 <= self.code < 600
+
+    def __str__(self) -> str:
+        """One line for logs and for aiosmtpd, which wants `CODE text`."""
+        words = [str(self.code), self.status, self.text.replace("\n", " ")]
+        return " ".join(word for word in words if word)

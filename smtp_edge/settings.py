@@ -1,0 +1,177 @@
+"""The configuration of a node: one TOML file, checked as a whole.
+
+Every field has its unit, bounds and default; the comments in `deploy/node.example.toml` say what is traded for what.
+Paths are relative to the folder of the file. Secrets are named by file, never written here.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Network = IPv4Network | IPv6Network
+
+
+class Section(BaseModel):
+    """A table of the file: frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeSettings(Section):
+    """[node]"""
+
+    name: Name
+    hostname: str = ""
+    """Name in EHLO, Received and the 220 banner; the machine's own name when empty."""
+    zone: Name = "default"
+    data_dir: Path = Path("data")
+
+
+class ClusterSettings(Section):
+    """[cluster]: who belongs to it."""
+
+    ca: Path = Path("ca.crt")
+    certificate: Path = Path("node.crt")
+    key: Path = Path("node.key")
+
+
+class GossipSection(Section):
+    """[gossip]"""
+
+    listen: str = "127.0.0.1:7946"
+    advertise: str = ""
+    join: tuple[str, ...] = ()
+
+
+class MeshSection(Section):
+    """[mesh]: SMTP between peers, implicit TLS, cluster certificates only."""
+
+    listen: str = "127.0.0.1:7925"
+    advertise: str = ""
+    transit: bool = True
+
+
+class ListenerSettings(Section):
+    """[[listener]]: where clients submit or other servers deliver."""
+
+    name: Name = "smtp"
+    listen: str = "127.0.0.1:2525"
+    tls: Literal["none", "starttls", "implicit"] = "none"
+    certificate: Path | None = None
+    key: Path | None = None
+    allow_networks: tuple[Network, ...] = ()
+    """Clients that may relay anywhere without authentication. Empty = none."""
+    relay_domains: tuple[str, ...] = ()
+    """Destinations accepted from anybody (`*.example.org` matches below it)."""
+    auth_users: Path | None = None
+    """File of `user:hash` lines (`smtpmesh hash-password`); AUTH is offered under TLS only."""
+    size_bytes_max: Annotated[int, Field(ge=1024)] = 50 * 1024 * 1024
+    recipients_max: Annotated[int, Field(ge=1, le=50_000)] = 1000
+    connections_max: Annotated[int, Field(ge=1)] = 1000
+    connections_per_client_max: Annotated[int, Field(ge=1)] = 100
+    idle_timeout_s: Seconds = 300
+    bare_newlines: Literal["refuse", "normalise"] = "refuse"
+
+
+class SmartHostSettings(Section):
+    """[[smart_host]]: an exit. Nodes that use the same name mean the same host."""
+
+    name: Name
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 25
+    tls: Literal["none", "opportunistic", "starttls", "implicit"] = "opportunistic"
+    """`starttls` and `implicit` verify the certificate; `opportunistic` takes what is offered."""
+    tls_ca: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+    cost: Annotated[int, Field(ge=0, le=1000)] = 0
+    connections_max: Annotated[int, Field(ge=1, le=1000)] = 20
+    messages_per_connection_max: Annotated[int, Field(ge=1)] = 1000
+
+
+class RouteSettings(Section):
+    """[[route]]: which exits serve which destinations; the first match wins."""
+
+    name: Name = "default"
+    domains: tuple[str, ...] = ("*",)
+    via: tuple[str, ...]
+    """Smart-host names, or the one word `mx`."""
+
+
+class QueueSettings(Section):
+    """[queue]"""
+
+    inline_bytes_max: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 100 * 1024
+    """Larger mail data goes to spool files."""
+    lifetime_s: Annotated[float, Field(ge=60)] = 5 * 86400
+    delay_notice_s: Seconds = 4 * 3600
+    retry_first_s: Annotated[float, Field(gt=0)] = 10
+    retry_factor: Annotated[float, Field(ge=1, le=10)] = 2
+    retry_max_s: Annotated[float, Field(gt=0)] = 3600
+    history_s: Seconds = 86400
+    """Finished messages and transfer tokens are remembered this long."""
+    in_doubt_hold_s: Seconds = 30
+    """After a lost final reply only the same next hop is tried for this long, if it comes back."""
+    free_bytes_min: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Below this free space on data_dir new mail is answered 452."""
+    entries_max: Annotated[int, Field(ge=1)] = 1_000_000
+    active_max: Annotated[int, Field(ge=1)] = 2000
+    """Deliveries claimed at once; the rest wait on disk."""
+    attempt_timeout_s: Annotated[float, Field(gt=0)] = 300
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10
+
+
+class RouterSection(Section):
+    """[router]: see router/settings.py for what each constant does."""
+
+    beta_messages: Annotated[float, Field(ge=0)] = 12
+    window_max: Annotated[int, Field(ge=1, le=1000)] = 20
+    probe_interval_s: Annotated[float, Field(gt=0)] = 60
+
+
+class AdminSettings(Section):
+    """[admin]"""
+
+    listen: str = "unix:admin.sock"
+    """`unix:PATH`, or host:port; anything but loopback demands a cluster certificate from the caller."""
+
+
+class LogSettings(Section):
+    """[log]"""
+
+    format: Literal["json", "console"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class SinkSettings(Section):
+    """[[sink]]: a binding."""
+
+    use: str
+    rule: str = ""
+    priority: Annotated[int, Field(ge=0, le=32767)] = 24575
+    timeout: str = ""
+    on_failure: Literal["tempfail", "accept", "quarantine"] = "tempfail"
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
+
+
+class Settings(Section):
+    """The whole file."""
+
+    node: NodeSettings
+    cluster: ClusterSettings = ClusterSettings()
+    gossip: GossipSection = GossipSection()
+    mesh: MeshSection = MeshSection()
+    listener: tuple[ListenerSettings, ...] = (ListenerSettings(),)
+    smart_host: tuple[SmartHostSettings, ...] = ()
+    route: tuple[RouteSettings, ...] = ()
+    queue: QueueSettings = QueueSettings()
+    router: RouterSection = RouterSection()
+    admin: AdminSettings = AdminSettings()
+    log: LogSettings = LogSettings()
+    sink: tuple[SinkSettings, ...] = ()

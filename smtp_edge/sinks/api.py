@@ -1,0 +1,246 @@
+"""The sink API: events, what they are given and what they may answer.
+
+A *sink* is a class whose async methods are named after events; its constructor's keyword arguments are its settings. A
+*binding* (`[[sink]]` in the configuration) says when it runs: rule, priority, time limit, what a failure means. A sink
+overrides the events it wants and no others.
+
+    class Static(Sink):
+        '''Everything through one smart host.'''
+
+        def __init__(self, host: str) -> None:
+            self.host = host
+
+        async def route(self, delivery: RouteRequest) -> Route:
+            return Route((NextHop(f"host:{self.host}"),))
+
+    before the 250    connect helo auth mail rcpt command data
+    after it          expand route deliver
+    report only       outcome disconnect
+
+The first verdict that is not None wins. The router of the mesh is an ordinary `route` sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from router.decision import Decision
+from smtp_edge.envelope import Client, Envelope, MailData, Recipient
+from smtp_edge.reply import Reply
+
+BEFORE_250 = ("connect", "helo", "auth", "mail", "rcpt", "command", "data")
+AFTER_250 = ("expand", "route", "deliver")
+REPORTS = ("outcome", "disconnect")
+EVENTS = BEFORE_250 + AFTER_250 + REPORTS
+PRIORITY_DEFAULT = 24575
+PRIORITY_MAX = 32767
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Ask no further sink of this event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuse for good. ValueError for a code that is not 5yz or a status that does not fit."""
+
+    text: str
+    code: int = 550
+    status: str = "5.7.1"
+
+    def __post_init__(self) -> None:
+        _check(self.code, self.text, self.status, "5")
+
+    @property
+    def reply(self) -> Reply:
+        """As it goes on the wire."""
+        return Reply(self.code, self.text, self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class TempFail:
+    """Refuse for now. ValueError for a code that is not 4yz or a status that does not fit."""
+
+    text: str
+    code: int = 451
+    status: str = "4.3.0"
+
+    def __post_init__(self) -> None:
+        _check(self.code, self.text, self.status, "4")
+
+    @property
+    def reply(self) -> Reply:
+        """As it goes on the wire."""
+        return Reply(self.code, self.text, self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Answer 250 and drop the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Accept, but hold for an operator."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Answer 421 and close."""
+
+    text: str = "closing connection"
+
+
+Verdict = Accept | Reject | TempFail | Discard | Quarantine | Disconnect
+
+
+def _check(code: int, text: str, status: str, family: str) -> None:
+    if str(code)[0] != family:
+        raise ValueError(f"code {code} is not {family}yz")
+    if any(character in text for character in "\r\n"):
+        raise ValueError("a verdict's text is one line")
+    Reply(code, text, status)
+
+
+# -- what events are given ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A complete message before its 250 (`data`); only the recipients that the binding's rule matched."""
+
+    client: Client
+    envelope: Envelope
+    data: MailData
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A verb that is not built in, or was taken over."""
+
+    verb: str
+    argument: str
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """A delivery that needs a next hop now."""
+
+    queue_id: str
+    sender: str
+    recipients: tuple[Recipient, ...]
+    class_id: str
+    size_bytes: int
+    trace: tuple[str, ...]
+    attempts: int
+    avoid: tuple[str, ...] = ()
+    """Hop ids on which this delivery is backing off."""
+    prefer: str = ""
+    """Hop id of an in-doubt transfer, to be tried first; empty if none."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """One next hop with its weight among the alternatives."""
+
+    hop: str
+    """`peer:NODE_ID`, `host:NAME` or `mx:DOMAIN`."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Next hops, best first. The dispatcher takes the first that has a free slot."""
+
+    hops: tuple[NextHop, ...]
+    decision: Decision | None = None
+    """Why, if the sink can say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No next hop. `for_good` bounces; otherwise the delivery waits without counting an attempt."""
+
+    reason: str
+    for_good: bool = False
+    retry_in_s: float | None = None
+    """When to ask again; None = when something changed (a slot, a link, a backlog)."""
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOutcome:
+    """Report of an attempt (`outcome`)."""
+
+    queue_id: str
+    hop: str
+    state: str
+    reply: str = ""
+    recipients: tuple[Recipient, ...] = field(default=())
+
+
+# -- the class to inherit ----------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Base of all sinks. Override the events you want."""
+
+    async def start(self) -> None:
+        """Called once before the first event, on the node's loop."""
+
+    async def stop(self) -> None:
+        """Called once after the last."""
+
+    async def connect(self, client: Client) -> Verdict | None:
+        """A client connected."""
+        return None
+
+    async def helo(self, client: Client) -> Verdict | None:
+        """HELO or EHLO."""
+        return None
+
+    async def auth(self, client: Client) -> Verdict | None:
+        """Authentication succeeded."""
+        return None
+
+    async def mail(self, client: Client, envelope: Envelope) -> Verdict | None:
+        """MAIL FROM."""
+        return None
+
+    async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Verdict | None:
+        """RCPT TO; the verdict is for this recipient."""
+        return None
+
+    async def command(self, command: Command) -> Reply | None:
+        """A verb that is not built in."""
+        return None
+
+    async def data(self, message: Message) -> Verdict | None:
+        """After the final dot; nothing is durable yet."""
+        return None
+
+    async def expand(self, envelope: Envelope, recipient: Recipient) -> Sequence[Recipient] | None:
+        """Replace a recipient by others (lists, aliases)."""
+        return None
+
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        """Where the delivery goes next."""
+        return None
+
+    async def deliver(self, message: Message) -> Sequence[Reply] | None:
+        """Final delivery; one reply for each recipient."""
+        return None
+
+    async def outcome(self, outcome: DeliveryOutcome) -> None:
+        """Something was delivered, deferred or failed."""
+
+    async def disconnect(self, client: Client) -> None:
+        """A session ended."""
