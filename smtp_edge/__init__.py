@@ -1,1 +1,3 @@
-"""Floor 3: SMTP in and out, the durable queue, sinks, the admin service; and, on top, the programs that wire it all."""
+"""Floor 3: SMTP in and out, the durable queue, sinks, admin; and above them, `node`, `demo` and `cli`, which wire."""
+
+__version__ = "0.1.0"

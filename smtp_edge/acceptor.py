@@ -1,0 +1,214 @@
+"""The acceptor: from a complete transaction to a stored entry. Here responsibility passes.
+
+`accept` answers 250 only after `MessageStore.put` has returned, and `put` returns only after the entry is on stable
+storage. Until then the client owns the message and every answer is 4yz or 5yz; from then on this node does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from router.policy import RouteTable
+from smtp_edge.counters import Counters
+from smtp_edge.dispatcher import AttemptObserver, Dispatcher
+from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
+from smtp_edge.queue.entry import Delivery, Entry, NewEntry, Stored
+from smtp_edge.queue.spool import Spool, SpoolWriter
+from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from smtp_edge.reply import Reply
+from smtp_edge.settings import QueueSettings
+from smtp_edge.trace import HOPS_MAX, build_received, count_received
+
+log = structlog.get_logger()
+
+SPACE_CHECK_S = 0.5
+BACKLOGS_TOLD_MAX = 9
+"""Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
+AGE_MAX_S = 60 * 86400
+"""A peer's XAGE beyond this is nonsense of a lying clock; such mail would be born expired."""
+
+
+class QueueAcceptor:
+    """Stores what listeners receive and hands it to the dispatcher."""
+
+    def __init__(
+        self,
+        store: MessageStore,
+        spool: Spool,
+        table: RouteTable,
+        dispatcher: Dispatcher,
+        observer: AttemptObserver,
+        *,
+        node_id: str,
+        hostname: str,
+        settings: QueueSettings,
+        counters: Counters,
+        backlogs: Callable[[], dict[str, int]],
+        new_queue_id: Callable[[datetime], str],
+        data_dir: Path,
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._spool = spool
+        self._table = table
+        self._dispatcher = dispatcher
+        self._observer = observer
+        self._node_id = node_id
+        self._hostname = hostname
+        self._settings = settings
+        self._counters = counters
+        self._backlogs = backlogs
+        self._new_queue_id = new_queue_id
+        self._data_dir = data_dir
+        self._now = now
+        self._free_bytes = 0
+        self._free_checked = float("-inf")
+
+    def admit(self, size_bytes: int) -> Reply | None:
+        """At MAIL: refuse early what could not be stored."""
+        now = self._now()
+        if now - self._free_checked >= SPACE_CHECK_S:
+            self._free_bytes, self._free_checked = shutil.disk_usage(self._data_dir).free, now
+        if self._free_bytes - size_bytes < self._settings.free_bytes_min:
+            log.warning("queue.no_space", free_bytes=self._free_bytes, free_bytes_min=self._settings.free_bytes_min)
+            return Reply(452, "insufficient system storage", "4.3.1")
+        return None
+
+    def check_recipient(self, client: Client, recipient: Recipient) -> Reply | None:
+        """Refuse what no route would ever take; from a peer only for now, because its configuration may be newer."""
+        if self._table.classify(self._domain(recipient)) is not None:
+            return None
+        if client.peer_id:
+            return Reply(451, "no route to this destination here", "4.4.4")
+        return Reply(550, "no route to this destination", "5.4.4")
+
+    def spool(self) -> SpoolWriter:
+        """Where a large body goes while it arrives."""
+        return self._spool.begin()
+
+    async def accept(self, message: ReceivedMessage) -> Reply:
+        """Store a message; the reply to its final dot."""
+        if count_received(message.data.header) >= HOPS_MAX:
+            await self._spool.discard(message.data)
+            return Reply(554, "too many hops, this message is looping", "5.4.6")
+        new = self._build(message)
+        try:
+            stored = await self._put(new, message.transfer)
+        except StoreFull as error:
+            log.error("queue.full", reason=str(error))
+            await self._spool.discard(message.data)
+            return Reply(452, "insufficient system storage", "4.3.1")
+        except StoreError as error:
+            log.error("queue.put_failed", reason=str(error))
+            await self._spool.discard(message.data)
+            return Reply(451, "local error in processing", "4.3.0")
+        if stored.duplicate_of:
+            await self._spool.discard(message.data)
+            self._counters.duplicates_dropped += 1
+            log.info("transfer.repeated", queue_id=stored.duplicate_of, peer=message.client.peer_id)
+            return self._reply(message, new, "already have it as", stored.duplicate_of)
+        self._take_over(new, stored)
+        return self._reply(message, new, "queued as", new.entry.queue_id)
+
+    async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
+        return await self._store.put(
+            new,
+            accept_token=accept_token(transfer, self._node_id) if transfer else "",
+            claim=self._dispatcher.has_room(),
+        )
+
+    def _take_over(self, new: NewEntry, stored: Stored) -> None:
+        self._counters.accepted += 1
+        for delivery in new.deliveries:
+            self._observer.backlog_changed(delivery.class_id)
+        if stored.claims:
+            self._dispatcher.submit(stored.claims)
+        else:
+            self._dispatcher.note_unclaimed()
+
+    def _build(self, message: ReceivedMessage) -> NewEntry:
+        at = datetime.now(UTC)
+        queue_id = self._new_queue_id(at)
+        transfer, client = message.transfer, message.client
+        origin = transfer.token.rpartition("/")[0] if transfer else f"{self._node_id}/{queue_id}"
+        age = timedelta(seconds=min(transfer.age_s, AGE_MAX_S)) if transfer else timedelta()
+        entry = Entry(
+            queue_id=queue_id,
+            received_at=at - age,
+            expires_at=at - age + timedelta(seconds=self._settings.lifetime_s),
+            envelope=message.envelope,
+            data=message.data,
+            trace=transfer.trace if transfer else (),
+            origin=origin,
+            received_field=build_received(
+                client,
+                hostname=self._hostname,
+                queue_id=queue_id,
+                at=at,
+                recipients=message.envelope.recipients,
+                tls=client.tls,
+            ),
+            client=" ".join(word for word in (client.address, client.helo, client.user or client.peer_id) if word),
+        )
+        groups = self._group(message.envelope.recipients)
+        base = transfer.token if transfer else f"{origin}/0"
+        deliveries = tuple(
+            Delivery(
+                queue_id,
+                copy,
+                class_id,
+                recipients,
+                transfer_token=base if len(groups) == 1 else split_token(base, recipients),
+            )
+            for copy, (class_id, recipients) in enumerate(groups.items())
+        )
+        return NewEntry(entry, deliveries)
+
+    def _group(self, recipients: Sequence[Recipient]) -> dict[str, tuple[Recipient, ...]]:
+        groups: dict[str, list[Recipient]] = {}
+        for recipient in recipients:
+            found = self._table.classify(self._domain(recipient))
+            class_id = found.class_id if found else f"unroutable:{recipient.domain}"
+            groups.setdefault(class_id, []).append(recipient)
+        return {class_id: tuple(members) for class_id, members in groups.items()}
+
+    def _domain(self, recipient: Recipient) -> str:
+        return recipient.domain or self._hostname.lower()
+
+    def _reply(self, message: ReceivedMessage, new: NewEntry, words: str, queue_id: str) -> Reply:
+        text = f"Ok: {words} {queue_id}"
+        if message.client.peer_id:
+            text += "; backlog " + self._told_backlogs(new)
+        return Reply(250, text, "2.0.0")
+
+    def _told_backlogs(self, new: NewEntry) -> str:
+        backlogs = self._backlogs()
+        own = [delivery.class_id for delivery in new.deliveries]
+        others = sorted(backlogs.keys() - set(own), key=lambda name: (-backlogs[name], name))
+        named = [*own, *others][:BACKLOGS_TOLD_MAX]
+        return " ".join(f"{name}={backlogs.get(name, 0)}" for name in named)
+
+
+def accept_token(transfer: Transfer, node_id: str) -> str:
+    """Under which token a transfer is remembered.
+
+    A message that comes back to a relay it has visited (a step back out of a dead end) is not a repeat of the first
+    visit: the length of its trace tells the visits apart, and a repeat of either has the same length again.
+    """
+    visits = transfer.trace.count(node_id)
+    return f"{transfer.token}@{len(transfer.trace)}" if visits else transfer.token
+
+
+def split_token(token: str, recipients: Sequence[Recipient]) -> str:
+    """Token of a part of a message whose recipients part ways here.
+
+    Derived from the recipients, so that two relays that split differently never give one token to different parts.
+    """
+    digest = hashlib.sha256("\0".join(sorted(recipient.address for recipient in recipients)).encode())
+    return f"{token}.{digest.hexdigest()[:12]}"

@@ -1,0 +1,455 @@
+"""The dispatcher: from claimed deliveries to attempts, bound to a next hop as late as possible.
+
+    submit (fresh mail) ─┐
+    refill (from disk) ──┴─> waiting, per class ──route sinks──> attempt ──> settle ──> store
+                                  ^       │ nothing allowed: hold                │
+                                  └───────┴── a slot, link, backlog changed ─────┘
+
+Nothing is bound to a next hop before a slot is free there. When a class stands still for `PARK_AFTER_S` its mail waits on
+disk, so that one dead destination cannot fill the memory that others need. Everything here may vanish at any instant:
+the store still holds every delivery, and the next incarnation claims it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from router.decision import Hop, HopKind, OutcomeKind
+from smtp_edge.client.attempt import AttemptResult, Job, Target
+from smtp_edge.counters import Counters
+from smtp_edge.envelope import Transfer
+from smtp_edge.queue.entry import Claim, HistoryNote, Settlement
+from smtp_edge.queue.store import MessageStore, StoreError
+from smtp_edge.settlement import Reporting, note_of_attempt, plan_parking, plan_settlement
+from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
+from smtp_edge.sinks.bindings import SinkChain
+
+log = structlog.get_logger()
+
+HEADS_SCANNED_MAX = 8
+"""Waiting deliveries asked before the class counts as held: those of one class differ only in trace and back-off."""
+PARK_AFTER_S = 5.0
+SWEEP_S = 1.0
+AVOID_FIRST_S = 1.0
+AVOID_MAX_S = 60.0
+REFILL_BATCH_MAX = 200
+SETTLE_RETRY_S = 2.0
+"""When the store refuses a settlement (disk trouble) the end of the attempt is kept in memory and offered again."""
+
+
+class Attempter(Protocol):
+    """The outbound client."""
+
+    async def attempt(self, target: Target, job: Job) -> AttemptResult:
+        """Try once; the world's faults come back as values."""
+        ...
+
+
+class AttemptObserver(Protocol):
+    """Who learns from attempts (the routing engine, through the node)."""
+
+    def began(self, hop: Hop, class_id: str) -> None:
+        """A transaction starts and takes a slot of the hop."""
+        ...
+
+    def ended(self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int) -> None:
+        """It ended; the slot is free."""
+        ...
+
+    def backlog_changed(self, class_id: str) -> None:
+        """The number of stored messages of a class changed."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A claimed delivery in memory."""
+
+    claim: Claim
+    since: float
+    avoid: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Hop id -> (until, pause): monotonic seconds, and the pause that the next failure doubles."""
+    notes: list[HistoryNote] = field(default_factory=list)
+    tries: int = 0
+    prefer_until: float = 0.0
+    """While `now` is below it, only the hop that is in doubt may be tried."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Queue id and copy."""
+        return self.claim.delivery.queue_id, self.claim.delivery.copy
+
+
+@dataclass(slots=True, eq=False)
+class ClassQueue:
+    """Waiting deliveries of one class, oldest first."""
+
+    progress_at: float
+    """When an attempt was last started, or the class began to wait; monotonic seconds."""
+    waiting: deque[Waiting] = field(default_factory=deque)
+    task: asyncio.Task[None] | None = None
+    again: bool = False
+    held_because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherLimits:
+    """Bounds, from [queue] of the configuration."""
+
+    active_max: int
+    in_doubt_hold_s: float
+    park_retry_s: float
+
+
+class Dispatcher:
+    """See the module. Runs on one event loop; `start` it once, `stop` it once."""
+
+    def __init__(
+        self,
+        store: MessageStore,
+        sinks: SinkChain,
+        client: Attempter,
+        observer: AttemptObserver,
+        *,
+        node_id: str,
+        target_of: Callable[[str], Target | None],
+        reporting: Reporting,
+        limits: DispatcherLimits,
+        counters: Counters,
+        now: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self._sinks = sinks
+        self._client = client
+        self._observer = observer
+        self._node_id = node_id
+        self._target_of = target_of
+        self._reporting = reporting
+        self._limits = limits
+        self._counters = counters
+        self._now = now
+        self._rng = rng
+        self._classes: dict[str, ClassQueue] = {}
+        self._active: dict[tuple[str, int], Waiting] = {}
+        self._inflight: dict[str, int] = {}
+        self._doubts: dict[tuple[str, int], float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unclaimed = True
+        self._refill = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    # -- from outside --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to attempt what the store holds."""
+        self._refill.set()
+        self._loops = [asyncio.create_task(self._refill_loop()), asyncio.create_task(self._sweep_loop())]
+
+    async def stop(self, grace_s: float) -> None:
+        """Start nothing more, let attempts in flight finish within `grace_s`, abandon the rest (they stay claimed)."""
+        self._stopping = True
+        for loop in self._loops:
+            loop.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for task in [*self._tasks, *self._loops]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._loops, return_exceptions=True)
+
+    def has_room(self) -> bool:
+        """True if fresh mail may be born claimed; else it waits on disk for the refill."""
+        return len(self._active) < self._limits.active_max and not self._stopping
+
+    def submit(self, claims: Iterable[Claim]) -> None:
+        """Take over claims."""
+        for claim in claims:
+            self._admit(claim)
+
+    def note_unclaimed(self) -> None:
+        """Mail was stored without being claimed."""
+        self._unclaimed = True
+        self._refill.set()
+
+    def ask_again(self, class_ids: Sequence[str] | None = None) -> None:
+        """Something changed (slot, link, backlog): ask for held deliveries again; None = all classes, deepest first."""
+        chosen = [name for name in (class_ids if class_ids is not None else self._classes) if name in self._classes]
+        for class_id in sorted(chosen, key=lambda name: -len(self._classes[name].waiting)):
+            self._kick(class_id)
+
+    async def wake(self, class_ids: Sequence[str]) -> None:
+        """A hop that serves these classes is back: their deferred mail is due now."""
+        woken = await self._store.wake(class_ids, datetime.now(UTC))
+        if woken:
+            log.info("queue.woken", classes=list(class_ids), deliveries=woken)
+        self.note_unclaimed()
+
+    @property
+    def active_count(self) -> int:
+        """Deliveries in memory."""
+        return len(self._active)
+
+    def inflight_count(self, hop_id: str) -> int:
+        """Transactions in flight on a hop."""
+        return self._inflight.get(hop_id, 0)
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def _admit(self, claim: Claim) -> None:
+        now = self._now()
+        waiting = Waiting(claim, now)
+        delivery = claim.delivery
+        if delivery.in_doubt_hop.startswith(HopKind.PEER.value):
+            waiting.prefer_until = self._doubts.setdefault(waiting.key, now + self._limits.in_doubt_hold_s)
+        self._active[waiting.key] = waiting
+        self._queue_of(delivery.class_id).waiting.append(waiting)
+        self._kick(delivery.class_id)
+
+    def _queue_of(self, class_id: str) -> ClassQueue:
+        queue = self._classes.get(class_id)
+        if queue is None:
+            queue = self._classes[class_id] = ClassQueue(self._now())
+        return queue
+
+    def _kick(self, class_id: str) -> None:
+        queue = self._classes[class_id]
+        if queue.task is not None:
+            queue.again = True
+        elif queue.waiting and not self._stopping:
+            queue.task = self._spawn(self._serve(class_id, queue))
+
+    async def _serve(self, class_id: str, queue: ClassQueue) -> None:
+        """Start attempts for a class until nothing more is allowed."""
+        try:
+            while queue.waiting:
+                queue.again = False
+                if not await self._serve_heads(queue) and not queue.again:
+                    break
+        finally:
+            queue.task = None
+            if not queue.waiting and self._classes.get(class_id) is queue:
+                del self._classes[class_id]
+
+    async def _serve_heads(self, queue: ClassQueue) -> bool:
+        """Ask for the first few deliveries; True if one was started or settled."""
+        for waiting in [queue.waiting[i] for i in range(min(HEADS_SCANNED_MAX, len(queue.waiting)))]:
+            answer = await self._sinks.route(self._request(waiting))
+            match answer:
+                case Route():
+                    target = self._first_free(waiting, queue, answer)
+                    if target is not None:
+                        queue.waiting.remove(waiting)
+                        queue.progress_at = self._now()
+                        self._begin(waiting, target)
+                        return True
+                case Unreachable():
+                    queue.held_because = answer.reason
+                    if answer.for_good or answer.retry_in_s is not None:
+                        queue.waiting.remove(waiting)
+                        self._spawn(self._park(waiting, answer.reason, answer.for_good, answer.retry_in_s))
+                        return True
+        return False
+
+    def _request(self, waiting: Waiting) -> RouteRequest:
+        claim, now = waiting.claim, self._now()
+        prefer = claim.delivery.in_doubt_hop if now < waiting.prefer_until else ""
+        return RouteRequest(
+            queue_id=claim.delivery.queue_id,
+            sender=claim.entry.envelope.sender,
+            recipients=claim.delivery.recipients,
+            class_id=claim.delivery.class_id,
+            size_bytes=claim.entry.data.size_bytes,
+            trace=claim.entry.trace,
+            attempts=claim.delivery.attempts,
+            avoid=tuple(hop for hop, (until, _) in waiting.avoid.items() if now < until),
+            prefer=prefer,
+        )
+
+    def _first_free(self, waiting: Waiting, queue: ClassQueue, route: Route) -> Target | None:
+        in_doubt = waiting.claim.delivery.in_doubt_hop if self._now() < waiting.prefer_until else ""
+        for hop in route.hops:
+            if in_doubt and hop.hop != in_doubt:
+                queue.held_because = f"{in_doubt} may have it already; waiting for it to come back"
+                continue
+            target = self._target_of(hop.hop)
+            if target is None:
+                queue.held_because = f"{hop.hop} is not known here"
+            elif self._inflight.get(hop.hop, 0) < target.connections_max:
+                return target
+        return None
+
+    # -- attempts ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, waiting: Waiting, target: Target) -> None:
+        hop_id = target.hop.id
+        self._inflight[hop_id] = self._inflight.get(hop_id, 0) + 1
+        self._observer.began(target.hop, waiting.claim.delivery.class_id)
+        self._spawn(self._attempt(waiting, target))
+
+    async def _attempt(self, waiting: Waiting, target: Target) -> None:
+        hop, delivery, began = target.hop, waiting.claim.delivery, self._now()
+        result = AttemptResult(OutcomeKind.CANCELLED, reason="abandoned")
+        try:
+            result = await self._client.attempt(target, self._job(waiting, target))
+        finally:
+            self._inflight[hop.id] -= 1
+            self._observer.ended(hop, delivery.class_id, result, began, waiting.claim.entry.data.size_bytes)
+        waiting.tries += 1
+        self._log_attempt(waiting, hop, result, self._now() - began)
+        at = datetime.now(UTC)
+        settlement = plan_settlement(
+            waiting.claim,
+            hop,
+            result,
+            tries=waiting.tries,
+            notes=waiting.notes,
+            reporting=self._reporting,
+            at=at,
+            rng=self._rng,
+        )
+        if settlement is None:
+            waiting.notes.append(note_of_attempt(hop, result, at))
+            self._avoid(waiting, hop)
+            self._requeue(waiting)
+        else:
+            await self._settle(waiting, settlement)
+        self.ask_again()
+
+    def _job(self, waiting: Waiting, target: Target) -> Job:
+        entry, delivery = waiting.claim.entry, waiting.claim.delivery
+        transfer = None
+        if target.hop.kind is HopKind.PEER:
+            age_s = max(0, int((datetime.now(UTC) - entry.received_at).total_seconds()))
+            transfer = Transfer(delivery.transfer_token, (*entry.trace, self._node_id), age_s)
+        envelope = replace(entry.envelope, recipients=delivery.recipients)
+        return Job(delivery.queue_id, envelope, entry.data, entry.received_field, transfer)
+
+    def _avoid(self, waiting: Waiting, hop: Hop) -> None:
+        _, pause_s = waiting.avoid.get(hop.id, (0.0, AVOID_FIRST_S / 2))
+        pause_s = min(AVOID_MAX_S, pause_s * 2)
+        waiting.avoid[hop.id] = (self._now() + pause_s, pause_s)
+
+    def _requeue(self, waiting: Waiting) -> None:
+        waiting.since = self._now()
+        class_id = waiting.claim.delivery.class_id
+        self._queue_of(class_id).waiting.appendleft(waiting)
+        self._kick(class_id)
+
+    async def _settle(self, waiting: Waiting, settlement: Settlement) -> None:
+        """Commit the end of a claim. A disk that refuses is asked again: the attempt must not be repeated."""
+        while True:
+            try:
+                await self._store.settle([settlement])
+                break
+            except StoreError as error:
+                log.error("queue.settle_failed", queue_id=settlement.queue_id, reason=str(error))
+                if self._stopping:
+                    return
+                await asyncio.sleep(SETTLE_RETRY_S)
+        self._active.pop(waiting.key, None)
+        if not settlement.in_doubt_hop:
+            self._doubts.pop(waiting.key, None)
+        self._counters.count_settlement(settlement)
+        self._observer.backlog_changed(waiting.claim.delivery.class_id)
+        if settlement.reports or settlement.next_attempt_at is not None:
+            self.note_unclaimed()
+        elif self._unclaimed and len(self._active) <= self._limits.active_max // 2:
+            self._refill.set()
+
+    async def _park(self, waiting: Waiting, reason: str, for_good: bool = False, retry_s: float | None = None) -> None:
+        at = datetime.now(UTC)
+        pause = timedelta(seconds=retry_s if retry_s is not None else self._limits.park_retry_s)
+        settlement = plan_parking(
+            waiting.claim,
+            reason or "no next hop",
+            for_good=for_good,
+            notes=waiting.notes,
+            next_attempt_at=at + pause,
+            reporting=self._reporting,
+            at=at,
+        )
+        await self._settle(waiting, settlement)
+
+    def _log_attempt(self, waiting: Waiting, hop: Hop, result: AttemptResult, duration_s: float) -> None:
+        delivery = waiting.claim.delivery
+        log.info(
+            "attempt",
+            queue_id=delivery.queue_id,
+            next_hop=hop.id,
+            outcome=result.kind.value,
+            reply=str(result.reply) if result.reply else result.reason,
+            duration_s=round(duration_s, 4),
+            recipients=len(delivery.recipients),
+            class_id=delivery.class_id,
+        )
+
+    # -- loops ---------------------------------------------------------------------------------------------------------
+
+    async def _refill_loop(self) -> None:
+        """Claim from disk whenever there is room and something may be there."""
+        while True:
+            await self._wait_for_refill()
+            self._refill.clear()
+            self._unclaimed = False
+            try:
+                await self._claim_while_room()
+            except StoreError as error:
+                log.error("queue.claim_failed", reason=str(error))
+                self._unclaimed = True
+                await asyncio.sleep(SETTLE_RETRY_S)
+                self._refill.set()
+
+    async def _claim_while_room(self) -> None:
+        while (room := self._limits.active_max - len(self._active)) > 0:
+            limit = min(REFILL_BATCH_MAX, room)
+            claims = await self._store.claim(limit, datetime.now(UTC))
+            self.submit(claims)
+            if len(claims) < limit:
+                return
+        self._unclaimed = True
+
+    async def _wait_for_refill(self) -> None:
+        due_at = await self._store.next_due_at()
+        delay_s = None if due_at is None else max(0.0, (due_at - datetime.now(UTC)).total_seconds())
+        if delay_s is not None and not self.has_room():
+            delay_s = max(delay_s, SWEEP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._refill.wait()
+
+    async def _sweep_loop(self) -> None:
+        """Park what found no hop for a while; ask again for what was backing off."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self._now()
+            for class_id, queue in list(self._classes.items()):
+                if now - queue.progress_at >= PARK_AFTER_S:
+                    self._park_all(queue, now)
+                self._kick(class_id)
+
+    def _park_all(self, queue: ClassQueue, now: float) -> None:
+        """The class stands still: its mail waits on disk, and its place in memory is for others."""
+        for waiting in [waiting for waiting in queue.waiting if now - waiting.since >= PARK_AFTER_S]:
+            queue.waiting.remove(waiting)
+            self._spawn(self._park(waiting, queue.held_because))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("dispatcher.bug", exc_info=error)

@@ -1,0 +1,341 @@
+"""A node: the only place that builds all parts and wires them together.
+
+    listeners ─> acceptor ─> store <─> dispatcher ─> client
+                    │                     │  ▲
+                    └──── backlogs ───> routing shell <─> engine
+                                          │  ▲
+                                          ▼  │
+                                         gossip        admin reads all of it
+
+Start order is bottom up, so that nothing is accepted before it can be kept; stop order is the reverse, so that nothing
+is accepted that nobody will look at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from socket import getfqdn
+from typing import TypeVar
+
+import structlog
+
+from gossip.core_log import install_core_log
+from gossip.identity import Identity, IdentityError
+from gossip.linkstate import NodeInfo, SessionStatus, Snapshot
+from gossip.service import GossipError, GossipService
+from gossip.settings import GossipSettings
+from router.decision import ExitHop, Hop, HopKind
+from router.engine import RoutingEngine
+from router.policy import RouteRule, RouteTable
+from router.settings import RouterSettings
+from smtp_edge import __version__
+from smtp_edge.acceptor import QueueAcceptor
+from smtp_edge.admin.server import AdminError, AdminServer
+from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.counters import Counters
+from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.listener import Listener, ListenerError, MeshListener
+from smtp_edge.logs import configure_logs
+from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.retry import RetryPolicy
+from smtp_edge.queue.spool import Spool
+from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.queue.store import StoreError
+from smtp_edge.routing import RoutingShell, Targets
+from smtp_edge.settings import Settings
+from smtp_edge.settlement import Reporting
+from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
+from smtp_edge.sinks.mesh import MeshRouter
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+STOP_GRACE_S = 10.0
+PRUNE_S = 60.0
+
+EXIT_DONE = 0
+EXIT_NOT_DONE = 1
+EXIT_BAD_CONFIGURATION = 78
+
+
+class NodeError(Exception):
+    """The node cannot start; `str()` names the key at fault and the way out."""
+
+
+class Node:
+    """All parts of one node. Satisfies `smtp_edge.admin.view.NodeView`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.identity = _blame("cluster", lambda: Identity.load(*_cluster_files(settings)))
+        self.counters = Counters()
+        self.bound: dict[str, str] = {}
+        self._began = time.monotonic()
+        self._hostname = settings.node.hostname or getfqdn()
+        self.table = RouteTable([RouteRule(route.name, route.domains, route.via) for route in settings.route])
+        self._build_queue()
+        self._build_routing()
+        self._build_edge()
+        self._loops: list[asyncio.Task[None]] = []
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _build_queue(self) -> None:
+        data_dir, queue = self.settings.node.data_dir, self.settings.queue
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        incarnation = uuid.uuid4().hex
+        self._ids = QueueIds(self.identity.node_id)
+        self._spool = Spool(data_dir / "queue")
+        self.store = SQLiteStore(
+            data_dir / "queue",
+            incarnation=incarnation,
+            history_s=queue.history_s,
+            entries_max=queue.entries_max,
+            clock=lambda: datetime.now(UTC),
+        )
+
+    def _build_routing(self) -> None:
+        settings, rng = self.settings, random.Random()
+        exits = [
+            ExitHop(Hop(HopKind.SMART_HOST, host.name), host.name, host.cost, host.connections_max)
+            for host in settings.smart_host
+        ]
+        self.engine = RoutingEngine(
+            node_id=self.identity.node_id,
+            node_name=settings.node.name,
+            table=self.table,
+            exits=exits,
+            settings=RouterSettings(
+                beta_messages=settings.router.beta_messages,
+                window_max=settings.router.window_max,
+                probe_interval_s=settings.router.probe_interval_s,
+            ),
+            rng=rng,
+            now=self.now(),
+        )
+        self._client = DeliveryClient(
+            hostname=self._hostname,
+            identity=self.identity,
+            connect_timeout_s=settings.queue.connect_timeout_s,
+            attempt_timeout_s=settings.queue.attempt_timeout_s,
+        )
+        self._targets = Targets(settings)
+        self._routing = RoutingShell(
+            self.engine,
+            self._targets,
+            self._client,
+            backlogs=self.store.backlog_counts,
+            classes_of=self._classes_of,
+            now=self.now,
+        )
+        gossip = settings.gossip
+        self._gossip = GossipService(
+            self.identity,
+            GossipSettings(listen=gossip.listen, advertise=gossip.advertise, join=gossip.join),
+            state_path=settings.node.data_dir / "gossip.state",
+            on_change=self._routing.on_snapshot,
+            on_session=self._routing.on_session,
+        )
+
+    def _build_edge(self) -> None:
+        settings, queue = self.settings, self.settings.queue
+        own = Binding("mesh", MeshRouter(self.engine, self.now))
+        self._sinks = SinkChain([*_blame("sink", lambda: load_bindings(settings.sink)), own])
+        reporting = Reporting(
+            hostname=self._hostname,
+            policy=RetryPolicy.from_settings(queue),
+            new_queue_id=self._ids.new,
+            class_of=self._class_of,
+            lifetime=timedelta(seconds=queue.lifetime_s),
+        )
+        self._dispatcher = Dispatcher(
+            self.store,
+            self._sinks,
+            self._client,
+            self._routing,
+            node_id=self.identity.node_id,
+            target_of=self._targets.find,
+            reporting=reporting,
+            limits=DispatcherLimits(queue.active_max, queue.in_doubt_hold_s, queue.retry_first_s),
+            counters=self.counters,
+            now=self.now,
+            rng=random.Random(),
+        )
+        self._routing.connect(self._dispatcher, self._gossip)
+        self._acceptor = QueueAcceptor(
+            self.store,
+            self._spool,
+            self.table,
+            self._dispatcher,
+            self._routing,
+            node_id=self.identity.node_id,
+            hostname=self._hostname,
+            settings=queue,
+            counters=self.counters,
+            backlogs=self.store.backlog_counts,
+            new_queue_id=self._ids.new,
+            data_dir=settings.node.data_dir,
+            now=self.now,
+        )
+        self._listeners = [
+            Listener(section, self._acceptor, hostname=self._hostname, inline_bytes_max=queue.inline_bytes_max)
+            for section in settings.listener
+        ]
+        self._mesh = MeshListener(
+            settings.mesh.listen,
+            self.identity,
+            self._acceptor,
+            hostname=self._hostname,
+            inline_bytes_max=queue.inline_bytes_max,
+            size_bytes_max=max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024),
+        )
+        self._admin = AdminServer(self, settings.admin.listen, self.identity)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bottom up: queue, peers' door, gossip, clients' doors, admin. NodeError says what is in the way."""
+        await _blame_async("node.data_dir", self.store.open())
+        await self._sinks.start()
+        self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
+        self.bound["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
+        self._gossip.publish_info(self._info())
+        self._gossip.publish_links(self.engine.links(self.now()))
+        self._routing.on_snapshot(self._gossip.snapshot())
+        self._loops = [asyncio.create_task(self._routing.run()), asyncio.create_task(self._prune_loop())]
+        await self._dispatcher.start()
+        for section, listener in zip(self.settings.listener, self._listeners, strict=True):
+            self.bound[section.name] = await _blame_async(f"listener {section.name}", listener.start())
+        self.bound["admin"] = await _blame_async("admin.listen", self._admin.start())
+        log.info("node.ready", node_id=self.identity.node_id, cluster=self.identity.cluster, **self.bound)
+
+    async def stop(self) -> None:
+        """Top down; mail in flight gets `STOP_GRACE_S` to finish, the rest stays in the queue."""
+        log.info("node.stopping")
+        await asyncio.gather(*(listener.stop(STOP_GRACE_S / 2) for listener in (*self._listeners, self._mesh)))
+        await self._dispatcher.stop(STOP_GRACE_S)
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._client.close()
+        await self._gossip.stop()
+        await self._admin.stop()
+        await self._sinks.stop()
+        await self.store.close()
+        log.info("node.stopped")
+
+    async def _prune_loop(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            try:
+                await self.store.prune(datetime.now(UTC))
+            except StoreError as error:
+                log.error("queue.prune_failed", reason=str(error))
+
+    def _info(self) -> NodeInfo:
+        settings = self.settings
+        return NodeInfo(
+            name=settings.node.name,
+            gossip_address=settings.gossip.advertise or self.bound["gossip"],
+            mesh_address=settings.mesh.advertise or self.bound["mesh"],
+            zone=settings.node.zone,
+            software=f"smtpmesh/{__version__}",
+            no_transit=not settings.mesh.transit,
+            direct_mx=any(route.via == ("mx",) for route in settings.route),
+            routes_digest=self.table.digest(),
+        )
+
+    # -- NodeView ------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The link-state database."""
+        return self._gossip.snapshot()
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Gossip sessions."""
+        return self._gossip.sessions()
+
+    def uptime_s(self) -> float:
+        """Seconds since the node was built."""
+        return time.monotonic() - self._began
+
+    def now(self) -> float:
+        """The node's monotonic clock, seconds."""
+        return time.monotonic()
+
+    # -- classes -------------------------------------------------------------------------------------------------------
+
+    def _classes_of(self, hop: Hop) -> Sequence[str]:
+        """Classes whose mail may move again when the hop is back."""
+        match hop.kind:
+            case HopKind.PEER:
+                return tuple(self.store.backlog_counts())
+            case HopKind.SMART_HOST:
+                return tuple(rule.name for rule in self.table.rules if hop.name in rule.via)
+            case HopKind.MX:
+                return (hop.id,)
+
+    def _class_of(self, domain: str) -> str:
+        found = self.table.classify(domain or self._hostname.lower())
+        return found.class_id if found else f"unroutable:{domain}"
+
+
+def _cluster_files(settings: Settings) -> tuple[Path, Path, Path]:
+    return settings.cluster.ca, settings.cluster.certificate, settings.cluster.key
+
+
+START_ERRORS = (IdentityError, GossipError, ListenerError, StoreError, AdminError, SinkError, OSError)
+
+
+def _blame(key: str, build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except START_ERRORS as error:
+        raise NodeError(f"{key}: {error}") from error
+
+
+async def _blame_async(key: str, work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except START_ERRORS as error:
+        raise NodeError(f"{key}: {error}") from error
+
+
+def run(settings: Settings, config_path: Path) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code of the process."""
+    configure_logs(settings.log.format, settings.log.level, settings.node.name)
+    install_core_log()
+    try:
+        return _run_loop(_serve(settings))
+    except NodeError as error:
+        print(f"smtpmesh: {config_path}: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_BAD_CONFIGURATION
+
+
+def _run_loop(main: Coroutine[None, None, int]) -> int:
+    """On uvloop where it is installed, else on asyncio: the behaviour is the same."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def _serve(settings: Settings) -> int:
+    node = Node(settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await node.start()
+    await stop.wait()
+    await node.stop()
+    return EXIT_DONE

@@ -1,0 +1,216 @@
+"""The shell around the routing engine: it carries news in, and what they change out.
+
+In: ends of attempts, gossip's snapshots and sessions, backlogs, time. Out: log lines of edges that changed,
+advertisements, probes, and the dispatcher's "ask again". It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from gossip.linkstate import LinkState, Load, NodeId, Snapshot
+from router.decision import Changes, EdgeState, Hop, HopKind, Outcome, OutcomeKind
+from router.engine import RoutingEngine
+from smtp_edge.client.attempt import AttemptResult, Target
+from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.dispatcher import Dispatcher
+from smtp_edge.settings import Settings, SmartHostSettings
+
+log = structlog.get_logger()
+
+TICK_S = 0.5
+"""Upper bound between two looks at timers, probes and backlogs."""
+MX_PORT = 25
+NOISY_STATES = frozenset({EdgeState.DOWN, EdgeState.SUSPECT})
+
+
+class Advertiser(Protocol):
+    """The part of gossip that this shell speaks to."""
+
+    def publish_links(self, links: Sequence[LinkState]) -> None:
+        """Advertise the own links."""
+        ...
+
+    def publish_load(self, load: Load) -> None:
+        """Advertise what waits here."""
+        ...
+
+
+class Targets:
+    """Hop ids to targets: smart hosts from the configuration, peers from gossip, MX by domain."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hosts = {host.name: _host_target(host) for host in settings.smart_host}
+        self._peers: dict[str, Target] = {}
+        self._peer_connections_max = settings.router.window_max
+
+    def learn(self, snapshot: Snapshot) -> None:
+        """Take the mesh addresses of peers from a snapshot."""
+        for node in snapshot.nodes:
+            address, _, port = node.info.mesh_address.rpartition(":")
+            if address and port.isdigit():
+                self._peers[node.node_id] = Target(
+                    Hop(HopKind.PEER, node.node_id),
+                    address.strip("[]"),
+                    int(port),
+                    tls="mesh",
+                    connections_max=self._peer_connections_max,
+                )
+
+    def find(self, hop_id: str) -> Target | None:
+        """The target of a hop id; None if it is not known here."""
+        try:
+            hop = Hop.parse(hop_id)
+        except ValueError:
+            return None
+        match hop.kind:
+            case HopKind.SMART_HOST:
+                return self._hosts.get(hop.name)
+            case HopKind.PEER:
+                return self._peers.get(hop.name)
+            case HopKind.MX:
+                return Target(hop, hop.name, MX_PORT)
+
+
+def _host_target(host: SmartHostSettings) -> Target:
+    return Target(
+        Hop(HopKind.SMART_HOST, host.name),
+        host.host,
+        host.port,
+        tls=host.tls,
+        tls_ca=host.tls_ca,
+        user=host.user,
+        password_file=host.password_file,
+        connections_max=host.connections_max,
+        messages_per_connection_max=host.messages_per_connection_max,
+    )
+
+
+class RoutingShell:
+    """Implements `AttemptObserver`; `run` is its timer loop."""
+
+    def __init__(
+        self,
+        engine: RoutingEngine,
+        targets: Targets,
+        client: DeliveryClient,
+        *,
+        backlogs: Callable[[], Mapping[str, int]],
+        classes_of: Callable[[Hop], Sequence[str]],
+        now: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._targets = targets
+        self._client = client
+        self._backlogs = backlogs
+        self._classes_of = classes_of
+        self._now = now
+        self._rearm = asyncio.Event()
+        self._probes: set[asyncio.Task[None]] = set()
+        self._wakes: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
+        self._dispatcher: Dispatcher | None = None
+        self._advertiser: Advertiser | None = None
+
+    def connect(self, dispatcher: Dispatcher, advertiser: Advertiser) -> None:
+        """Close the circle of news; called once, before anything happens."""
+        self._dispatcher, self._advertiser = dispatcher, advertiser
+
+    # -- AttemptObserver -----------------------------------------------------------------------------------------------
+
+    def began(self, hop: Hop, class_id: str) -> None:
+        """A slot is taken."""
+        self._engine.begin(hop, class_id, self._now())
+
+    def ended(self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int) -> None:
+        """A slot is free, and the edge has one more measurement."""
+        now = self._now()
+        if result.peer_backlogs and hop.kind is HopKind.PEER:
+            self._engine.hear_backlog(hop.name, result.peer_backlogs, now)
+        outcome = Outcome(hop, result.kind, began, result.latency_s, size_bytes, reason=result.reason)
+        self._act(self._engine.record(outcome, class_id, now))
+
+    def backlog_changed(self, class_id: str) -> None:
+        """Tell the engine how much of a class is stored here."""
+        self._engine.ensure_class(class_id)
+        self._engine.set_backlog(class_id, self._backlogs().get(class_id, 0))
+
+    # -- gossip --------------------------------------------------------------------------------------------------------
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """The database changed."""
+        self._targets.learn(snapshot)
+        self._act(self._engine.apply(snapshot, self._now()))
+
+    def on_session(self, node_id: NodeId, up: bool, reason: str) -> None:
+        """A neighbour appeared or is lost."""
+        log.info("gossip.session", peer=node_id, up=up, reason=reason)
+        self._act(self._engine.peer_session(node_id, up, self._now()))
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Timers, probes, backlogs; ends by cancellation."""
+        while True:
+            self.tick()
+            due = self._engine.next_timer(self._now())
+            delay_s = TICK_S if due is None else min(TICK_S, max(0.01, due - self._now()))
+            try:
+                async with asyncio.timeout(delay_s):
+                    await self._rearm.wait()
+            except TimeoutError:
+                pass
+            self._rearm.clear()
+
+    def tick(self) -> None:
+        """One look at everything that depends on time."""
+        backlogs = self._backlogs()
+        for class_id in {*backlogs, *self._told}:
+            self._engine.ensure_class(class_id)
+            self._engine.set_backlog(class_id, backlogs.get(class_id, 0))
+        self._told = set(backlogs)
+        now = self._now()
+        self._act(self._engine.on_timer(now))
+        for hop in self._engine.probes_due(now):
+            task = asyncio.create_task(self._probe(hop))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+        if self._advertiser is not None:
+            self._advertiser.publish_load(self._engine.load(now))
+
+    async def _probe(self, hop: Hop) -> None:
+        target, began = self._targets.find(hop.id), self._now()
+        if target is None:
+            result = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="its address is not known here")
+        else:
+            result = await self._client.probe(target)
+        log.debug("probe", next_hop=hop.id, outcome=result.kind.value, reason=result.reason)
+        outcome = Outcome(hop, result.kind, began, result.latency_s, probe=True, reason=result.reason)
+        self._act(self._engine.record(outcome, "", self._now()))
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    def _act(self, changes: Changes) -> None:
+        if not changes:
+            return
+        for change in changes.transitions:
+            level = log.warning if change.after in NOISY_STATES else log.info
+            level(
+                "route.change", next_hop=change.hop.id, before=change.before, after=change.after, reason=change.reason
+            )
+            if change.after is EdgeState.DOWN:
+                self._client.forget(change.hop)
+        if self._advertiser is not None and (changes.links_changed or changes.transitions):
+            self._advertiser.publish_links(self._engine.links(self._now()))
+        if self._dispatcher is not None:
+            self._dispatcher.ask_again()
+            classes = sorted({name for hop in changes.opened for name in self._classes_of(hop)})
+            if classes:
+                task = asyncio.create_task(self._dispatcher.wake(classes))
+                self._wakes.add(task)
+                task.add_done_callback(self._wakes.discard)
+        self._rearm.set()
