@@ -5,6 +5,7 @@ A class is the unit that is queued, ranked and balanced: all recipients whose ma
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,11 @@ class RouteTable:
                 self._cache.clear()
             found = self._cache[domain] = self._build_class(rule, domain)
         return found
+
+    def digest(self) -> str:
+        """Hash of the rules, 16 hexadecimal digits: nodes that route differently are shown to the operator."""
+        text = "\n".join(f"{rule.name} {','.join(rule.domains)} {','.join(rule.via)}" for rule in self.rules)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _match(self, domain: str) -> RouteRule | None:
         rule = self._exact.get(domain)

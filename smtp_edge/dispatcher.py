@@ -5,9 +5,9 @@
                                   ^       │ nothing allowed: hold                │
                                   └───────┴── a slot, link, backlog changed ─────┘
 
-Nothing is bound to a next hop before a slot is free there. When a class stands still for `PARK_AFTER_S` its mail waits on
-disk, so that one dead destination cannot fill the memory that others need. Everything here may vanish at any instant:
-the store still holds every delivery, and the next incarnation claims it again.
+Nothing is bound to a next hop before a slot is free there. When a class stands still for `PARK_AFTER_S` its mail waits
+on disk, so that one dead destination cannot fill the memory that others need. Everything here may vanish at any
+instant: the store still holds every delivery, and the next incarnation claims it again.
 """
 
 from __future__ import annotations
