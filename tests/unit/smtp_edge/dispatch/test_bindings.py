@@ -1,0 +1,138 @@
+"""Bindings and rules: order, narrowing, failures that never drop mail, and errors that name the way out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from smtp_edge.envelope import Recipient
+from smtp_edge.settings import SinkSettings
+from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.bindings import FAILURE_RETRY_S, Binding, SinkChain, SinkError, load_bindings
+from smtp_edge.sinks.rules import RuleError, parse_rule
+
+HERE = "tests.unit.smtp_edge.dispatch.test_bindings"
+
+
+class Static(Sink):
+    """The static table of the documentation: everything through one smart host."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        return Route((NextHop(f"host:{self.host}"),))
+
+
+class Silent(Sink):
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        return None
+
+
+class Broken(Sink):
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        raise ZeroDivisionError
+
+
+class Hanging(Sink):
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        await asyncio.Event().wait()
+        return None
+
+
+class Lying(Sink):
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        return "host:a"  # type: ignore[return-value]
+
+
+class Greedy(Sink):
+    async def data(self, message: object) -> None:
+        return None
+
+
+def request(*addresses: str, sender: str = "sue@example.net") -> RouteRequest:
+    recipients = tuple(Recipient(address) for address in addresses or ("ann@example.org",))
+    return RouteRequest("Q1", sender, recipients, "default", 100, (), 0)
+
+
+async def test_the_lowest_priority_number_is_asked_first() -> None:
+    chain = SinkChain([Binding("late", Static("late"), priority=200), Binding("early", Static("early"), priority=100)])
+    assert await chain.route(request()) == Route((NextHop("host:early"),))
+
+
+async def test_ties_are_asked_in_file_order() -> None:
+    chain = SinkChain([Binding("one", Static("one"), priority=5), Binding("two", Static("two"), priority=5)])
+    assert await chain.route(request()) == Route((NextHop("host:one"),))
+
+
+async def test_none_passes_the_question_on() -> None:
+    chain = SinkChain([Binding("silent", Silent(), priority=1), Binding("static", Static("a"), priority=2)])
+    assert await chain.route(request()) == Route((NextHop("host:a"),))
+
+
+async def test_a_binding_whose_rule_does_not_match_is_not_asked() -> None:
+    rule = parse_rule("rcpt to=*@example.com", events=("route",))
+    chain = SinkChain([Binding("narrow", Static("narrow"), rule, 1), Binding("wide", Static("wide"), priority=2)])
+    assert await chain.route(request("ann@example.org")) == Route((NextHop("host:wide"),))
+    assert await chain.route(request("ann@example.com")) == Route((NextHop("host:narrow"),))
+
+
+@pytest.mark.parametrize("sink", [Broken(), Hanging(), Lying()])
+async def test_a_failing_sink_makes_mail_wait(sink: Sink) -> None:
+    answer = await SinkChain([Binding("bad", sink, priority=1, timeout_s=0.01)]).route(request())
+    assert isinstance(answer, Unreachable)
+    assert (answer.for_good, answer.retry_in_s) == (False, FAILURE_RETRY_S)
+
+
+async def test_nobody_answering_makes_mail_wait() -> None:
+    answer = await SinkChain([]).route(request())
+    assert isinstance(answer, Unreachable)
+    assert not answer.for_good
+
+
+def test_a_binding_is_loaded_by_module_and_class_with_its_settings() -> None:
+    section = SinkSettings.model_validate({"use": f"{HERE}:Static", "with": {"host": "a"}, "timeout": "500ms"})
+    (binding,) = load_bindings([section])
+    assert isinstance(binding.sink, Static)
+    assert (binding.sink.host, binding.timeout_s, binding.priority) == ("a", 0.5, 24575)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"use": "nonsense"}, "no such sink"),
+        ({"use": f"{HERE}:Nobody"}, "no such sink"),
+        ({"use": f"{HERE}:RouteRequest"}, "not a class derived from"),
+        ({"use": f"{HERE}:Static", "with": {"port": 1}}, "it takes: host"),
+        ({"use": f"{HERE}:Greedy"}, "it handles data; this version calls: route"),
+        ({"use": f"{HERE}:Silent", "timeout": "soon"}, "not a duration"),
+        ({"use": f"{HERE}:Silent", "rule": "client=10.0.0.0/8"}, "means nothing for the event 'route'"),
+    ],
+)
+def test_a_wrong_binding_is_named_with_the_way_out(section: dict[str, object], words: str) -> None:
+    with pytest.raises(SinkError, match="^sink\\[0\\]") as caught:
+        load_bindings([SinkSettings.model_validate(section)])
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "facts", "expected"),
+    [
+        ("", {}, True),
+        ("rcpt to=*@example.org", {"rcpt to": ["ann@EXAMPLE.org"]}, True),
+        ("rcpt to=*@a.test,*@b.test", {"rcpt to": ["x@b.test"]}, True),
+        ("rcpt to=*@example.org; mail from=sue@*", {"rcpt to": ["ann@example.org"], "mail from": ["tom@x"]}, False),
+        ("mail from!=*@spam.test", {"mail from": ["x@spam.test"]}, False),
+        ("mail from!=*@spam.test", {"mail from": ["x@ham.test"]}, True),
+        ("rcpt to=a.b@c", {"rcpt to": ["aXb@c"]}, False),
+    ],
+)
+def test_rules(rule: str, facts: dict[str, list[str]], expected: bool) -> None:
+    assert parse_rule(rule, events=("route",)).matches(lambda key: facts.get(key, [])) is expected
+
+
+@pytest.mark.parametrize("text", ["rcpt to", "rcpt to=", "=x", "colour=red"])
+def test_an_unreadable_rule_is_an_error(text: str) -> None:
+    with pytest.raises(RuleError):
+        parse_rule(text, events=("route",))

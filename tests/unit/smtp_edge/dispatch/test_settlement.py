@@ -1,0 +1,175 @@
+"""What becomes of a delivery after an attempt: the table at the head of `smtp_edge.settlement`."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from router.decision import Hop, OutcomeKind
+from smtp_edge.client.attempt import AttemptResult
+from smtp_edge.envelope import Envelope, MailData, Notify, Recipient
+from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, Settlement
+from smtp_edge.queue.retry import RetryPolicy
+from smtp_edge.reply import Reply
+from smtp_edge.settlement import MEMORY_ATTEMPTS_MAX, Reporting, plan_parking, plan_settlement
+
+AT = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+HOST = Hop.parse("host:a")
+PEER = Hop.parse("peer:00ff")
+ANN, BOB = Recipient("ann@example.org"), Recipient("bob@example.org")
+OK, GONE, LATER = Reply(250, "ok", "2.0.0"), Reply(550, "no such user", "5.1.1"), Reply(450, "greylisted", "4.7.1")
+
+POLICY = RetryPolicy(first_s=10, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400)
+REPORTING = Reporting(
+    hostname="relay.test",
+    policy=POLICY,
+    new_queue_id=lambda at: "DSN000000001",
+    class_of=lambda domain: f"class-of-{domain}",
+    lifetime=timedelta(days=5),
+)
+
+
+def claim(*recipients: Recipient, sender: str = "sue@example.net", received_at: datetime = AT) -> Claim:
+    body = b"Subject: x\r\n\r\nhello\r\n"
+    data = MailData(len(body), inline=body, header=b"Subject: x\r\n\r\n")
+    members = recipients or (ANN,)
+    entry = Entry("Q00000000001", received_at, received_at + timedelta(days=5), Envelope(sender, members), data)
+    return Claim(entry, Delivery("Q00000000001", 0, "default", members), token=3)
+
+
+def settle(
+    what: Claim, result: AttemptResult, *, hop: Hop = HOST, tries: int = 1, at: datetime = AT
+) -> Settlement | None:
+    return plan_settlement(
+        what, hop, result, tries=tries, notes=(), reporting=REPORTING, at=at, rng=random.Random(1)
+    )
+
+
+def test_accepted_for_all_is_relayed_without_a_report() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.ACCEPTED, (OK,), OK))
+    assert done is not None
+    assert (done.state, done.token, done.reports, done.hop) == (DeliveryState.RELAYED, 3, (), "host:a")
+    assert [note.event for note in done.notes] == ["relayed"]
+
+
+def test_permanent_refusal_by_a_foreign_host_is_reported_to_the_sender() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
+    assert done is not None
+    assert done.state is DeliveryState.FAILED
+    (report,) = done.reports
+    assert report.entry.envelope.sender == ""
+    assert [recipient.address for recipient in report.entry.envelope.recipients] == ["sue@example.net"]
+    assert report.deliveries[0].class_id == "class-of-example.net"
+    assert [note.event for note in done.notes] == ["attempt", "bounced"]
+
+
+def test_null_reverse_path_is_never_reported_to() -> None:
+    done = settle(claim(sender=""), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
+    assert done is not None
+    assert (done.state, done.reports) == (DeliveryState.FAILED, ())
+
+
+def test_notify_never_is_respected() -> None:
+    silent = replace(ANN, notify=Notify.NEVER)
+    done = settle(claim(silent), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
+    assert done is not None
+    assert (done.state, done.reports) == (DeliveryState.FAILED, ())
+
+
+def test_permanent_refusal_by_a_peer_never_bounces() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE), hop=PEER)
+    assert done is not None
+    assert (done.state, done.reports) == (DeliveryState.DEFERRED, ())
+
+
+def test_only_the_deferred_recipient_remains() -> None:
+    done = settle(claim(ANN, BOB), AttemptResult(OutcomeKind.ACCEPTED, (OK, LATER), OK))
+    assert done is not None
+    assert (done.state, done.recipients) == (DeliveryState.DEFERRED, (BOB,))
+    assert done.next_attempt_at is not None
+    assert done.next_attempt_at > AT
+
+
+def test_accepted_and_refused_recipients_end_relayed_with_one_report_for_the_refused() -> None:
+    done = settle(claim(ANN, BOB), AttemptResult(OutcomeKind.ACCEPTED, (OK, GONE), OK))
+    assert done is not None
+    assert (done.state, len(done.reports)) == (DeliveryState.RELAYED, 1)
+    body = done.reports[0].entry.data.inline or b""
+    assert b"bob@example.org" in body
+    assert b"Final-Recipient: rfc822; ann@example.org" not in body
+
+
+@pytest.mark.parametrize(
+    "kind", [OutcomeKind.CONNECT_FAILED, OutcomeKind.TIMEOUT, OutcomeKind.HOP_TEMPFAIL, OutcomeKind.DISCONNECTED]
+)
+def test_fault_of_the_hop_alone_is_tried_elsewhere_at_once(kind: OutcomeKind) -> None:
+    assert settle(claim(), AttemptResult(kind, reason="x")) is None
+
+
+def test_too_many_tries_in_memory_wait_on_disk() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.CONNECT_FAILED, reason="refused"), tries=MEMORY_ATTEMPTS_MAX)
+    assert done is not None
+    assert (done.state, done.reply) == (DeliveryState.DEFERRED, "refused")
+
+
+def test_lost_final_reply_is_cleared_up_within_seconds_and_names_the_hop() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.IN_DOUBT, reason="lost"), hop=PEER)
+    assert done is not None
+    assert (done.state, done.in_doubt_hop) == (DeliveryState.DEFERRED, "peer:00ff")
+    assert done.next_attempt_at == AT + timedelta(seconds=1)
+
+
+def test_lifetime_over_expires_with_a_report() -> None:
+    old = claim(received_at=AT - timedelta(days=6))
+    done = settle(old, AttemptResult(OutcomeKind.CONNECT_FAILED, reason="refused"))
+    assert done is not None
+    assert (done.state, len(done.reports)) == (DeliveryState.EXPIRED, 1)
+
+
+def test_delay_is_reported_once() -> None:
+    late = claim(received_at=AT - timedelta(hours=5))
+    refused = AttemptResult(OutcomeKind.MESSAGE_REFUSED, (LATER,), LATER)
+    first = settle(late, refused)
+    assert first is not None
+    assert (first.state, first.delay_notified, len(first.reports)) == (DeliveryState.DEFERRED, True, 1)
+    told = replace(late, delivery=replace(late.delivery, delay_notified=True))
+    second = settle(told, refused)
+    assert second is not None
+    assert second.reports == ()
+
+
+def park(what: Claim, *, for_good: bool = False, at: datetime = AT) -> Settlement:
+    return plan_parking(
+        what,
+        "hold: no path",
+        for_good=for_good,
+        notes=(),
+        next_attempt_at=at + timedelta(seconds=10),
+        reporting=REPORTING,
+        at=at,
+    )
+
+
+def test_parking_counts_no_attempt() -> None:
+    done = park(claim())
+    assert (done.state, done.attempted) == (DeliveryState.DEFERRED, False)
+    assert done.next_attempt_at == AT + timedelta(seconds=10)
+    assert done.reports == ()
+
+
+def test_unreachable_for_good_bounces() -> None:
+    done = park(claim(), for_good=True)
+    assert (done.state, len(done.reports)) == (DeliveryState.FAILED, 1)
+
+
+def test_parked_beyond_its_lifetime_expires() -> None:
+    done = park(claim(received_at=AT - timedelta(days=6)))
+    assert (done.state, len(done.reports)) == (DeliveryState.EXPIRED, 1)
+
+
+def test_parked_for_long_reports_the_delay() -> None:
+    done = park(claim(received_at=AT - timedelta(hours=5)))
+    assert (done.state, done.delay_notified, len(done.reports)) == (DeliveryState.DEFERRED, True, 1)
