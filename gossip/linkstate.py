@@ -143,3 +143,18 @@ class Snapshot:
     root: str
     """Digest over all keys and versions, 16 hexadecimal digits."""
     nodes: tuple[NodeRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """One gossip session as seen from here, for people."""
+
+    node_id: NodeId
+    address: str
+    up: bool
+    since_s: float
+    """Seconds in this state."""
+    heard_s: float | None
+    """Seconds since its last frame; None = never."""
+    reason: str = ""
+    """Why it is down."""

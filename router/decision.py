@@ -165,3 +165,65 @@ class Decision:
     view: str
     """Root of the link-state database that was used."""
     now: float
+
+
+# -- what the engine tells its shell -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """An own edge changed its breaker state: one log line, one advertisement."""
+
+    hop: Hop
+    before: EdgeState
+    after: EdgeState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a call changed, for the shell to act on: log, advertise, ask again for held mail, wake deferred mail."""
+
+    transitions: tuple[Transition, ...] = ()
+    opened: tuple[Hop, ...] = ()
+    """Hops that take mail again: deliveries deferred for the classes they lead to are due now."""
+    routes_changed: bool = False
+    """Ranks or candidates changed: held deliveries are asked again."""
+    links_changed: bool = False
+    """`RoutingEngine.links` differs enough to be advertised."""
+
+    def __bool__(self) -> bool:
+        return bool(self.transitions or self.opened or self.routes_changed or self.links_changed)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHop:
+    """A configured exit of this node (smart host), as the engine needs it."""
+
+    hop: Hop
+    label: str
+    cost: int = 0
+    window_max: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """One class of the routing table: the decision that a fresh message of it would get now."""
+
+    class_id: str
+    exits: tuple[str, ...]
+    decision: Decision
+    backlog: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why, beyond the decision: what the mesh could carry at most, where it is narrow, which ways there are."""
+
+    decision: Decision
+    bound_mps: float
+    """Maximum flow from this node to the exits of the class, messages per second."""
+    bottleneck: tuple[str, ...]
+    """Edges of a minimum cut, `NODE_NAME -> HOP_LABEL`."""
+    paths: tuple[str, ...]
+    """At most 4 simple paths by rank, `a -> b -> host:x`."""

@@ -111,7 +111,7 @@ def test_a_binding_is_loaded_by_module_and_class_with_its_settings() -> None:
     ],
 )
 def test_a_wrong_binding_is_named_with_the_way_out(section: dict[str, object], words: str) -> None:
-    with pytest.raises(SinkError, match="^sink\\[0\\]") as caught:
+    with pytest.raises(SinkError, match=r"^sink\[0\]") as caught:
         load_bindings([SinkSettings.model_validate(section)])
     assert words in str(caught.value)
 

@@ -43,9 +43,7 @@ def claim(*recipients: Recipient, sender: str = "sue@example.net", received_at: 
 def settle(
     what: Claim, result: AttemptResult, *, hop: Hop = HOST, tries: int = 1, at: datetime = AT
 ) -> Settlement | None:
-    return plan_settlement(
-        what, hop, result, tries=tries, notes=(), reporting=REPORTING, at=at, rng=random.Random(1)
-    )
+    return plan_settlement(what, hop, result, tries=tries, notes=(), reporting=REPORTING, at=at, rng=random.Random(1))
 
 
 def test_accepted_for_all_is_relayed_without_a_report() -> None:

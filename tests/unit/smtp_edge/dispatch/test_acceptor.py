@@ -1,0 +1,107 @@
+"""The acceptor: where responsibility passes, and when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from smtp_edge.acceptor import accept_token, split_token
+from smtp_edge.envelope import Client, Recipient, Transfer
+from smtp_edge.queue.store import StoreError, StoreFull
+from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message
+
+PEER = "b" * 32
+TOKEN = f"{PEER}/Q99999999999/0"
+
+
+async def test_the_reply_names_the_queue_id(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        reply = await bench.acceptor.accept(message())
+        assert str(reply) == "250 2.0.0 Ok: queued as Q00000000001"
+
+
+async def test_a_transfer_is_stored_once(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        transfer = Transfer(TOKEN, (PEER,), 7)
+        first = await bench.acceptor.accept(message(transfer=transfer, peer=PEER))
+        second = await bench.acceptor.accept(message(transfer=transfer, peer=PEER))
+        assert str(first) == "250 2.0.0 Ok: queued as Q00000000001; backlog default=1"
+        assert str(second) == "250 2.0.0 Ok: already have it as Q00000000001; backlog default=1"
+        assert bench.counters.duplicates_dropped == 1
+        (stored,) = await bench.store.list()
+        assert (stored.entry.trace, stored.entry.origin) == ((PEER,), f"{PEER}/Q99999999999")
+        assert stored.delivery.transfer_token == TOKEN
+
+
+async def test_a_message_that_steps_back_is_stored_again(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        there = Transfer(TOKEN, (PEER,))
+        back = Transfer(TOKEN, (PEER, NODE, "c" * 32))
+        for transfer, words in ((there, "queued"), (back, "queued"), (back, "already"), (there, "already")):
+            reply = await bench.acceptor.accept(message(transfer=transfer, peer=PEER))
+            assert words in reply.text
+
+
+async def test_full_disk_answers_452_and_stores_nothing(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        bench.acceptor._store = Failing(StoreFull("no space"))  # type: ignore[assignment]
+        assert (await bench.acceptor.accept(message())).code == 452
+        bench.acceptor._store = Failing(StoreError("disk"))  # type: ignore[assignment]
+        assert (await bench.acceptor.accept(message())).code == 451
+        assert bench.counters.accepted == 0
+
+
+class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def put(self, *_: object, **__: object) -> None:
+        raise self.error
+
+
+async def test_too_little_space_is_refused_at_mail(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        assert bench.acceptor.admit(1000) is None
+        bench.acceptor._settings = bench.settings.model_copy(update={"free_bytes_min": 1 << 60})
+        reply = bench.acceptor.admit(1000)
+        assert reply is not None
+        assert (reply.code, reply.status) == (452, "4.3.1")
+
+
+@pytest.mark.parametrize(("peer", "code"), [("", 550), (PEER, 451)])
+async def test_no_route_is_final_for_clients_and_transient_for_peers(tmp_path: Path, peer: str, code: int) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        client = Client("127.0.0.1", peer_id=peer)
+        assert bench.acceptor.check_recipient(client, Recipient("ann@example.org")) is None
+        reply = bench.acceptor.check_recipient(client, Recipient("ann@nowhere.test"))
+        assert reply is not None
+        assert reply.code == code
+
+
+async def test_fifty_received_fields_are_a_loop(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        body = b"Received: by x\r\n" * 50 + b"\r\nhello\r\n"
+        assert (await bench.acceptor.accept(message(body=body))).code == 554
+
+
+async def test_the_age_of_a_transfer_counts_against_its_lifetime(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        await bench.acceptor.accept(message(transfer=Transfer(TOKEN, (PEER,), 3600), peer=PEER))
+        await bench.acceptor.accept(message())
+        old, fresh = sorted(await bench.store.list(), key=lambda claim: claim.entry.expires_at)
+        gap = (fresh.entry.expires_at - old.entry.expires_at).total_seconds()
+        assert 3599 <= gap <= 3605
+
+
+def test_the_split_token_depends_on_the_recipients_alone() -> None:
+    ann, bob = Recipient("ann@example.org"), Recipient("bob@example.org")
+    assert split_token("t", [ann, bob]) == split_token("t", [bob, ann])
+    assert split_token("t", [ann]) != split_token("t", [bob])
+
+
+def test_a_repeat_of_a_step_back_is_recognised() -> None:
+    back = Transfer(TOKEN, (PEER, NODE, "c" * 32))
+    assert accept_token(back, NODE) == accept_token(replace(back), NODE) == f"{TOKEN}@3"
+    assert accept_token(Transfer(TOKEN, (PEER,)), NODE) == TOKEN

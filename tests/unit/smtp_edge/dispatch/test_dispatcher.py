@@ -1,0 +1,169 @@
+"""The dispatcher around a real store: late binding, other hops at once, holding, in-doubt transfers, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from router.decision import OutcomeKind
+from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.queue.entry import DeliveryState
+from smtp_edge.reply import Reply
+from smtp_edge.sinks.api import Route, RouteRequest, Sink, Unreachable
+from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, accepted, message, refused, until
+
+
+async def states(bench: Bench) -> list[DeliveryState]:
+    return [claim.delivery.state for claim in await bench.store.list()]
+
+
+async def test_accepted_mail_is_attempted_and_settled(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        assert (await bench.acceptor.accept(message())).code == 250
+        await until(lambda: bench.counters.relayed == 1)
+        ((hop, job),) = bench.client.attempts
+        assert (hop, job.data.inline) == ("host:a", message().data.inline)
+        assert job.prefix.startswith(b"Received: from client.test")
+        assert bench.store.backlog_counts().get("default", 0) == 0
+        assert bench.observer.busy == {"host:a": 0}
+
+
+async def test_another_hop_is_tried_at_once_when_the_first_is_at_fault(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a", "host:b")) as bench:
+        bench.client.answer = lambda hop, job: refused(hop, job) if hop == "host:a" else accepted(hop, job)
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        assert [hop for hop, _ in bench.client.attempts] == ["host:a", "host:b"]
+
+
+async def test_history_names_every_attempt(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a", "host:b")) as bench:
+        bench.client.answer = lambda hop, job: refused(hop, job) if hop == "host:a" else accepted(hop, job)
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        history = await bench.store.history(bench.client.attempts[0][1].queue_id)
+        assert history is not None
+        hops = [(note.event, note.hop) for note in history.notes if note.hop]
+        assert hops == [("attempt", "host:a"), ("relayed", "host:b")]
+
+
+async def test_no_more_than_the_slots_of_a_hop_are_in_flight(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), connections_max=2) as bench:
+        bench.client.gate = asyncio.Event()
+        for _ in range(5):
+            await bench.acceptor.accept(message())
+        await until(lambda: len(bench.client.attempts) == 2)
+        await asyncio.sleep(0)
+        assert bench.dispatcher.inflight_count("host:a") == 2
+        bench.client.gate.set()
+        await until(lambda: bench.counters.relayed == 5)
+
+
+async def test_held_mail_moves_when_something_changed(tmp_path: Path) -> None:
+    sink = Ordered()
+    async with Bench(tmp_path, sink) as bench:
+        await bench.acceptor.accept(message())
+        await until(lambda: len(sink.requests) >= 1)
+        assert bench.client.attempts == []
+        sink.hops = ["host:a"]
+        bench.dispatcher.ask_again()
+        await until(lambda: bench.counters.relayed == 1)
+
+
+async def test_a_hop_that_nobody_knows_holds_the_mail(tmp_path: Path) -> None:
+    sink = Ordered("host:unknown")
+    async with Bench(tmp_path, sink) as bench:
+        await bench.acceptor.accept(message())
+        await until(lambda: len(sink.requests) >= 1)
+        assert bench.client.attempts == []
+        assert await states(bench) == [DeliveryState.CLAIMED]
+
+
+async def test_unreachable_for_good_bounces(tmp_path: Path) -> None:
+    class Nowhere(Sink):
+        async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+            return (
+                Unreachable("no such place", for_good=True) if delivery.sender else Unreachable("later", retry_in_s=60)
+            )
+
+    async with Bench(tmp_path, Nowhere()) as bench:
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.failed == 1)
+        await until(lambda: bench.store.backlog_counts().get("example.net", 0) == 1)
+        (report,) = await bench.store.list()
+        assert (report.entry.envelope.sender, report.delivery.class_id) == ("", "example.net")
+
+
+async def test_lost_final_reply_of_a_peer_is_asked_of_the_same_peer_only(tmp_path: Path) -> None:
+    peer = "peer:" + "b" * 32
+    doubt = AttemptResult(OutcomeKind.IN_DOUBT, reason="connection lost after the final dot")
+
+    def first_in_doubt(hop: str, job: Job) -> AttemptResult:
+        return doubt if len(bench.client.attempts) == 1 else accepted(hop, job)
+
+    sink = Ordered(peer, "host:a")
+    async with Bench(tmp_path, sink) as bench:
+        bench.client.answer = first_in_doubt
+        await bench.acceptor.accept(message())
+        await until(lambda: len(bench.client.attempts) == 1)
+        sink.hops = ["host:a", peer]
+        await until(lambda: bench.counters.relayed == 1)
+        assert [hop for hop, _ in bench.client.attempts] == [peer, peer]
+        tokens = {job.transfer.token for _, job in bench.client.attempts if job.transfer}
+        assert len(tokens) == 1
+        assert sink.requests[-1].prefer == peer
+
+
+async def test_a_peer_gets_trace_and_age(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("peer:" + "b" * 32)) as bench:
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        transfer = bench.client.attempts[0][1].transfer
+        assert transfer is not None
+        assert (transfer.trace, transfer.age_s) == ((NODE,), 0)
+        assert transfer.token == f"{NODE}/{bench.client.attempts[0][1].queue_id}/0"
+
+
+async def test_what_was_in_flight_at_a_stop_is_attempted_after_the_restart(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        bench.client.gate = asyncio.Event()
+        await bench.acceptor.accept(message())
+        await until(lambda: len(bench.client.attempts) == 1)
+    async with Bench(tmp_path, Ordered("host:a")) as again:
+        await until(lambda: again.counters.relayed == 1)
+        assert again.client.attempts[0][1].queue_id == bench.client.attempts[0][1].queue_id
+
+
+async def test_mail_beyond_the_active_bound_waits_on_disk_and_follows(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), active_max=2, connections_max=1) as bench:
+        bench.client.gate = asyncio.Event()
+        for _ in range(6):
+            await bench.acceptor.accept(message())
+        assert bench.dispatcher.active_count <= 2
+        bench.client.gate.set()
+        await until(lambda: bench.counters.relayed == 6)
+
+
+async def test_recipients_of_two_classes_travel_apart(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        await bench.acceptor.accept(message("ann@example.org", "bob@o.test", "joe@example.org"))
+        await until(lambda: bench.counters.relayed == 2)
+        groups = sorted([r.address for r in job.envelope.recipients] for _, job in bench.client.attempts)
+        assert groups == [["ann@example.org", "joe@example.org"], ["bob@o.test"]]
+
+
+async def test_permanent_refusal_sends_one_report_which_is_attempted_too(tmp_path: Path) -> None:
+    gone = Reply(550, "no such user", "5.1.1")
+
+    def no_user(hop: str, job: Job) -> AttemptResult:
+        if job.envelope.sender:
+            return AttemptResult(OutcomeKind.MESSAGE_REFUSED, (gone,), gone)
+        return accepted(hop, job)
+
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        bench.client.answer = no_user
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        (_, first), (_, report) = bench.client.attempts
+        assert (first.envelope.sender, report.envelope.sender) == ("sue@example.net", "")
+        assert [r.address for r in report.envelope.recipients] == ["sue@example.net"]
