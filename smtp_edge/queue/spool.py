@@ -1,0 +1,125 @@
+"""Spool files: mail data too large for a database row.
+
+    begin    an unnamed-to-anybody file in `spool/incoming`
+    write    grows it, in constant memory
+    commit   fsync, rename into `spool`, fsync of `spool`: from here the bytes survive a power cut
+    abort    removes it
+
+A committed file belongs to nobody until an entry that names it is committed in the store. A crash in between leaves an
+orphan, which the store removes when it opens; the reverse, an entry without its file, cannot come from a crash.
+
+`write` is synchronous: it fills the page cache and costs microseconds for each chunk, whereas a thread hop for each chunk would
+cost more than the copy. What waits for the disk (`commit`, `abort`, `discard`) runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+from typing import BinaryIO
+
+from smtp_edge.envelope import HEADER_KEPT_MAX, MailData
+from smtp_edge.queue.store import StoreError, StoreFull
+
+SPOOL = "spool"
+INCOMING = "incoming"
+FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Spool:
+    """The spool files of one queue directory (shared with the store that is open on it)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory.absolute() / SPOOL
+        self._incoming = self.path / INCOMING
+
+    def begin(self) -> SpoolWriter:
+        """A new file for a message that is arriving. StoreFull or StoreError if it cannot be created."""
+        name = uuid.uuid4().hex
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return SpoolWriter(self._incoming / name, self.path / name)
+        except OSError as error:
+            raise translate_os_error(error, self._incoming) from error
+
+    async def discard(self, data: MailData) -> None:
+        """Remove the file of mail data that was not stored; does nothing for inline data or a file already gone."""
+        if data.path is not None:
+            await asyncio.to_thread(_unlink, data.path)
+
+
+class SpoolWriter:
+    """One file that is being written. End it with `commit` or `abort`; a writer that is dropped leaves an orphan."""
+
+    def __init__(self, incoming: Path, final: Path) -> None:
+        self._incoming, self._final = incoming, final
+        self.size_bytes = 0
+        self._file: BinaryIO = incoming.open("xb", buffering=256 * 1024)
+
+    def write(self, chunk: bytes) -> None:
+        """Append dot-stuffed mail data. StoreFull or StoreError; then `abort` is all that is left to do."""
+        try:
+            self._file.write(chunk)
+        except OSError as error:
+            raise translate_os_error(error, self._incoming) from error
+        self.size_bytes += len(chunk)
+
+    async def commit(self, header: bytes) -> MailData:
+        """Make it durable under its final name. StoreFull or StoreError: nothing is left behind."""
+        try:
+            await asyncio.to_thread(self._commit)
+        except OSError as error:
+            await self.abort()
+            raise translate_os_error(error, self._incoming) from error
+        return MailData(self.size_bytes, path=self._final, header=header[:HEADER_KEPT_MAX])
+
+    async def abort(self) -> None:
+        """Remove what was written; harmless when repeated."""
+        await asyncio.to_thread(self._abort)
+
+    def _commit(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._incoming.rename(self._final)
+        sync_directory(self._final.parent)
+
+    def _abort(self) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        _unlink(self._incoming)
+        _unlink(self._final)
+
+
+def remove_orphans(directory: Path, known: set[str]) -> int:
+    """Remove spool files that no entry names, and all that never finished; returns how many."""
+    spool = directory.absolute() / SPOOL
+    orphans = [file for file in spool.glob("*") if file.is_file() and file.name not in known]
+    orphans += (spool / INCOMING).glob("*")
+    for file in orphans:
+        file.unlink(missing_ok=True)
+    return len(orphans)
+
+
+def sync_directory(path: Path) -> None:
+    """fsync a directory, so that names created in it survive a power cut."""
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def translate_os_error(error: OSError, path: Path) -> StoreError:
+    """The store's error for an OSError on a path."""
+    kind = StoreFull if error.errno in FULL_ERRORS else StoreError
+    return kind(f"{path}: {error.strerror or error}")
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
