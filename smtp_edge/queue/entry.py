@@ -136,7 +136,8 @@ class HistoryNote:
 
     at: datetime
     event: str
-    """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`, `duplicate`."""
+    """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`,
+    `duplicate`."""
     hop: str = ""
     reply: str = ""
     detail: str = ""

@@ -4,8 +4,8 @@
     4 characters   the node, so that ids of different relays differ in a shared log
     3 characters   the process, at random: a clock that was set back does not repeat an id of an earlier process
 
-All digits are base 62 in ASCII order, so byte order is time order. Within a process each id is later than the last, even
-when the clock stands still or steps back.
+All digits are base 62 in ASCII order, so byte order is time order. Within a process each id is later than the last,
+even when the clock stands still or steps back.
 """
 
 from __future__ import annotations

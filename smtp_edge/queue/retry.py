@@ -1,7 +1,7 @@
 """When to try again (RFC 5321 section 4.5.4.1). Pure.
 
-The pause grows by a factor with each attempt up to a ceiling. Jitter only shortens it, by up to a quarter: mail that was
-deferred together does not come back together, and nothing waits longer than the operator said.
+The pause grows by a factor with each attempt up to a ceiling. Jitter only shortens it, by up to a quarter: mail that
+was deferred together does not come back together, and nothing waits longer than the operator said.
 """
 
 from __future__ import annotations

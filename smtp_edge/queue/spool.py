@@ -8,8 +8,8 @@
 A committed file belongs to nobody until an entry that names it is committed in the store. A crash in between leaves an
 orphan, which the store removes when it opens; the reverse, an entry without its file, cannot come from a crash.
 
-`write` is synchronous: it fills the page cache and costs microseconds for each chunk, whereas a thread hop for each chunk would
-cost more than the copy. What waits for the disk (`commit`, `abort`, `discard`) runs in a thread.
+`write` is synchronous: it fills the page cache and costs microseconds for each chunk, whereas a thread hop for each
+chunk would cost more than the copy. What waits for the disk (`commit`, `abort`, `discard`) runs in a thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`MessageStore`: what the queue asks of a database. Every backend passes `tests/unit/smtp_edge/store_contract.py`.
+"""`MessageStore`: what the queue asks of a database. Every backend passes
+`tests/unit/smtp_edge/queue/store_contract.py`.
 
-The instant at which responsibility passes: `put` returns only after the entry is on stable storage. Before it returns, the
-client has no 250 and still owns the message; after it, this node does.
+The instant at which responsibility passes: `put` returns only after the entry is on stable storage. Before it returns,
+the client has no 250 and still owns the message; after it, this node does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class MessageStore(Protocol):
 
     async def put(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
         """Commit an entry. `accept_token` is the transfer token under which a peer sent it: a repeat stores nothing.
+
+        A repeat has the same token and the same recipients; the token with other recipients is another transfer.
 
         With `claim` the deliveries are born claimed and come back as claims, so fresh mail is never read back.
         """
@@ -82,7 +85,11 @@ class MessageStore(Protocol):
         ...
 
     async def summary(self) -> QueueSummary:
-        """Totals."""
+        """Totals. Cheap: asked several times a second."""
+        ...
+
+    def backlog_counts(self) -> dict[str, int]:
+        """Undelivered deliveries by class, held ones not counted; synchronous and cheap: asked for every reply."""
         ...
 
     async def prune(self, now_at: datetime) -> int:

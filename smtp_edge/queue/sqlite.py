@@ -1,0 +1,309 @@
+"""The embedded queue: `MessageStore` on SQLite.
+
+    queue.db    WAL, synchronous=FULL: a commit has returned = its bytes are on stable storage
+    spool/      mail data above the inline bound (spool.py), durable before the entry that names it
+    lock        held by the process that has the store open (lock.py)
+
+Changes go through one writing thread with group commit (writer.py); questions through a second connection in a thread
+of its own; totals are answered from memory (tally.py). What happens to a claim when its asker is gone (a cancelled
+task) is the one subtle thing here: the commit stands, so the claim is given back, else it would rest until the next
+start.
+
+Not guaranteed: that a put which failed with a disk error is absent after a crash. The client was told 4yz and sends it
+again, so the message may exist twice, never not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from smtp_edge.envelope import MailData
+from smtp_edge.queue import statements
+from smtp_edge.queue.entry import (
+    Claim,
+    DeliveryState,
+    MessageHistory,
+    NewEntry,
+    QueueSummary,
+    Settlement,
+    Stored,
+)
+from smtp_edge.queue.lock import DirectoryLock
+from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION
+from smtp_edge.queue.spool import INCOMING, SPOOL, remove_orphans, sync_directory, translate_os_error
+from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from smtp_edge.queue.tally import Changes, Tally
+from smtp_edge.queue.writer import Writer, translate_sqlite_error
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+DATABASE = "queue.db"
+STEP_COUNT_MAX = 500
+"""Entries pruned, or deliveries woken, in one transaction: fresh mail commits in between."""
+PRUNE_STEPS_MAX = 200
+"""Steps of one `prune`; the rest waits for the next."""
+CHECKPOINT_PAGES = 4000
+"""Log pages (32 MiB) between checkpoints, each of which costs two more syncs."""
+BUSY_TIMEOUT_S = 5.0
+
+
+class SQLiteStore(MessageStore):
+    """A queue directory that this process owns. Not reusable after `close`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        incarnation: str,
+        history_s: float,
+        entries_max: int,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._directory = directory.absolute()
+        self._spool = self._directory / SPOOL
+        self._incarnation = incarnation
+        self._history = timedelta(seconds=history_s)
+        self._entries_max = entries_max
+        self._clock = clock
+        self._lock = DirectoryLock(self._directory)
+        self._tally = Tally()
+        self._puts_pending = 0
+        self._writer: Writer | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._reading = ThreadPoolExecutor(1, "queue-reader")
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """See MessageStore. Also creates the directory (mode 0700) and removes orphaned spool files."""
+        if self._writer is not None:
+            raise StoreError(f"{self._directory} is open already")
+        self._tally.apply([await self._read(self._open)])
+        self._writer = Writer(self._connect, self._tally.apply, self._unlink)
+        self._writer.start()
+
+    async def close(self) -> None:
+        """See MessageStore; harmless when repeated."""
+        await asyncio.gather(*self._giving_back, return_exceptions=True)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await asyncio.to_thread(writer.stop)
+        if self._reader is not None:
+            await self._read(self._close_reader)
+        self._lock.release()
+        self._reading.shutdown(wait=False)
+
+    def _open(self) -> Changes:
+        try:
+            (self._spool / INCOMING).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock.acquire(self._incarnation)
+        except OSError as error:
+            raise translate_os_error(error, self._directory) from error
+        try:
+            return self._recover()
+        except BaseException:
+            self._close_reader()
+            self._lock.release()
+            raise
+
+    def _recover(self) -> Changes:
+        """Create or check the schema, void claims, remove orphans; the totals of what is there."""
+        self._reader = connection = self._connect()
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise StoreError(f"{self._directory / DATABASE} was written by another release (schema {version})")
+        if version == 0:
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        voided = statements.void_claims(connection)
+        connection.execute("COMMIT")
+        known = {row[0] for row in connection.execute("SELECT spool FROM entry WHERE spool IS NOT NULL")}
+        orphans = remove_orphans(self._directory, known)
+        sync_directory(self._directory)
+        sync_directory(self._directory.parent)
+        changes = statements.count_everything(connection)
+        log.info("queue.open", entries=changes.entries, claims_voided=voided, orphans_removed=orphans)
+        return changes
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._directory / DATABASE, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        return connection
+
+    def _close_reader(self) -> None:
+        """Last of the two connections: SQLite empties the log as it closes."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            with contextlib.suppress(sqlite3.Error):
+                reader.close()
+
+    def _unlink(self, name: str) -> None:
+        with contextlib.suppress(OSError):  # what stays is an orphan, removed at the next open
+            (self._spool / name).unlink()
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    async def put(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
+        """See MessageStore. StoreFull also when `entries_max` messages are undelivered."""
+        if self._tally.entries + self._puts_pending >= self._entries_max:
+            raise StoreFull(f"queue.entries_max: {self._entries_max} messages are undelivered")
+        path, at = new.entry.data.path, self._clock()
+        if path is not None and path.parent != self._spool:
+            raise StoreError(f"{path} is not a spool file of {self._directory}")
+        incarnation = self._incarnation if claim else ""
+        self._puts_pending += 1
+        try:
+            return await self._open_writer().submit(
+                lambda connection, changes: statements.put(
+                    connection, changes, new, accept_token=accept_token, incarnation=incarnation, at=at
+                ),
+                on_abandoned=lambda stored: self._give_back(stored.claims),
+            )
+        finally:
+            self._puts_pending -= 1
+
+    async def claim(self, limit: int, now_at: datetime) -> list[Claim]:
+        """See MessageStore."""
+        return await self._open_writer().submit(
+            lambda connection, changes: statements.claim(
+                connection, changes, limit, now_at, self._incarnation, self._spool
+            ),
+            on_abandoned=self._give_back,
+        )
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        """See MessageStore. All of them or none are committed."""
+        at = self._clock()
+
+        def work(connection: sqlite3.Connection, changes: Changes) -> None:
+            for settlement in settlements:
+                statements.settle(connection, changes, settlement, self._incarnation, at)
+
+        await self._open_writer().submit(work)
+
+    async def wake(self, class_ids: Sequence[str], now_at: datetime) -> int:
+        """See MessageStore. In bounded steps."""
+        woken = 0
+        for class_id in class_ids:
+            step = STEP_COUNT_MAX
+            while step == STEP_COUNT_MAX:
+                work = partial(statements.wake, class_id=class_id, at=now_at, limit=STEP_COUNT_MAX)
+                step = await self._open_writer().submit(work)
+                woken += step
+        return woken
+
+    async def hold(self, queue_id: str) -> int:
+        """See MessageStore."""
+        at = self._clock()
+        return await self._open_writer().submit(
+            lambda connection, changes: statements.hold(connection, changes, queue_id, at)
+        )
+
+    async def release(self, queue_id: str) -> int:
+        """See MessageStore."""
+        at = self._clock()
+        return await self._open_writer().submit(
+            lambda connection, changes: statements.release(connection, changes, queue_id, at)
+        )
+
+    async def prune(self, now_at: datetime) -> int:
+        """See MessageStore. In bounded steps; a transfer token is forgotten with its entry."""
+        removed = 0
+        for _ in range(PRUNE_STEPS_MAX):
+            entries, rows = await self._open_writer().submit(
+                lambda connection, changes: statements.prune(
+                    connection, changes, now_at - self._history, STEP_COUNT_MAX
+                )
+            )
+            removed += rows
+            if entries < STEP_COUNT_MAX:
+                break
+        return removed
+
+    def _give_back(self, claims: Iterable[Claim]) -> None:
+        """Nobody waited for these claims any more (the task was cancelled): others may claim them."""
+        settlements = [
+            Settlement(claim.delivery.queue_id, claim.delivery.copy, claim.token, DeliveryState.QUEUED)
+            for claim in claims
+        ]
+        if settlements:
+            task = asyncio.get_running_loop().create_task(self._settle_quietly(settlements))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+
+    async def _settle_quietly(self, settlements: Sequence[Settlement]) -> None:
+        try:
+            await self.settle(settlements)
+        except StoreError as error:
+            log.error("queue.give_back_failed", claims=len(settlements), reason=str(error))
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    async def next_due_at(self) -> datetime | None:
+        """See MessageStore."""
+        return await self._ask(statements.next_due_at)
+
+    async def data(self, queue_id: str) -> MailData:
+        """See MessageStore. StoreError if it is unknown, finished or damaged."""
+        return await self._ask(lambda connection: statements.mail_data(connection, queue_id, self._spool))
+
+    async def list(self, *, states: Sequence[DeliveryState] = (), class_id: str = "", limit: int = 100) -> list[Claim]:
+        """See MessageStore. Without states: all not final. Mail data is left out (empty, with its true size)."""
+        return await self._ask(
+            lambda connection: statements.list_deliveries(connection, states, class_id, limit, self._spool)
+        )
+
+    async def history(self, queue_id: str) -> MessageHistory | None:
+        """See MessageStore."""
+        return await self._ask(lambda connection: statements.history(connection, queue_id, self._spool))
+
+    async def summary(self) -> QueueSummary:
+        """See MessageStore. Answered from memory."""
+        return self._tally.summary()
+
+    def backlog_counts(self) -> dict[str, int]:
+        """Undelivered deliveries by class, held ones not counted; from memory."""
+        return self._tally.backlogs()
+
+    @property
+    def commits_count(self) -> int:
+        """Transactions committed since the opening; for measurements."""
+        return self._writer.commits if self._writer is not None else 0
+
+    # -- threads -------------------------------------------------------------------------------------------------------
+
+    def _open_writer(self) -> Writer:
+        if self._writer is None:
+            raise StoreError("the queue is not open")
+        return self._writer
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        reader = self._reader
+        if self._writer is None or reader is None:
+            raise StoreError("the queue is not open")
+        return await self._read(lambda: question(reader))
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, function)
+        except (sqlite3.Error, StoreError) as error:
+            raise translate_sqlite_error(error) from error

@@ -1,0 +1,432 @@
+"""The SQL of the store: each function is one change or one question on a connection, without threads or awaiting.
+
+A claim is current when state, token and incarnation all fit; every write that ends a claim names them, so a late
+finisher changes nothing. `Changes` collects what the totals in memory must learn once the commit has succeeded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from smtp_edge.envelope import MailData
+from smtp_edge.queue.entry import (
+    Claim,
+    Delivery,
+    DeliveryState,
+    HistoryNote,
+    MessageHistory,
+    NewEntry,
+    Settlement,
+    Stored,
+)
+from smtp_edge.queue.rows import (
+    BODY_COLUMNS,
+    BODY_WIDTH,
+    CORRUPT,
+    DELIVERY_COLUMNS,
+    ENTRY_COLUMNS,
+    ENTRY_WIDTH,
+    FINAL_STATES,
+    CorruptRow,
+    Row,
+    clean_text,
+    decode_body,
+    decode_delivery,
+    decode_entry,
+    encode_body,
+    encode_entry,
+    encode_recipients,
+    from_us,
+    to_us,
+)
+from smtp_edge.queue.store import StoreError
+from smtp_edge.queue.tally import Change, Changes
+
+log = structlog.get_logger()
+
+Connection = sqlite3.Connection
+FRESH_TOKEN = 1
+"""Fencing token of a delivery that is born claimed."""
+NOTE_CHARACTERS_MAX = 1000
+QUEUED, CLAIMED, DEFERRED, HELD = (
+    state.value for state in (DeliveryState.QUEUED, DeliveryState.CLAIMED, DeliveryState.DEFERRED, DeliveryState.HELD)
+)
+_FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
+_IDLE = f"'{QUEUED}', '{DEFERRED}'"
+
+
+def put(
+    connection: Connection, changes: Changes, new: NewEntry, *, accept_token: str, incarnation: str, at: datetime
+) -> Stored:
+    """Insert an entry; born claimed when `incarnation` is given. A repeat of an accepted transfer stores nothing."""
+    key = accept_key(accept_token, new) if accept_token else None
+    if key is not None:
+        row = connection.execute("SELECT queue_id FROM entry WHERE accept_key = ?", (key,)).fetchone()
+        if row is not None:
+            return Stored(duplicate_of=row[0])
+    insert(connection, changes, new, key=key, incarnation=incarnation, at=at)
+    if not incarnation:
+        return Stored()
+    born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
+    return Stored(tuple(Claim(new.entry, delivery, FRESH_TOKEN) for delivery in born))
+
+
+def accept_key(accept_token: str, new: NewEntry) -> str:
+    """Under what an accepted transfer is remembered: its token and its recipients.
+
+    A token names a message *and* its recipients. Should a sender repeat one with other recipients (those refused
+    the first time), the repeat is a different transfer: a second copy is a nuisance, a forgotten recipient is a loss.
+    """
+    addresses = sorted(recipient.address for recipient in new.entry.envelope.recipients)
+    digest = hashlib.sha256("\0".join(addresses).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{accept_token} {digest[:16]}"
+
+
+def insert(
+    connection: Connection, changes: Changes, new: NewEntry, *, key: str | None, incarnation: str, at: datetime
+) -> None:
+    """Insert the rows of an entry."""
+    entry = new.entry
+    header_bytes, content = encode_body(entry.data)
+    connection.execute(
+        "INSERT INTO entry"
+        " (queue_id, origin, accept_key, stored_at, received_at, expires_at, size_bytes, spool, document)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            entry.queue_id,
+            clean_text(entry.origin),
+            key,
+            to_us(at),
+            to_us(entry.received_at),
+            to_us(entry.expires_at),
+            entry.data.size_bytes,
+            entry.data.path.name if entry.data.path is not None else None,
+            encode_entry(entry),
+        ),
+    )
+    connection.execute("INSERT INTO body VALUES (?, ?, ?)", (entry.queue_id, header_bytes, content))
+    changes.entries += 1
+    changes.bytes_stored += entry.data.size_bytes
+    for delivery in new.deliveries:
+        state = CLAIMED if incarnation else delivery.state.value
+        _insert_delivery(connection, entry.received_at, delivery, state, incarnation)
+        changes.add(delivery.class_id, to_us(entry.received_at), "", state)
+
+
+def _insert_delivery(
+    connection: Connection, received_at: datetime, delivery: Delivery, state: str, incarnation: str
+) -> None:
+    connection.execute(
+        "INSERT INTO delivery (queue_id, copy, class_id, received_at, state, token, claimed_by, attempts, due_at,"
+        " last_hop, last_reply, in_doubt_hop, delay_notified, transfer_token, recipients)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            delivery.queue_id,
+            delivery.copy,
+            delivery.class_id,
+            to_us(received_at),
+            state,
+            FRESH_TOKEN if incarnation else 0,
+            incarnation,
+            delivery.attempts,
+            to_us(delivery.next_attempt_at) if delivery.next_attempt_at else None,
+            delivery.last_hop,
+            clean_text(delivery.last_reply),
+            delivery.in_doubt_hop,
+            delivery.delay_notified,
+            clean_text(delivery.transfer_token),
+            encode_recipients(delivery.recipients),
+        ),
+    )
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def claim(
+    connection: Connection, changes: Changes, limit: int, at: datetime, incarnation: str, spool: Path
+) -> list[Claim]:
+    """Claim the oldest of what is queued, or deferred and due; sets aside what cannot be read."""
+    rows = connection.execute(
+        f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.state = '{QUEUED}'"
+        " ORDER BY d.queue_id LIMIT ?",
+        (limit,),
+    ).fetchall()
+    rows += connection.execute(
+        f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.state = '{DEFERRED}'"
+        " AND d.due_at <= ? ORDER BY d.due_at LIMIT ?",
+        (to_us(at), limit),
+    ).fetchall()
+    rows.sort(key=lambda row: (row[-1], row[0]))
+    claims: list[Claim] = []
+    for *columns, token, received_us in rows[:limit]:
+        queue_id, copy, class_id, _, before = columns[:5]
+        try:
+            delivery = decode_delivery(columns).but(state=DeliveryState.CLAIMED)
+            entry = _load_entry(connection, queue_id, spool)
+        except CorruptRow as error:
+            set_aside(connection, changes, queue_id, copy, str(error))
+            continue
+        connection.execute(
+            "UPDATE delivery SET state = ?, token = ?, claimed_by = ?, due_at = NULL WHERE queue_id = ? AND copy = ?",
+            (CLAIMED, token + 1, incarnation, queue_id, copy),
+        )
+        changes.add(class_id, received_us, before, CLAIMED)
+        claims.append(Claim(entry, delivery, token + 1))
+    return claims
+
+
+def _load_entry(connection: Connection, queue_id: str, spool: Path) -> Any:
+    row = connection.execute(
+        f"SELECT {ENTRY_COLUMNS}, {BODY_COLUMNS} FROM entry e LEFT JOIN body b USING (queue_id) WHERE e.queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if row is None:
+        raise CorruptRow(f"delivery of an unknown entry {queue_id}")
+    if row[ENTRY_WIDTH] is None:
+        raise CorruptRow(f"entry {queue_id} has lost its mail data")
+    return decode_entry(row[:ENTRY_WIDTH], row[ENTRY_WIDTH : ENTRY_WIDTH + BODY_WIDTH], spool)
+
+
+def set_aside(connection: Connection, changes: Changes, queue_id: str, copy: int, reason: str) -> None:
+    """Take a delivery that cannot be read out of everybody's way; its rows and files stay for a person to look at."""
+    log.error("queue.corrupt", queue_id=queue_id, copy=copy, reason=reason)
+    row = connection.execute(
+        "SELECT class_id, received_at, state FROM delivery WHERE queue_id = ? AND copy = ?", (queue_id, copy)
+    ).fetchone()
+    connection.execute(
+        "UPDATE delivery SET state = ?, last_reply = ?, due_at = NULL WHERE queue_id = ? AND copy = ?",
+        (CORRUPT, clean_text(reason), queue_id, copy),
+    )
+    changes.add(row[0], row[1], row[2], CORRUPT)
+
+
+def void_claims(connection: Connection) -> int:
+    """Give back what earlier incarnations had claimed: the token rises, so that they cannot settle it any more."""
+    return connection.execute(
+        f"UPDATE delivery SET state = '{QUEUED}', token = token + 1, claimed_by = '' WHERE state = '{CLAIMED}'"
+    ).rowcount
+
+
+# -- settlements -------------------------------------------------------------------------------------------------------
+
+
+def settle(connection: Connection, changes: Changes, settlement: Settlement, incarnation: str, at: datetime) -> None:
+    """End a claim, with its history and the reports that take over; nothing at all if the claim is not current."""
+    row = connection.execute(
+        "SELECT class_id, received_at FROM delivery WHERE queue_id = ? AND copy = ? AND token = ? AND claimed_by = ?"
+        f" AND state = '{CLAIMED}'",
+        (settlement.queue_id, settlement.copy, settlement.token, incarnation),
+    ).fetchone()
+    if row is None:
+        log.warning("queue.stale_settlement", queue_id=settlement.queue_id, copy=settlement.copy)
+        return
+    _end_claim(connection, settlement, at)
+    changes.add(row[0], row[1], CLAIMED, settlement.state.value)
+    for note in settlement.notes:
+        add_note(connection, settlement.queue_id, note)
+    for report in settlement.reports:
+        insert(connection, changes, report, key=None, incarnation="", at=at)
+    if settlement.state.final:
+        _finish_if_done(connection, changes, settlement.queue_id, at)
+
+
+def _end_claim(connection: Connection, settlement: Settlement, at: datetime) -> None:
+    due_at = settlement.next_attempt_at
+    if settlement.state is DeliveryState.DEFERRED and due_at is None:
+        due_at = at
+    columns: dict[str, Any] = {
+        "state": settlement.state.value,
+        "claimed_by": "",
+        "due_at": to_us(due_at) if due_at is not None and not settlement.state.final else None,
+    }
+    if settlement.state is not DeliveryState.QUEUED:  # given back untouched
+        columns["in_doubt_hop"] = settlement.in_doubt_hop
+        columns["delay_notified"] = settlement.delay_notified
+        columns["last_reply"] = clean_text(settlement.reply)[:NOTE_CHARACTERS_MAX]
+    if settlement.hop:
+        columns["last_hop"] = settlement.hop
+    if settlement.recipients is not None:
+        columns["recipients"] = encode_recipients(settlement.recipients)
+    counted = settlement.attempted and settlement.state is not DeliveryState.QUEUED
+    names = ", ".join(f"{name} = ?" for name in columns)
+    connection.execute(
+        f"UPDATE delivery SET {names}, attempts = attempts + ? WHERE queue_id = ? AND copy = ?",
+        (*columns.values(), int(counted), settlement.queue_id, settlement.copy),
+    )
+
+
+def _finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> None:
+    """Once every delivery is final, the mail data goes and the history's retention begins."""
+    open_row = connection.execute(
+        f"SELECT 1 FROM delivery WHERE queue_id = ? AND state NOT IN ({_FINAL}) LIMIT 1", (queue_id,)
+    ).fetchone()
+    if open_row is not None:
+        return
+    size_bytes, spool = connection.execute(
+        "SELECT size_bytes, spool FROM entry WHERE queue_id = ?", (queue_id,)
+    ).fetchone()
+    connection.execute("DELETE FROM body WHERE queue_id = ?", (queue_id,))
+    connection.execute("UPDATE entry SET finished_at = ?, spool = NULL WHERE queue_id = ?", (to_us(at), queue_id))
+    changes.entries -= 1
+    changes.bytes_stored -= size_bytes
+    if spool is not None:
+        changes.unlinked.append(spool)
+
+
+def add_note(connection: Connection, queue_id: str, note: HistoryNote) -> None:
+    """Append a line of history."""
+    texts = (clean_text(text)[:NOTE_CHARACTERS_MAX] for text in (note.event, note.hop, note.reply, note.detail))
+    connection.execute("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", (queue_id, to_us(note.at), *texts))
+
+
+# -- changes by operators and by time ----------------------------------------------------------------------------------
+
+
+def wake(connection: Connection, _: Changes, class_id: str, at: datetime, limit: int) -> int:
+    """Make up to `limit` deferred deliveries of a class due at `at`, soonest first."""
+    return connection.execute(
+        "UPDATE delivery SET due_at = :at WHERE (queue_id, copy) IN (SELECT queue_id, copy FROM delivery"
+        f" WHERE state = '{DEFERRED}' AND class_id = :class_id AND due_at > :at ORDER BY due_at LIMIT :limit)",
+        {"at": to_us(at), "class_id": class_id, "limit": limit},
+    ).rowcount
+
+
+def hold(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> int:
+    """Hold what waits."""
+    return _move(connection, changes, queue_id, (QUEUED, DEFERRED), HELD, HistoryNote(at, "held", detail="by operator"))
+
+
+def release(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> int:
+    """Queue what is held or deferred."""
+    note = HistoryNote(at, "released", detail="by operator")
+    return _move(connection, changes, queue_id, (HELD, DEFERRED), QUEUED, note)
+
+
+def _move(
+    connection: Connection, changes: Changes, queue_id: str, before: tuple[str, str], after: str, note: HistoryNote
+) -> int:
+    rows = connection.execute(
+        "SELECT copy, class_id, received_at, state FROM delivery WHERE queue_id = ? AND state IN (?, ?)",
+        (queue_id, *before),
+    ).fetchall()
+    for copy, class_id, received_us, state in rows:
+        connection.execute(
+            "UPDATE delivery SET state = ?, due_at = NULL WHERE queue_id = ? AND copy = ?", (after, queue_id, copy)
+        )
+        changes.add(class_id, received_us, state, after)
+    if rows:
+        add_note(connection, queue_id, note)
+    return len(rows)
+
+
+def prune(connection: Connection, changes: Changes, before: datetime, limit: int) -> tuple[int, int]:
+    """Forget up to `limit` entries finished before a time; how many entries, and how many rows of all tables."""
+    finished = connection.execute(
+        "SELECT queue_id FROM entry WHERE finished_at < ? ORDER BY finished_at LIMIT ?", (to_us(before), limit)
+    ).fetchall()
+    rows = 0
+    for (queue_id,) in finished:
+        for class_id, received_us, state in connection.execute(
+            "SELECT class_id, received_at, state FROM delivery WHERE queue_id = ?", (queue_id,)
+        ):
+            changes.add(class_id, received_us, state, "")
+        for table in ("note", "delivery", "entry"):
+            rows += connection.execute(f"DELETE FROM {table} WHERE queue_id = ?", (queue_id,)).rowcount
+    return len(finished), rows
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+def next_due_at(connection: Connection) -> datetime | None:
+    """When the next deferred delivery is due."""
+    row = connection.execute(f"SELECT min(due_at) FROM delivery WHERE state = '{DEFERRED}'").fetchone()
+    return None if row[0] is None else from_us(row[0])
+
+
+def mail_data(connection: Connection, queue_id: str, spool: Path) -> MailData:
+    """Mail data of an entry that is not finished."""
+    row = connection.execute(
+        f"SELECT e.size_bytes, e.spool, {BODY_COLUMNS} FROM entry e JOIN body b USING (queue_id) WHERE e.queue_id = ?",
+        (queue_id,),
+    ).fetchone()
+    if row is None:
+        raise StoreError(f"{queue_id}: no mail data is stored under this queue id")
+    try:
+        return decode_body(row[0], row[1], row[2:], spool)
+    except CorruptRow as error:
+        raise StoreError(f"{queue_id}: {error}") from error
+
+
+def list_deliveries(
+    connection: Connection, states: Sequence[DeliveryState], class_id: str, limit: int, spool: Path
+) -> list[Claim]:
+    """Deliveries with their entries, without mail data, in the order in which they were stored."""
+    wanted = [state.value for state in states] or [state.value for state in DeliveryState if not state.final]
+    where, values = f"d.state IN ({', '.join('?' * len(wanted))})", [*wanted]
+    if class_id:
+        where, values = where + " AND d.class_id = ?", [*values, class_id]
+    cursor = connection.execute(
+        f"SELECT {ENTRY_COLUMNS}, {DELIVERY_COLUMNS} FROM delivery d JOIN entry e USING (queue_id) WHERE {where}"
+        " ORDER BY d.queue_id, d.copy LIMIT ?",
+        (*values, limit),
+    )
+    found: list[Claim] = []
+    for row in cursor:
+        try:
+            entry = decode_entry(row[:ENTRY_WIDTH], None, spool)
+            found.append(Claim(entry, decode_delivery(row[ENTRY_WIDTH:]), 0))
+        except CorruptRow:  # counted and logged when it is claimed
+            continue
+    return found
+
+
+def history(connection: Connection, name: str, spool: Path) -> MessageHistory | None:
+    """A message by queue id, else by origin (the newest, should it have come here twice)."""
+    row = connection.execute(
+        f"SELECT {ENTRY_COLUMNS}, e.stored_at FROM entry e WHERE e.queue_id = :name OR e.origin = :name"
+        " ORDER BY e.queue_id = :name DESC, e.queue_id DESC LIMIT 1",
+        {"name": name},
+    ).fetchone()
+    if row is None:
+        return None
+    queue_id = row[0]
+    deliveries = connection.execute(
+        f"SELECT {DELIVERY_COLUMNS} FROM delivery d WHERE d.queue_id = ? AND d.state != '{CORRUPT}' ORDER BY d.copy",
+        (queue_id,),
+    ).fetchall()
+    notes = connection.execute(
+        "SELECT at, event, hop, reply, detail FROM note WHERE queue_id = ? ORDER BY at, rowid", (queue_id,)
+    ).fetchall()
+    try:
+        entry = decode_entry(row[:ENTRY_WIDTH], None, spool)
+        received = HistoryNote(from_us(row[-1]), "received", detail=entry.client)
+        return MessageHistory(
+            entry,
+            tuple(decode_delivery(columns) for columns in deliveries),
+            (received, *(HistoryNote(from_us(at), *words) for at, *words in notes)),
+        )
+    except CorruptRow as error:
+        raise StoreError(f"{queue_id} cannot be read: {error}") from error
+
+
+def count_everything(connection: Connection) -> Changes:
+    """The totals by counting all rows: at opening, and for the test that compares."""
+    changes = Changes()
+    changes.entries, changes.bytes_stored = connection.execute(
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM entry WHERE finished_at IS NULL"
+    ).fetchone()
+    rows: list[Row] = connection.execute(
+        "SELECT class_id, received_at / 1000000, state, count(*) FROM delivery GROUP BY 1, 2, 3"
+    ).fetchall()
+    for class_id, second, state, count in rows:
+        changes.deliveries.append(Change(class_id, second * 1_000_000, "", state, count))
+    return changes
