@@ -27,7 +27,7 @@ from router.decision import Hop, HopKind, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
-from smtp_edge.queue.entry import Claim, HistoryNote, Settlement
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.settlement import Reporting, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
@@ -359,12 +359,23 @@ class Dispatcher:
         self._active.pop(waiting.key, None)
         if not settlement.in_doubt_hop:
             self._doubts.pop(waiting.key, None)
-        self._counters.count_settlement(settlement)
+        self._count(settlement.state)
         self._observer.backlog_changed(waiting.claim.delivery.class_id)
         if settlement.reports or settlement.next_attempt_at is not None:
             self.note_unclaimed()
         elif self._unclaimed and len(self._active) <= self._limits.active_max // 2:
             self._refill.set()
+
+    def _count(self, state: DeliveryState) -> None:
+        match state:
+            case DeliveryState.RELAYED:
+                self._counters.relayed += 1
+            case DeliveryState.DEFERRED:
+                self._counters.deferred += 1
+            case DeliveryState.FAILED | DeliveryState.EXPIRED:
+                self._counters.failed += 1
+            case _:
+                pass
 
     async def _park(self, waiting: Waiting, reason: str, for_good: bool = False, retry_s: float | None = None) -> None:
         at = datetime.now(UTC)
