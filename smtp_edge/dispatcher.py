@@ -42,6 +42,8 @@ SWEEP_S = 1.0
 AVOID_FIRST_S = 1.0
 AVOID_MAX_S = 60.0
 REFILL_BATCH_MAX = 200
+REFILL_IDLE_S = 30.0
+"""The disk is looked at this often even when nothing says that mail is there (a claim that was given back)."""
 SETTLE_RETRY_S = 2.0
 """When the store refuses a settlement (disk trouble) the end of the attempt is kept in memory and offered again."""
 
@@ -434,8 +436,9 @@ class Dispatcher:
         delay_s = None if due_at is None else max(0.0, (due_at - datetime.now(UTC)).total_seconds())
         if delay_s is not None and not self.has_room():
             delay_s = max(delay_s, SWEEP_S)
+        limit_s = REFILL_IDLE_S if delay_s is None else min(delay_s, REFILL_IDLE_S)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
+            async with asyncio.timeout(limit_s):
                 await self._refill.wait()
 
     async def _sweep_loop(self) -> None:
