@@ -11,6 +11,7 @@ sender, the receiver or the connection died between the final dot and the reply.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 FORMAT = 1
 """Version of the JSON: raised when a key changes its meaning or goes away."""
-REASON_WINDOW_S = 3.0
+REASON_WINDOW_S = 2.0
 """A kill explains a first copy that arrived at most this long before or after it: attempts in flight, not history."""
 
 
@@ -77,7 +78,7 @@ class Reroute:
     hop: str
     killed_at: float
     last_use_s: float | None
-    """From the kill to the start of the last attempt that any relay made before it saw the hop down; None = no attempt."""
+    """From the kill to the last attempt that a relay began while it held the hop for usable; None = no attempt."""
     seen_s: Mapping[str, float | None]
     """Relay -> seconds from the kill until its routing table showed the hop unusable; None = never seen."""
 
@@ -186,10 +187,10 @@ def explain_double(
     """Give every second copy its reason; one copy without a reason makes the whole message unexplained."""
     found: list[tuple[str, str]] = []
     entries = {arrival.entered for arrival in arrivals}
-    for before, after in zip(arrivals, arrivals[1:], strict=False):
+    for before, after in itertools.pairwise(arrivals):
         found.append(
             _explain_submission(submission, before, after, len(entries))
-            or _explain_kill(before, kills)
+            or _explain_kill(before, after, kills)
             or _explain_doubt(before, doubts)
             or ("mesh", "")
         )
@@ -213,10 +214,11 @@ def _explain_submission(
     return "submission", f"{silent} died before answering the submitter, who sent it again by {submission.relay}"
 
 
-def _explain_kill(before: Arrival, kills: Sequence[Kill]) -> tuple[str, str] | None:
+def _explain_kill(before: Arrival, after: Arrival, kills: Sequence[Kill]) -> tuple[str, str] | None:
     for kill in kills:
         gap_s = kill.at - before.at
-        if abs(gap_s) > REASON_WINDOW_S or kill.name not in (before.relay, before.host):
+        near = abs(gap_s) <= REASON_WINDOW_S and (kill.back_at is None or before.at <= kill.back_at)
+        if not near or after.at < kill.at or kill.name not in (before.relay, before.host):
             continue
         when = f"{abs(gap_s):.2f} s {'after' if gap_s >= 0 else 'before'}"
         if kill.name == before.host:

@@ -65,7 +65,7 @@ class Wire:
         return line
 
     async def data(self) -> bytes | None:
-        """Mail data up to the final dot, dots unstuffed; None if it exceeds `SIZE_BYTES_MAX` (it is read to its end)."""
+        """Mail data up to the final dot, dots unstuffed; None above `SIZE_BYTES_MAX` (read to its end all the same)."""
         text, seen, too_large = bytearray(b"\r\n"), 0, False
         while True:
             text += self._buffer
