@@ -1,7 +1,7 @@
 """Delivery status notifications: from results of recipients to a report for the sender. Pure.
 
 A report is multipart/report (RFC 6522): words for a person, fields for a program (RFC 3464), and the returned message
-or its header. It goes out from the null reverse-path, so it can never cause another, and only to recipients' wishes: NOTIFY
+or its header. It goes out from the null reverse-path, so it can never cause another, and only as the sender wishes: NOTIFY
 chooses which events are reported, RET how much comes back (RFC 3461). Nothing is reported to a null reverse-path.
 
 Addresses beyond ASCII follow RFC 6533. A sender with such an address understands UTF-8 mail and gets UTF-8 fields; for

@@ -1,0 +1,320 @@
+"""What every MessageStore backend must do: a backend's test class inherits `StoreContract` and gives `make_store`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from smtp_edge.envelope import Recipient
+from smtp_edge.queue.entry import ClassBacklog, DeliveryState, Settlement
+from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from tests.unit.smtp_edge.queue.builders import AT, IDS, build_deferral, build_end, build_new, build_note
+
+ENTRIES_MAX = 8
+HISTORY = timedelta(hours=1)
+MakeStore = Callable[[], Awaitable[MessageStore]]
+
+
+class StoreContract:
+    """The clock of a store under test stands at AT, it keeps history for HISTORY and at most ENTRIES_MAX entries."""
+
+    @pytest.fixture
+    async def store(self, make_store: MakeStore) -> AsyncIterator[MessageStore]:
+        store = await make_store()
+        yield store
+        await store.close()
+
+    # -- put and claim -------------------------------------------------------------------------------------------------
+
+    async def test_fresh_mail_is_born_claimed(self, store: MessageStore) -> None:
+        new = build_new("one", "two")
+        stored = await store.put(new)
+        assert [claim.entry for claim in stored.claims] == [new.entry, new.entry]
+        assert [claim.delivery for claim in stored.claims] == [
+            delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries
+        ]
+        assert await store.claim(10, AT) == []
+
+    async def test_unclaimed_mail_comes_back_whole(self, store: MessageStore) -> None:
+        new = build_new(addresses=("ä@exämple.org", "b@example.org"))
+        assert (await store.put(new, claim=False)).claims == ()
+        (claim,) = await store.claim(10, AT)
+        assert claim.entry == new.entry
+        assert claim.delivery == new.deliveries[0].but(state=DeliveryState.CLAIMED)
+
+    async def test_no_delivery_is_claimed_twice(self, store: MessageStore) -> None:
+        for _ in range(6):
+            await store.put(build_new(), claim=False)
+        batches = await asyncio.gather(*(store.claim(2, AT) for _ in range(5)))
+        ids = [claim.delivery.queue_id for batch in batches for claim in batch]
+        assert len(ids) == len(set(ids)) == 6
+
+    async def test_claims_come_oldest_first(self, store: MessageStore) -> None:
+        late = build_new(received_at=AT - timedelta(minutes=1))
+        early = build_new(received_at=AT - timedelta(minutes=2))
+        await store.put(late, claim=False)
+        await store.put(early, claim=False)
+        claims = await store.claim(10, AT)
+        assert [claim.entry.queue_id for claim in claims] == [early.entry.queue_id, late.entry.queue_id]
+
+    async def test_deferred_mail_waits_until_it_is_due(self, store: MessageStore) -> None:
+        stored = await store.put(build_new())
+        await store.settle([build_deferral(stored.claims[0], 10)])
+        assert await store.next_due_at() == AT + timedelta(minutes=10)
+        assert await store.claim(10, AT + timedelta(minutes=9)) == []
+        (claim,) = await store.claim(10, AT + timedelta(minutes=10))
+        assert claim.token > stored.claims[0].token
+        assert (claim.delivery.attempts, claim.delivery.last_hop, claim.delivery.last_reply) == (
+            1,
+            "host:a",
+            "451 later",
+        )
+        assert await store.next_due_at() is None
+
+    async def test_repeated_transfer_stores_nothing(self, store: MessageStore) -> None:
+        first = build_new()
+        await store.put(first, accept_token="n/q/0")
+        again = await store.put(build_new(), accept_token="n/q/0")
+        assert again.duplicate_of == first.entry.queue_id
+        assert again.claims == ()
+        assert store.backlog_counts() == {"default": 1}
+
+    async def test_simultaneous_repeats_store_one(self, store: MessageStore) -> None:
+        answers = await asyncio.gather(*(store.put(build_new(), accept_token="n/q/0") for _ in range(5)))
+        assert sorted(bool(answer.duplicate_of) for answer in answers) == [False, True, True, True, True]
+
+    async def test_repeat_is_known_after_delivery_until_history_is_over(self, store: MessageStore) -> None:
+        first = build_new()
+        stored = await store.put(first, accept_token="n/q/0")
+        await store.settle([build_end(stored.claims[0])])
+        await store.prune(AT + HISTORY / 2)
+        assert (await store.put(build_new(), accept_token="n/q/0")).duplicate_of == first.entry.queue_id
+        await store.prune(AT + HISTORY * 2)
+        assert (await store.put(build_new(), accept_token="n/q/0")).duplicate_of == ""
+
+    async def test_same_token_with_other_recipients_is_another_transfer(self, store: MessageStore) -> None:
+        await store.put(build_new(addresses=("a@example.org",)), accept_token="n/q/0")
+        other = await store.put(build_new(addresses=("b@example.org",)), accept_token="n/q/0")
+        assert other.duplicate_of == ""
+        assert store.backlog_counts() == {"default": 2}
+
+    async def test_queue_id_that_is_taken_is_refused_and_spoils_no_neighbour(self, store: MessageStore) -> None:
+        taken = build_new()
+        await store.put(taken)
+        answers = await asyncio.gather(store.put(taken), store.put(build_new()), return_exceptions=True)
+        assert isinstance(answers[0], StoreError)
+        assert not isinstance(answers[1], BaseException)
+        assert store.backlog_counts() == {"default": 2}
+
+    async def test_full_queue_refuses_until_something_is_delivered(self, store: MessageStore) -> None:
+        stored = [await store.put(build_new()) for _ in range(ENTRIES_MAX)]
+        with pytest.raises(StoreFull):
+            await store.put(build_new())
+        await store.settle([build_end(stored[0].claims[0])])
+        await store.put(build_new())
+
+    async def test_cancelled_put_leaves_mail_that_can_be_claimed(self, store: MessageStore) -> None:
+        task = asyncio.create_task(store.put(build_new()))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.put(build_new("marker"), claim=False)  # commits after whatever the cancelled one did
+        await store.hold("marker")
+        claims = await store.claim(10, AT)
+        stuck = await store.list(states=[DeliveryState.CLAIMED])
+        assert len(stuck) == len(claims)
+
+    # -- settlements ---------------------------------------------------------------------------------------------------
+
+    async def test_late_finisher_changes_nothing(self, store: MessageStore) -> None:
+        stored = await store.put(build_new())
+        await store.settle([build_deferral(stored.claims[0], 0)])
+        (second,) = await store.claim(10, AT)
+        await store.settle([build_end(stored.claims[0], notes=(build_note("relayed"),))])
+        (listed,) = await store.list()
+        assert listed.delivery.state is DeliveryState.CLAIMED
+        await store.settle([build_end(second)])
+        assert await store.list() == []
+
+    async def test_second_settlement_of_a_claim_changes_nothing(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        await store.settle([build_end(claim), build_deferral(claim, 1)])
+        await store.settle([build_end(claim, DeliveryState.FAILED)])
+        summary = await store.summary()
+        assert (summary.relayed, summary.failed, summary.classes) == (1, 0, ())
+
+    async def test_recipients_that_remain_are_kept(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new(addresses=("a@example.org", "b@example.org")))).claims[0]
+        left = (Recipient("b@example.org"),)
+        await store.settle([build_deferral(claim, 1, recipients=left, in_doubt_hop="peer:x", delay_notified=True)])
+        (again,) = await store.claim(10, AT + timedelta(minutes=1))
+        assert again.delivery.recipients == left
+        assert again.delivery.in_doubt_hop == "peer:x"
+        assert again.delivery.delay_notified
+        assert again.entry.envelope.recipients == claim.entry.envelope.recipients
+
+    async def test_waiting_without_an_attempt_counts_none(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        await store.settle([build_deferral(claim, 0, attempted=False)])
+        (again,) = await store.claim(10, AT)
+        assert again.delivery.attempts == 0
+
+    async def test_claim_given_back_is_untouched(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        await store.settle([build_end(claim, DeliveryState.QUEUED)])
+        (again,) = await store.claim(10, AT)
+        assert again.delivery == claim.delivery
+
+    async def test_report_is_committed_with_the_failure(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        report = build_new("mx:sender.example")
+        await store.settle([build_end(claim, DeliveryState.FAILED, reports=(report,))])
+        (found,) = await store.claim(10, AT)
+        assert found.entry == report.entry
+
+    async def test_report_that_cannot_be_stored_keeps_the_claim(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        bad = build_new(queue_id=claim.entry.queue_id)
+        with pytest.raises(StoreError):
+            await store.settle([build_end(claim, DeliveryState.FAILED, reports=(bad,))])
+        assert (await store.list())[0].delivery.state is DeliveryState.CLAIMED
+        await store.settle([build_end(claim)])
+        assert await store.list() == []
+
+    async def test_stale_settlement_stores_no_report(self, store: MessageStore) -> None:
+        claim = (await store.put(build_new())).claims[0]
+        stale = replace(build_end(claim, DeliveryState.FAILED, reports=(build_new(),)), token=claim.token + 1)
+        await store.settle([stale])
+        assert await store.claim(10, AT) == []
+
+    async def test_settling_what_is_unknown_is_harmless(self, store: MessageStore) -> None:
+        await store.settle([Settlement("unknown", 0, 1, DeliveryState.RELAYED)])
+
+    async def test_mail_data_lasts_until_the_last_delivery(self, store: MessageStore) -> None:
+        new = build_new("one", "two")
+        one, two = (await store.put(new)).claims
+        await store.settle([build_end(one)])
+        assert await store.data(new.entry.queue_id) == new.entry.data
+        await store.settle([build_end(two)])
+        with pytest.raises(StoreError):
+            await store.data(new.entry.queue_id)
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    async def test_wake_makes_deferred_mail_of_a_class_due(self, store: MessageStore) -> None:
+        for class_id in ("one", "two"):
+            claim = (await store.put(build_new(class_id))).claims[0]
+            await store.settle([build_deferral(claim, 60)])
+        assert await store.wake(["one", "unknown"], AT) == 1
+        (claim,) = await store.claim(10, AT)
+        assert claim.delivery.class_id == "one"
+
+    async def test_held_mail_rests_until_it_is_released(self, store: MessageStore) -> None:
+        new = build_new()
+        await store.put(new, claim=False)
+        assert await store.hold(new.entry.queue_id) == 1
+        assert await store.hold(new.entry.queue_id) == 0
+        assert await store.claim(10, AT + timedelta(days=9)) == []
+        assert await store.wake(["default"], AT) == 0
+        assert (await store.summary()).held == 1
+        assert store.backlog_counts() == {}
+        assert await store.release(new.entry.queue_id) == 1
+        assert len(await store.claim(10, AT)) == 1
+
+    async def test_hold_leaves_what_is_in_flight(self, store: MessageStore) -> None:
+        new = build_new()
+        await store.put(new)
+        assert await store.hold(new.entry.queue_id) == 0
+
+    async def test_release_makes_deferred_mail_due(self, store: MessageStore) -> None:
+        new = build_new()
+        claim = (await store.put(new)).claims[0]
+        await store.settle([build_deferral(claim, 60)])
+        assert await store.release(new.entry.queue_id) == 1
+        assert len(await store.claim(10, AT)) == 1
+
+    async def test_list_filters_and_leaves_out_finished_mail(self, store: MessageStore) -> None:
+        done, waits, other = build_new("one"), build_new("one"), build_new("two")
+        claim = (await store.put(done)).claims[0]
+        await store.settle([build_end(claim)])
+        await store.put(waits, claim=False)
+        await store.put(other)
+        assert await self._listed(store) == [waits.entry.queue_id, other.entry.queue_id]
+        assert await self._listed(store, class_id="two") == [other.entry.queue_id]
+        assert await self._listed(store, states=[DeliveryState.RELAYED]) == [done.entry.queue_id]
+        assert await self._listed(store, states=[DeliveryState.QUEUED], class_id="two") == []
+        assert await self._listed(store, limit=1) == [waits.entry.queue_id]
+
+    async def _listed(self, store: MessageStore, **filters: object) -> list[str]:
+        return [claim.delivery.queue_id for claim in await store.list(**filters)]  # type: ignore[arg-type]
+
+    # -- history and totals --------------------------------------------------------------------------------------------
+
+    async def test_history_is_found_by_queue_id_and_by_origin(self, store: MessageStore) -> None:
+        new = build_new()
+        claim = (await store.put(new)).claims[0]
+        await store.settle([build_end(claim, notes=(build_note("attempt", 1), build_note("relayed", 2)))])
+        found = await store.history(new.entry.queue_id)
+        assert found is not None
+        assert found == await store.history(new.entry.origin)
+        assert [note.event for note in found.notes] == ["received", "attempt", "relayed"]
+        assert found.notes[1] == build_note("attempt", 1)
+        assert found.deliveries[0].state is DeliveryState.RELAYED
+        assert found.entry.envelope == new.entry.envelope
+        assert await store.history("unknown") is None
+
+    async def test_prune_forgets_what_is_finished_and_old_only(self, store: MessageStore) -> None:
+        done, waits = build_new(), build_new()
+        claim = (await store.put(done)).claims[0]
+        await store.settle([build_end(claim, notes=(build_note("relayed"),))])
+        await store.put(waits, claim=False)
+        assert await store.prune(AT + HISTORY / 2) == 0
+        assert await store.prune(AT + HISTORY * 2) == 3  # entry, delivery, note
+        assert await store.history(done.entry.queue_id) is None
+        assert await store.history(waits.entry.queue_id) is not None
+        assert (await store.summary()).relayed == 0
+
+    async def test_summary_counts_by_class(self, store: MessageStore) -> None:
+        old = AT - timedelta(minutes=5)
+        first = await store.put(build_new("one", received_at=old))
+        await store.put(build_new("one", "two"), claim=False)
+        await store.settle([build_deferral(first.claims[0], 60)])
+        summary = await store.summary()
+        assert summary.classes == (ClassBacklog("one", 2, 1, old), ClassBacklog("two", 1, 0, AT))
+        assert summary.bytes_stored == 2 * build_new().entry.data.size_bytes
+        assert store.backlog_counts() == {"one": 2, "two": 1}
+        (again,) = [claim for claim in await store.claim(9, AT + timedelta(days=1)) if claim.delivery.attempts]
+        await store.settle([build_end(again)])
+        assert (await store.summary()).classes[0] == ClassBacklog("one", 1, 0, AT)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def test_everything_survives_a_restart_and_claims_are_voided(self, make_store: MakeStore) -> None:
+        store = await make_store()
+        new = build_new()
+        old = (await store.put(new, accept_token="n/q/0")).claims[0]
+        deferred = (await store.put(build_new("two"))).claims[0]
+        await store.settle([build_deferral(deferred, 60)])
+        before = await store.summary()
+        await store.close()
+        store = await make_store()
+        assert await store.summary() == before
+        await store.settle([build_end(old)])  # by a late finisher of the earlier incarnation
+        (claim,) = await store.claim(10, AT)
+        assert claim.entry == new.entry
+        assert claim.token > old.token
+        await store.settle([build_end(old)])
+        assert (await store.put(build_new(), accept_token="n/q/0")).duplicate_of == new.entry.queue_id
+        await store.settle([build_end(claim)])
+        await store.close()
+
+    async def test_closed_store_refuses(self, store: MessageStore) -> None:
+        await store.close()
+        with pytest.raises(StoreError):
+            await store.put(build_new(queue_id=IDS.new(AT)))
+        with pytest.raises(StoreError):
+            await store.next_due_at()
