@@ -1,8 +1,8 @@
 """Delivery status notifications: from results of recipients to a report for the sender. Pure.
 
 A report is multipart/report (RFC 6522): words for a person, fields for a program (RFC 3464), and the returned message
-or its header. It goes out from the null reverse-path, so it can never cause another, and only as the sender wishes: NOTIFY
-chooses which events are reported, RET how much comes back (RFC 3461). Nothing is reported to a null reverse-path.
+or its header. It goes out from the null reverse-path, so it can never cause another, and only as the sender wishes:
+NOTIFY chooses which events are reported, RET how much comes back (RFC 3461). A null reverse-path is told nothing.
 
 Addresses beyond ASCII follow RFC 6533. A sender with such an address understands UTF-8 mail and gets UTF-8 fields; for
 any other the addresses are written in ASCII with escapes, so that the report passes relays that know no SMTPUTF8.
@@ -110,10 +110,23 @@ def _build_content(
     at: datetime,
     boundary: str,
 ) -> bytes:
-    utf8 = not entry.envelope.sender.isascii()
     words = _explain(entry, results, action, hostname)
     words_are_ascii = all(line.isascii() for line in words)
-    lines = [
+    body = _encode(
+        [
+            "This is a delivery status report in MIME format.",
+            "",
+            f"--{boundary}",
+            f"Content-Type: text/plain; charset={'us-ascii' if words_are_ascii else 'utf-8'}",
+            *_encoding(words_are_ascii),
+            "",
+            *words,
+            "",
+            *_status_part(entry, results, action, hostname, at, boundary),
+        ]
+    )
+    body += _returned(entry, action, boundary) + f"--{boundary}--\r\n".encode()
+    header = [
         f"From: Mail delivery <postmaster@{hostname}>",
         f"To: <{_one_line(entry.envelope.sender)}>",
         f"Subject: {_SUBJECTS[action]}",
@@ -123,26 +136,27 @@ def _build_content(
         "MIME-Version: 1.0",
         "Content-Type: multipart/report; report-type=delivery-status;",
         f'\tboundary="{boundary}"',
-        *(() if words_are_ascii and not utf8 else ("Content-Transfer-Encoding: 8bit",)),
+        *_encoding(body.isascii()),
         "",
-        "This is a delivery status report in MIME format.",
-        "",
-        f"--{boundary}",
-        f"Content-Type: text/plain; charset={'us-ascii' if words_are_ascii else 'utf-8'}",
-        *(() if words_are_ascii else ("Content-Transfer-Encoding: 8bit",)),
-        "",
-        *words,
-        "",
-        f"--{boundary}",
-        f"Content-Type: message/{'global-delivery-status' if utf8 else 'delivery-status'}",
-        *(("Content-Transfer-Encoding: 8bit",) if utf8 else ()),
-        "",
-        *_message_fields(entry, hostname),
     ]
+    return _encode(header) + body
+
+
+def _status_part(
+    entry: Entry, results: Sequence[RecipientResult], action: str, hostname: str, at: datetime, boundary: str
+) -> list[str]:
+    """The part for programs."""
+    utf8 = not entry.envelope.sender.isascii()
+    kind = "global-delivery-status" if utf8 else "delivery-status"
+    lines = [f"--{boundary}", f"Content-Type: message/{kind}", *_encoding(not utf8), ""]
+    lines += _message_fields(entry, hostname)
     for result in results:
         lines += ["", *_recipient_fields(entry, result, action, at, utf8)]
-    lines.append("")
-    return _encode(lines) + _returned(entry, action, boundary) + f"--{boundary}--\r\n".encode()
+    return [*lines, ""]
+
+
+def _encoding(ascii_only: bool) -> list[str]:
+    return [] if ascii_only else ["Content-Transfer-Encoding: 8bit"]
 
 
 def _explain(entry: Entry, results: Sequence[RecipientResult], action: str, hostname: str) -> list[str]:
@@ -214,8 +228,8 @@ def _returned(entry: Entry, action: str, boundary: str) -> bytes:
             content = content[: content.rfind(b"\r\n") + 2]  # cut off inside a line: only whole ones
     if not content:
         return b""
-    encoding = [] if content.isascii() else ["Content-Transfer-Encoding: 8bit"]
-    return _encode([f"--{boundary}", f"Content-Type: {kind}", *encoding, ""]) + content + b"\r\n"
+    opening = [f"--{boundary}", f"Content-Type: {kind}", *_encoding(content.isascii()), ""]
+    return _encode(opening) + content + b"\r\n"
 
 
 def _one_line(text: str) -> str:
