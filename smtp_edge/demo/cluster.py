@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -196,10 +195,12 @@ class Cluster:
         (folder / "data").mkdir(mode=0o700)
         ports = {use: self._take_port() for use in ("smtp", "mesh", "gossip")}
         issuer = authority or self.authority
-        certificate, key = issuer.issue(name.replace(" ", "-").lower(), hosts=["127.0.0.1"], at=datetime.now(UTC))
+        certificate, key = issuer.issue(
+            name.replace(" ", "-").lower(), hosts=[relay_hostname(letter)], at=datetime.now(UTC)
+        )
         (folder / "node.crt").write_bytes(certificate)
         _write_private(folder / "node.key", key)
-        shutil.copy(self.directory / "ca.crt", folder / "ca.crt")
+        (folder / "ca.crt").write_bytes(issuer.certificate_pem)
         relay = Relay(name, letter, folder, ports, Server(name, _run_command(folder), folder / "log.json"))
         relay.config.write_text(self._configuration(relay), encoding="utf-8")
         self.relays[name] = relay
