@@ -22,11 +22,11 @@ def call(port: int, *, authority: Authority | None = None, protocol: str = "h2")
     if authority is not None:
         _present(context, authority)
     heard = b""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain:
-        with context.wrap_socket(plain) as wrapped:
-            wrapped.settimeout(TIMEOUT_S)
-            while chunk := wrapped.recv(4096):
-                heard += chunk
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S))
+        wrapped = stack.enter_context(context.wrap_socket(plain))
+        while chunk := wrapped.recv(4096):
+            heard += chunk
     return heard
 
 
