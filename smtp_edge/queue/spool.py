@@ -41,7 +41,7 @@ class Spool:
         """A new file for a message that is arriving. StoreFull or StoreError if it cannot be created."""
         name = uuid.uuid4().hex
         try:
-            self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+            create_directories(self.path.parent)
             return SpoolWriter(self._incoming / name, self.path / name)
         except OSError as error:
             raise translate_os_error(error, self._incoming) from error
@@ -93,6 +93,13 @@ class SpoolWriter:
             self._file.close()
         _unlink(self._incoming)
         _unlink(self._final)
+
+
+def create_directories(directory: Path) -> None:
+    """Create a queue directory and what belongs in it; nobody else may look inside."""
+    directory.absolute().parent.mkdir(parents=True, exist_ok=True)
+    for path in (directory, directory / SPOOL, directory / SPOOL / INCOMING):
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def remove_orphans(directory: Path, known: set[str]) -> int:

@@ -40,7 +40,7 @@ from smtp_edge.queue.entry import (
 )
 from smtp_edge.queue.lock import DirectoryLock
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION
-from smtp_edge.queue.spool import INCOMING, SPOOL, remove_orphans, sync_directory, translate_os_error
+from smtp_edge.queue.spool import SPOOL, create_directories, remove_orphans, sync_directory, translate_os_error
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.queue.tally import Changes, Tally
 from smtp_edge.queue.writer import Writer, translate_sqlite_error
@@ -107,7 +107,7 @@ class SQLiteStore(MessageStore):
 
     def _open(self) -> Changes:
         try:
-            (self._spool / INCOMING).mkdir(parents=True, exist_ok=True, mode=0o700)
+            create_directories(self._directory)
             self._lock.acquire(self._incarnation)
         except OSError as error:
             raise translate_os_error(error, self._directory) from error

@@ -83,7 +83,10 @@ class Writer:
         job: Job[T] = Job(work, self._loop.create_future(), on_abandoned)
         self._pending.add(job)
         self._waiting.put(job)
-        return await job.future
+        try:
+            return await job.future
+        finally:
+            self._pending.discard(job)
 
     def stop(self) -> None:
         """Commit what waits and end the thread; blocks."""
@@ -135,8 +138,8 @@ class Writer:
         try:
             return self._commit_once(connection, batch)
         except Exception as error:
-            if len(batch) == 1:
-                return [Ended(batch[0], error=translate_sqlite_error(error))]
+            if len(batch) == 1 or _is_disk_error(error):
+                return [Ended(job, error=translate_sqlite_error(error)) for job in batch]
         return [ended for job in batch for ended in self._commit(connection, [job])]
 
     def _commit_once(self, connection: sqlite3.Connection, batch: list[Job[Any]]) -> list[Ended]:
@@ -166,7 +169,6 @@ class Writer:
         self._on_committed([ended.changes for ended in batch if ended.changes is not None])
         for ended in batch:
             job = ended.job
-            self._pending.discard(job)
             if ended.error is not None:
                 if not job.future.done():
                     job.future.set_exception(ended.error)
@@ -183,13 +185,21 @@ class Writer:
         self._pending.clear()
 
 
+def _is_disk_error(error: Exception) -> bool:
+    """The disk failed, not a change: hundreds of further syncs would only keep everybody waiting."""
+    return isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_IOERR
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def translate_sqlite_error(error: Exception) -> StoreError:
     """The store's error for whatever a change ended with."""
     if isinstance(error, StoreError):
         return error
     if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        if _primary_code(error) == sqlite3.SQLITE_FULL:
             return StoreFull("no space left for the queue's database")
         return StoreError(f"the queue's database: {error}")
     log.error("queue.bug", exc_info=error)

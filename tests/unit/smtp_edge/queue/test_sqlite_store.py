@@ -306,6 +306,19 @@ async def test_put_cancelled_after_its_commit_gives_its_claims_back(
     assert claim.entry == new.entry
 
 
+async def test_nobody_else_may_look_inside(store: SQLiteStore, tmp_path: Path) -> None:
+    directory = tmp_path / "queue"
+    for path in (directory, directory / "spool", directory / "spool" / "incoming"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_every_commit_is_synced(store: SQLiteStore) -> None:
+    writer = store._connect()
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    writer.close()
+
+
 async def test_failed_open_leaves_the_directory_free(tmp_path: Path) -> None:
     directory = tmp_path / "queue"
     directory.mkdir()
