@@ -1,7 +1,7 @@
 """The envelope and mail data of a message, as values.
 
-Mail data stays dot-stuffed exactly as it was received (RFC 5321 section 4.5.2), without the terminating dot line, and ends
-in CRLF: so it goes out again without a copy or a scan. Small data is inline bytes, larger data a spool file.
+Mail data stays dot-stuffed exactly as it was received (RFC 5321 section 4.5.2), without the terminating dot line, and
+ends in CRLF: so it goes out again without a copy or a scan. Small data is inline bytes, larger data a spool file.
 """
 
 from __future__ import annotations

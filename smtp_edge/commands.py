@@ -1,0 +1,128 @@
+"""MAIL and RCPT arguments: paths and parameters (RFC 5321 sections 4.1.2 and 4.1.3; 1870, 3461, 6152, 6531). Pure.
+
+Addresses are kept as they were written: the local part belongs to its host (RFC 5321 section 2.4). A source route is
+accepted and ignored (section 4.1.1.3). Everything else that the grammar does not allow is refused here, so that no
+later part ever sees a control character or an unbalanced quote in an address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+
+PATH_MAX = 256
+"""Octets of a path with its brackets (RFC 5321 section 4.5.3.1.3)."""
+LOCAL_PART_MAX = 64
+PARAMETERS_MAX = 20
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
+_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_QUOTED = re.compile(r'"(?:[ !#-\[\]-~\x80-\U0010ffff]|\\[ -~])*"')
+_LABEL = r"[A-Za-z0-9\x80-\U0010ffff](?:[A-Za-z0-9_\x80-\U0010ffff-]*[A-Za-z0-9\x80-\U0010ffff])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_VALUE = re.compile(r"[!-<>-~\x80-\U0010ffff]+")
+
+
+class SyntaxFault(ValueError):
+    """The argument does not follow the grammar. `status` is the enhanced status code; `str()` is generic."""
+
+    def __init__(self, text: str, status: str = "5.5.4") -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class PathArgument:
+    """A path with its ESMTP parameters. `address` is empty for `<>`; keywords are upper case, values untouched."""
+
+    address: str
+    parameters: dict[str, str | None] = field(default_factory=dict)
+
+
+def parse_path_argument(argument: str, keyword: str, *, null_allowed: bool) -> PathArgument:
+    """Parse `FROM:<path> params` or `TO:<path> params`. SyntaxFault if it is neither."""
+    head, colon, rest = argument.partition(":")
+    if not colon or head.strip().upper() != keyword:
+        raise SyntaxFault(f"syntax: {keyword}:<address>")
+    path, parameters = _split_path(rest.strip(" "))
+    address = _parse_path(path, null_allowed=null_allowed)
+    return PathArgument(address, _parse_parameters(parameters))
+
+
+def _split_path(text: str) -> tuple[str, str]:
+    """The text between angle brackets (quotes respected), and what follows."""
+    if not text.startswith("<"):
+        path, _, rest = text.partition(" ")
+        return path, rest
+    quoted = escaped = False
+    for index, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif quoted and character == "\\":
+            escaped = True
+        elif character == '"':
+            quoted = not quoted
+        elif character == ">" and not quoted:
+            rest = text[index + 1 :]
+            if rest and not rest.startswith(" "):
+                raise SyntaxFault("syntax error after the address")
+            return text[1:index], rest
+    raise SyntaxFault("unbalanced angle brackets or quotes", "5.1.3")
+
+
+def _parse_path(path: str, *, null_allowed: bool) -> str:
+    if not path:
+        if null_allowed:
+            return ""
+        raise SyntaxFault("an address is required", "5.1.3")
+    if len(path.encode()) > PATH_MAX - 2:
+        raise SyntaxFault("the path is too long", "5.1.3")
+    route = _ROUTE.match(path)
+    return parse_mailbox(path[route.end() :] if route else path)
+
+
+def parse_mailbox(text: str) -> str:
+    """Check `local@domain` (or the bare `postmaster`); returns it with the domain's final dot removed."""
+    if text.lower() == "postmaster":
+        return text
+    local = _QUOTED.match(text) if text.startswith('"') else _DOT_STRING.match(text)
+    if local is None or text[local.end() : local.end() + 1] != "@":
+        raise SyntaxFault("bad address syntax", "5.1.3")
+    if len(local.group()) > LOCAL_PART_MAX:
+        raise SyntaxFault("the local part is too long", "5.1.3")
+    domain = text[local.end() + 1 :]
+    if not (_is_literal(domain) or (_DOMAIN.fullmatch(domain) and len(domain) <= 255)):
+        raise SyntaxFault("bad domain syntax", "5.1.2")
+    return f"{local.group()}@{domain.removesuffix('.')}"
+
+
+def _is_literal(domain: str) -> bool:
+    if not (domain.startswith("[") and domain.endswith("]")):
+        return False
+    inner = domain[1:-1]
+    try:
+        if inner[:5].lower() == "ipv6:":
+            ipaddress.IPv6Address(inner[5:])
+        else:
+            ipaddress.IPv4Address(inner)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_parameters(text: str) -> dict[str, str | None]:
+    words = text.split()
+    if len(words) > PARAMETERS_MAX:
+        raise SyntaxFault("too many parameters")
+    parameters: dict[str, str | None] = {}
+    for word in words:
+        keyword, equals, value = word.partition("=")
+        if not _KEYWORD.fullmatch(keyword) or (equals and not _VALUE.fullmatch(value)):
+            raise SyntaxFault("bad parameter syntax")
+        if keyword.upper() in parameters:
+            raise SyntaxFault("a parameter is given twice")
+        parameters[keyword.upper()] = value if equals else None
+    return parameters

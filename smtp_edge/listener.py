@@ -1,0 +1,207 @@
+"""Listeners: sockets, TLS contexts and connection limits around sessions.
+
+`Listener` is for clients and other mail servers; `MeshListener` is the peers' door: implicit TLS, cluster certificates
+on both sides, nothing else gets as far as a greeting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from gossip.identity import Identity, IdentityError
+from smtp_edge.auth import UsersError, UsersFile
+from smtp_edge.envelope import Client, Recipient
+from smtp_edge.relay import RelayPolicy
+from smtp_edge.reply import Reply
+from smtp_edge.session import Acceptor, Session, SessionOptions
+from smtp_edge.settings import ListenerSettings
+
+log = structlog.get_logger()
+
+BACKLOG = 1024
+HANDSHAKE_TIMEOUT_S = 30.0
+MESH_CONNECTIONS_MAX = 2000
+
+
+class ListenerError(Exception):
+    """The listener cannot start; `str()` says what is in the way."""
+
+
+class _Door:
+    """A listening socket and its sessions."""
+
+    def __init__(
+        self, name: str, listen: str, acceptor: Acceptor, *, connections_max: int, connections_per_client_max: int
+    ) -> None:
+        self._name, self._listen, self._acceptor = name, listen, acceptor
+        self._connections_max, self._per_client_max = connections_max, connections_per_client_max
+        self._sessions: set[Session] = set()
+        self._clients: Counter[str] = Counter()
+        self._counted: dict[Session, str] = {}
+        self._server: asyncio.Server | None = None
+
+    async def _open(self, options: SessionOptions, tls: ssl.SSLContext | None) -> str:
+        loop = asyncio.get_running_loop()
+        host, port = split_address(self._listen)
+
+        def build() -> Session:
+            return Session(options, self._acceptor, loop=loop, on_open=self._admit, on_close=self._forget)
+
+        handshake = HANDSHAKE_TIMEOUT_S if tls is not None else None
+        try:
+            self._server = await loop.create_server(
+                build, host, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake
+            )
+        except OSError as error:
+            raise ListenerError(f"cannot listen on {self._listen}: {error.strerror or error}") from error
+        bound = self._server.sockets[0].getsockname()
+        return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept nobody, let transactions finish within `grace_s`, then hang up."""
+        if self._server is None:
+            return
+        self._server.close()
+        for session in list(self._sessions):
+            session.close_soon()
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._sessions and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  (a stop may poll)
+            await asyncio.sleep(0.05)
+        for session in list(self._sessions):
+            session.abort()
+
+    def _admit(self, session: Session, address: str) -> Reply | None:
+        self._sessions.add(session)
+        self._counted[session] = address
+        self._clients[address] += 1
+        if len(self._sessions) > self._connections_max or self._clients[address] > self._per_client_max:
+            log.warning("listener.full", listener=self._name, client=address, connections=len(self._sessions))
+            return Reply(421, "too many connections", "4.7.0")
+        return None
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.discard(session)
+        address = self._counted.pop(session, None)
+        if address is not None:
+            self._clients[address] -= 1
+            if not self._clients[address]:
+                del self._clients[address]
+
+
+class Listener(_Door):
+    """Where clients submit or other servers deliver."""
+
+    def __init__(self, settings: ListenerSettings, acceptor: Acceptor, *, hostname: str, inline_bytes_max: int) -> None:
+        super().__init__(
+            settings.name,
+            settings.listen,
+            acceptor,
+            connections_max=settings.connections_max,
+            connections_per_client_max=settings.connections_per_client_max,
+        )
+        self._settings, self._hostname, self._inline_bytes_max = settings, hostname, inline_bytes_max
+
+    async def start(self) -> str:
+        """Listen; the bound host:port. ListenerError: port in use, certificate or users file unusable."""
+        settings = self._settings
+        context = self._load_context()
+        implicit = settings.tls == "implicit"
+        options = SessionOptions(
+            listener=settings.name,
+            hostname=self._hostname,
+            policy=RelayPolicy(settings),
+            size_bytes_max=settings.size_bytes_max,
+            inline_bytes_max=self._inline_bytes_max,
+            recipients_max=settings.recipients_max,
+            idle_timeout_s=settings.idle_timeout_s,
+            bare_newlines=settings.bare_newlines,
+            starttls=None if implicit else context,
+            implicit_tls=implicit,
+            users=self._load_users(),
+        )
+        return await self._open(options, context if implicit else None)
+
+    def _load_context(self) -> ssl.SSLContext | None:
+        certificate, key = self._settings.certificate, self._settings.key
+        if self._settings.tls == "none" or certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            raise ListenerError(f"certificate {certificate} with key {key or certificate}: {error}") from error
+        return context
+
+    def _load_users(self) -> UsersFile | None:
+        path: Path | None = self._settings.auth_users
+        try:
+            return UsersFile.load(path) if path is not None else None
+        except UsersError as error:
+            raise ListenerError(str(error)) from error
+
+
+class _PeersMayAll:
+    """Between peers the ingress relay has judged already."""
+
+    def permits(self, client: Client, recipient: Recipient) -> Reply | None:
+        """Peers relay anything."""
+        return None
+
+
+class MeshListener(_Door):
+    """The peers' door."""
+
+    def __init__(
+        self,
+        listen: str,
+        identity: Identity,
+        acceptor: Acceptor,
+        *,
+        hostname: str,
+        inline_bytes_max: int,
+        size_bytes_max: int,
+    ) -> None:
+        super().__init__(
+            "mesh",
+            listen,
+            acceptor,
+            connections_max=MESH_CONNECTIONS_MAX,
+            connections_per_client_max=MESH_CONNECTIONS_MAX,
+        )
+        self._identity = identity
+        self._options = SessionOptions(
+            listener="mesh",
+            hostname=hostname,
+            policy=_PeersMayAll(),
+            size_bytes_max=size_bytes_max,
+            inline_bytes_max=inline_bytes_max,
+            recipients_max=50_000,
+            implicit_tls=True,
+            mesh=True,
+            peer_of=self._peer_of,
+        )
+
+    async def start(self) -> str:
+        """Listen; the bound host:port. ListenerError if the port is in use."""
+        return await self._open(self._options, self._identity.server_context())
+
+    def _peer_of(self, certificate_der: bytes) -> str:
+        try:
+            return self._identity.member(certificate_der, at=datetime.now(UTC)).node_id
+        except IdentityError as error:
+            raise ValueError(str(error)) from error
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`. ListenerError for anything else."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ListenerError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
