@@ -110,6 +110,7 @@ class Ledger:
     delivered: int
     """Different accepted messages that arrived."""
     lost: tuple[str, ...]
+    """Accepted and not arrived when the account was drawn up."""
     changed: tuple[str, ...]
     """Arrived with another body than was submitted."""
     strangers: tuple[str, ...]
@@ -125,6 +126,8 @@ class Ledger:
     """What each smart host can take, messages per second."""
     reroutes: tuple[Reroute, ...] = ()
     kills: tuple[Kill, ...] = ()
+    waiting: int | None = 0
+    """What the relays say still waits in their queues (hearsay: it excuses nothing); None = they do not answer."""
 
     @property
     def balanced(self) -> bool:
@@ -146,6 +149,7 @@ def build_ledger(
     reroutes: Sequence[Reroute] = (),
     rates: Mapping[str, float] | None = None,
     window: tuple[float, float] | None = None,
+    waiting: int | None = 0,
 ) -> Ledger:
     """Draw up the account. Shares are counted over arrivals within `window` (all if None)."""
     sent = {submission.message_id: submission for submission in submissions}
@@ -172,6 +176,7 @@ def build_ledger(
         rates=dict(rates or {}),
         reroutes=tuple(reroutes),
         kills=tuple(kills),
+        waiting=waiting,
     )
 
 
@@ -276,6 +281,7 @@ def to_json(ledger: Ledger) -> dict[str, object]:
         "accepted": ledger.accepted,
         "delivered": ledger.delivered,
         "unanswered": ledger.unanswered,
+        "waiting": ledger.waiting,
         "lost": list(ledger.lost),
         "changed": list(ledger.changed),
         "strangers": list(ledger.strangers),
@@ -311,7 +317,7 @@ def to_text(ledger: Ledger) -> str:
     lines = [
         f"submitted {ledger.submitted}   accepted {ledger.accepted}   delivered {ledger.delivered}"
         + (f"   unanswered {ledger.unanswered}" if ledger.unanswered else ""),
-        f"lost      {_names(ledger.lost)}",
+        f"lost      {_names(ledger.lost)}{_waiting_note(ledger)}",
         f"changed   {_names(ledger.changed)}",
     ]
     if ledger.strangers:
@@ -329,6 +335,12 @@ NAMES_SHOWN_MAX = 10
 def _names(names: Sequence[str]) -> str:
     shown = ", ".join(names[:NAMES_SHOWN_MAX]) + (", ..." if len(names) > NAMES_SHOWN_MAX else "")
     return f"{len(names)}" + (f"  ({shown})" if names else "")
+
+
+def _waiting_note(ledger: Ledger) -> str:
+    if not ledger.lost:
+        return ""
+    return "  not all relays answer" if ledger.waiting is None else f"  {ledger.waiting} still wait, say the relays"
 
 
 def _double_lines(ledger: Ledger) -> list[str]:

@@ -175,6 +175,7 @@ class Story:
     def _account(self) -> Ledger:
         cluster = self._cluster
         attempts = read_attempts(cluster.logs())
+        waiting = [self._calls.waiting(relay) for relay in cluster.relays]
         watch, killed_at, hop = self._watched
         host_names = {host.plan.hop: name for name, host in cluster.hosts.items()}
         kill_host_at = next(kill.at for kill in cluster.kills if kill.name == VICTIM_HOST)
@@ -186,6 +187,7 @@ class Story:
             reroutes=[measure_reroute(VICTIM_HOST, hop, killed_at, watch.seen_at, attempts)],
             rates={name: host.plan.rate_mps for name, host in cluster.hosts.items()},
             window=(self._began_at + WARM_UP_S * self._scale, kill_host_at),
+            waiting=None if None in waiting else sum(count or 0 for count in waiting),
         )
 
     # -- telling -------------------------------------------------------------------------------------------------------
@@ -280,9 +282,8 @@ def _print_next(cluster: Cluster, screen: Screen, keep: bool) -> None:
 
 def _command() -> str:
     """How to call the CLI from here."""
-    script = Path(sys.executable).with_name("smtpmesh")
-    if not script.exists():
-        return f"{sys.executable} -m smtp_edge.cli"
+    python = Path(sys.executable)
     with contextlib.suppress(ValueError):
-        return str(script.relative_to(Path.cwd()))
-    return str(script)
+        python = python.relative_to(Path.cwd())
+    script = python.with_name("smtpmesh")
+    return str(script) if script.exists() else f"{python} -m smtp_edge.cli"

@@ -47,9 +47,8 @@ def test_a_whole_node_of_another_authority_does_not_become_a_member(cluster: Clu
     intruder.server.spawn()
     cluster.wait_relay(intruder)
     calls = admin_calls(cluster)
-    for relay in ("relay A", "relay B"):
-        log = cluster.relays[relay].server.log
-        wait_until(lambda log=log: events(log, *REFUSALS), REFUSED_WITHIN_S, f"a refusal by {relay}")
+    logs = [cluster.relays[relay].server.log for relay in ("relay A", "relay B")]
+    wait_until(lambda: all(events(log, *REFUSALS) for log in logs), REFUSED_WITHIN_S, "a refusal by both members")
     assert [calls.members(relay) for relay in ("relay A", "relay B", "relay X")] == [2, 2, 1]
     nodes = calls.call("relay A", "ListNodes")
     assert nodes is not None

@@ -48,6 +48,12 @@ def test_an_accepted_message_that_did_not_arrive_is_lost() -> None:
     assert not ledger.balanced
 
 
+def test_mail_that_relays_say_still_waits_is_named_but_excuses_nothing() -> None:
+    ledger = build_ledger([sent("m1")], [], waiting=1)
+    assert not ledger.balanced
+    assert "1 still wait, say the relays" in to_text(ledger)
+
+
 def test_a_message_without_250_is_neither_lost_nor_required() -> None:
     ledger = build_ledger([sent("m1", accepted=False), sent("m2", accepted=False)], [came("m1")])
     assert (ledger.lost, ledger.unanswered, ledger.delivered) == ((), 2, 0)
@@ -181,6 +187,7 @@ def test_json_keeps_its_keys() -> None:
         "accepted": 1,
         "delivered": 1,
         "unanswered": 0,
+        "waiting": 0,
         "lost": [],
         "changed": [],
         "strangers": [],
