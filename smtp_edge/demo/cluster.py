@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,7 +83,7 @@ class Server:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(_python_path()), PYTHONUNBUFFERED="1")
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                self.command,
+                [*_die_with_parent(), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -372,6 +373,12 @@ def _write_private(path: Path, secret: bytes) -> None:
 
 def _run_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "smtp_edge.cli", "run", "--config", str(folder / "node.toml")]
+
+
+def _die_with_parent() -> list[str]:
+    """Prefix that has the kernel stop a child whose parent was killed, where util-linux offers it."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def _python_path() -> list[str]:
