@@ -28,7 +28,7 @@ from typing import TypeVar
 import structlog
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue import statements
+from smtp_edge.queue import questions, statements
 from smtp_edge.queue.entry import (
     Claim,
     DeliveryState,
@@ -135,7 +135,7 @@ class SQLiteStore(MessageStore):
         orphans = remove_orphans(self._directory, known)
         sync_directory(self._directory)
         sync_directory(self._directory.parent)
-        changes = statements.count_everything(connection)
+        changes = questions.count_everything(connection)
         log.info("queue.open", entries=changes.entries, claims_voided=voided, orphans_removed=orphans)
         return changes
 
@@ -260,21 +260,21 @@ class SQLiteStore(MessageStore):
 
     async def next_due_at(self) -> datetime | None:
         """See MessageStore."""
-        return await self._ask(statements.next_due_at)
+        return await self._ask(questions.next_due_at)
 
     async def data(self, queue_id: str) -> MailData:
         """See MessageStore. StoreError if it is unknown, finished or damaged."""
-        return await self._ask(lambda connection: statements.mail_data(connection, queue_id, self._spool))
+        return await self._ask(lambda connection: questions.mail_data(connection, queue_id, self._spool))
 
     async def list(self, *, states: Sequence[DeliveryState] = (), class_id: str = "", limit: int = 100) -> list[Claim]:
         """See MessageStore. Without states: all not final. Mail data is left out (empty, with its true size)."""
         return await self._ask(
-            lambda connection: statements.list_deliveries(connection, states, class_id, limit, self._spool)
+            lambda connection: questions.list_deliveries(connection, states, class_id, limit, self._spool)
         )
 
     async def history(self, queue_id: str) -> MessageHistory | None:
         """See MessageStore."""
-        return await self._ask(lambda connection: statements.history(connection, queue_id, self._spool))
+        return await self._ask(lambda connection: questions.history(connection, queue_id, self._spool))
 
     async def summary(self) -> QueueSummary:
         """See MessageStore. Answered from memory."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from smtp_edge.queue import questions, statements
 from smtp_edge.queue import sqlite as sqlite_module
-from smtp_edge.queue import statements
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
@@ -86,13 +86,13 @@ async def test_totals_in_memory_equal_those_of_the_rows(store: SQLiteStore, tmp_
         await store.release(claim.delivery.queue_id)
     with sqlite3.connect(tmp_path / "queue" / "queue.db") as connection:
         counted = Tally()
-        counted.apply([statements.count_everything(connection)])
+        counted.apply([questions.count_everything(connection)])
     assert await store.summary() == counted.summary()
     assert store.backlog_counts() == counted.backlogs()
     await store.prune(AT + HISTORY * 2)
     with sqlite3.connect(tmp_path / "queue" / "queue.db") as connection:
         pruned = Tally()
-        pruned.apply([statements.count_everything(connection)])
+        pruned.apply([questions.count_everything(connection)])
     assert await store.summary() == pruned.summary() != counted.summary()
 
 
