@@ -1,0 +1,176 @@
+"""The stream of replies on an open connection.
+
+aiosmtplib connects, greets, secures and authenticates; then this protocol takes over the transport, because a pipelined
+group has several replies under way and aiosmtplib drops those that nobody awaits yet. Replies are bounded and their
+texts cleaned before anyone sees them: what a remote says goes into logs and reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Sequence
+from typing import cast
+
+from smtp_edge.reply import Reply
+
+LINE_MAX = 4096
+REPLY_BYTES_MAX = 64 * 1024
+REPLIES_WAITING_MAX = 2000
+"""Replies that may have arrived unread: more than the largest pipelined group."""
+TEXT_MAX = 1000
+
+_LINE = re.compile(rb"([2-5]\d\d)([ -]?)([^\r\n]*)\r?\n")
+_STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class ConnectionLost(Exception):
+    """The connection ended, or the remote sent what is no SMTP reply; `str()` is for the log."""
+
+
+class ReplyStream(asyncio.Protocol):
+    """Parses replies as they arrive and hands them out in order."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._buffer = bytearray()
+        self._lines: list[tuple[int, str]] = []
+        self._reply_bytes = 0
+        self._replies: deque[Reply] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost: str | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        transport.set_protocol(self)
+
+    # -- protocol ------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what is complete."""
+        self._buffer += data
+        while (end := self._buffer.find(b"\n")) >= 0:
+            line = bytes(self._buffer[: end + 1])
+            del self._buffer[: end + 1]
+            self._take_line(line)
+        if len(self._buffer) > LINE_MAX:
+            self._fail("the remote sent an endless line")
+        self._wake()
+
+    def _take_line(self, line: bytes) -> None:
+        match = _LINE.fullmatch(line)
+        self._reply_bytes += len(line)
+        if match is None or self._reply_bytes > REPLY_BYTES_MAX or len(self._replies) > REPLIES_WAITING_MAX:
+            self._fail("the remote sent what is no SMTP reply")
+            return
+        self._lines.append((int(match[1]), match[3].decode("utf-8", "replace")))
+        if match[2] != b"-":
+            self._replies.append(build_reply(self._lines))
+            self._lines, self._reply_bytes = [], 0
+
+    def eof_received(self) -> bool:
+        """The remote closed."""
+        self._lost = self._lost or "the remote closed the connection"
+        self._wake()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._lost = self._lost or (f"connection lost: {exc}" if exc else "connection closed")
+        self._writable.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The socket takes more."""
+        self._writable.set()
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Alive and in step: nothing unread, nothing half read."""
+        return (
+            self._lost is None
+            and not self._transport.is_closing()
+            and not (self._replies or self._lines or self._buffer)
+        )
+
+    def write(self, *parts: bytes) -> None:
+        """Send. ConnectionLost if the connection is known to be gone."""
+        if self._lost is not None or self._transport.is_closing():
+            raise ConnectionLost(self._lost or "connection closed")
+        self._transport.writelines(parts)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more."""
+        await self._writable.wait()
+        if self._lost is not None:
+            raise ConnectionLost(self._lost)
+
+    async def read_reply(self) -> Reply:
+        """The next reply. ConnectionLost if there will be none."""
+        while not self._replies:
+            if self._lost is not None:
+                raise ConnectionLost(self._lost)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._replies.popleft()
+
+    @property
+    def waiting(self) -> bool:
+        """A reply is there to be read."""
+        return bool(self._replies)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._lost = self._lost or "closed by ourselves"
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close without flushing what is still to be written."""
+        self._lost = self._lost or "closed by ourselves"
+        self._transport.abort()
+
+    def _fail(self, reason: str) -> None:
+        self._lost = self._lost or reason
+        self._buffer.clear()
+        self._transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def build_reply(lines: Sequence[tuple[int, str]]) -> Reply:
+    """A reply from its lines; the enhanced status code is taken from the front of each line (RFC 2034 section 4)."""
+    code = lines[-1][0]
+    status = ""
+    texts: list[str] = []
+    for _, line in lines:
+        text = clean_text(line)
+        match = _STATUS.match(text)
+        if match is not None and match[1] == str(code)[0]:
+            status = match.group().strip()
+            text = text[match.end() :]
+        texts.append(text)
+    return Reply(code, "\n".join(texts)[:TEXT_MAX], status)
+
+
+def clean_text(text: str) -> str:
+    """A remote's text without control characters, bounded."""
+    return _CONTROL.sub("?", text)[:TEXT_MAX]
+
+
+def as_transport(transport: asyncio.BaseTransport | None) -> asyncio.Transport:
+    """The writable transport behind aiosmtplib's attribute. ConnectionLost if it is gone."""
+    if transport is None or transport.is_closing():
+        raise ConnectionLost("connection closed")
+    return cast(asyncio.Transport, transport)
