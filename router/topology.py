@@ -1,0 +1,108 @@
+"""The mesh as arcs: what others advertised, and what this node measured itself. Pure.
+
+Own arcs come from own edges and never from gossip: nobody knows them better. An arc that is DOWN or DRAINING is left
+out, so is every arc to a node that the database no longer holds. Everything is sorted: equal views give equal answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gossip.linkstate import LinkState, LinkStatus, NodeRecord, Snapshot
+from router.decision import Hop, HopKind
+from router.edge import Edge
+from router.policy import MX_VIA, DestinationClass
+
+DIRECT_CAPACITY_MMPS = 10_000
+"""Capacity assumed for a delivery to a domain's own exchangers that nobody has measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arc:
+    """A directed link of the mesh that may carry mail."""
+
+    origin: str
+    """Node id."""
+    hop: Hop
+    weight: float
+    """Expected attempts for one delivery, in quarter steps, plus cost."""
+    capacity_mmps: int
+    classes: tuple[str, ...]
+    """Classes that an exit serves; empty for peers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All arcs, and what is known of the nodes."""
+
+    self_id: str
+    arcs: tuple[Arc, ...]
+    names: dict[str, str]
+    no_transit: frozenset[str]
+    direct_mx: frozenset[str]
+
+    def of_class(self, wanted: DestinationClass) -> tuple[Arc, ...]:
+        """Arcs between relays, and those to the exits of the class."""
+        exits = frozenset(wanted.exits)
+        chosen = [arc for arc in self.arcs if arc.hop.kind is HopKind.PEER or self._serves(arc, wanted, exits)]
+        if wanted.class_id.startswith(f"{MX_VIA}:"):
+            chosen += self._direct_arcs(wanted, chosen)
+        return tuple(chosen)
+
+    def label(self, hop_id: str) -> str:
+        """A node's name for its id; other hop ids as they are."""
+        kind, _, name = hop_id.partition(":")
+        return self.names.get(name, hop_id) if kind == HopKind.PEER.value else hop_id
+
+    def _serves(self, arc: Arc, wanted: DestinationClass, exits: frozenset[str]) -> bool:
+        if arc.origin == self.self_id:
+            return arc.hop.id in exits
+        return wanted.class_id in arc.classes or arc.hop.id == wanted.class_id
+
+    def _direct_arcs(self, wanted: DestinationClass, known: Iterable[Arc]) -> list[Arc]:
+        """Nodes that deliver to exchangers themselves reach every domain, measured or not."""
+        measured = {arc.origin for arc in known if arc.hop.id == wanted.class_id}
+        hop = Hop.parse(wanted.class_id)
+        return [
+            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,))
+            for node in sorted(self.direct_mx - measured)
+            if node != self.self_id
+        ]
+
+
+def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: float) -> Topology:
+    """The topology of a database, with the own edges as measured."""
+    others = [node for node in snapshot.nodes if node.node_id != self_id]
+    known = {node.node_id for node in snapshot.nodes} | {self_id}
+    arcs = [
+        Arc(self_id, edge.hop, edge.weight(now), round(1000 * edge.effective_capacity(now)), ())
+        for edge in own
+        if edge.usable
+    ]
+    arcs += [arc for node in others for arc in _advertised(node, known)]
+    return Topology(
+        self_id=self_id,
+        arcs=tuple(sorted(arcs, key=lambda arc: (arc.origin, arc.hop.id))),
+        names={node.node_id: node.info.name for node in snapshot.nodes},
+        no_transit=frozenset(node.node_id for node in others if node.info.no_transit or node.info.draining),
+        direct_mx=frozenset(node.node_id for node in snapshot.nodes if node.info.direct_mx),
+    )
+
+
+def _advertised(node: NodeRecord, known: set[str]) -> Iterable[Arc]:
+    for link in node.links:
+        if link.status in (LinkStatus.DOWN, LinkStatus.DRAINING):
+            continue
+        hop = Hop.parse(link.hop)
+        if hop.kind is HopKind.PEER and hop.name not in known:
+            continue
+        yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes)
+
+
+def _weight(link: LinkState) -> float:
+    attempts = 1e6 / max(50_000, link.availability_permille * link.reliability_permille)
+    return max(1.0, round(attempts * 4) / 4) + link.cost
+
+
+"""The weight of `Edge.weight`, from the bounded integers of an advertisement."""
