@@ -29,7 +29,8 @@ from smtp_edge.demo.watch import AdminCalls, DownWatch, LogReader, find_doubts, 
 
 HOSTS = (HostPlan("A", 20), HostPlan("B", 40), HostPlan("C", 80))
 VICTIM_HOST, VICTIM_RELAY = "smart host C", "relay B"
-FULL_MPS = 110.0
+FULL_MPS = 126.0
+"""Nine tenths of what the smart hosts take together: enough that the shares must follow the capacities."""
 REDUCED_MPS = 40.0
 """Below the 60 msg/s of smart hosts A and B, so that what queued up in the first seconds drains too."""
 
