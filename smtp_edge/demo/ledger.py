@@ -228,7 +228,8 @@ def _explain_kill(before: Arrival, after: Arrival, kills: Sequence[Kill]) -> tup
         when = f"{abs(gap_s):.2f} s {'after' if gap_s >= 0 else 'before'}"
         if kill.name == before.host:
             return "exit", f"{kill.name} was killed {when} it wrote the message: its 250 never arrived"
-        return "exit", f"{kill.name} was killed {when} {before.host} wrote the message: the 250 was not yet recorded"
+        fate = "the 250 was not yet recorded" if gap_s >= 0 else "nobody was left to hear the 250"
+        return "exit", f"{kill.name} was killed {when} {before.host} wrote the message: {fate}"
     return None
 
 
