@@ -1,7 +1,7 @@
 """Link-state values: what an advertisement says, and which of two is newer.
 
-Only the origin issues a record about itself, as in OSPF (RFC 2328 section 12.1). Scores are bounded integers on the wire
-and in memory, so there is no NaN, no infinity and no negative capacity to defend against downstream.
+Only the origin issues a record about itself, as in OSPF (RFC 2328 section 12.1). Scores are bounded integers on the
+wire and in memory, so there is no NaN, no infinity and no negative capacity to defend against downstream.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ The forwarding rule (4-routing.md section 5), asked only when a slot may be free
 
 A peer's rank is its distance to the exits without this node, so no peer is chosen that would have to send the mail
 back. `sideways` = beta + a quarter of the backlog for a peer that is no nearer than we are: a hop is a durable write,
-and a small difference is not worth it. (The design's rule has no such term; without it relays with equal exits exchange mail whenever
-their slots are full.)
+and a small difference is not worth it. (The design's rule has no such term; without it relays with equal exits
+exchange mail whenever their slots are full.)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DIRECT_EDGES_MAX = 10_000
 """Edges to domains' own exchangers; past it the idle ones are forgotten."""
 MAJORITY = 0.5
 SIDEWAYS_SHARE = 0.25
-"""A peer that is no nearer must be emptier than we are by this share as well: noise in a deep backlog is no gradient."""
+"""A peer that is no nearer must be emptier by this share as well: noise in a deep backlog is no gradient."""
 
 
 @dataclass(frozen=True, slots=True)
