@@ -95,6 +95,8 @@ class RoutingEngine:
         """What the topology was built from: backlogs change often, links seldom."""
         self._topology: Topology | None = None
         self._ranks: dict[str, Ranks] = {}
+        self._reported_down: dict[Hop, bool] = {}
+        """Exits that most other relays report down: news once, not at every snapshot."""
         self._advertised: tuple[tuple[object, ...], ...] = ()
         self.draining = False
         for exit_hop in exits:
@@ -515,8 +517,10 @@ class RoutingEngine:
             for link in node.links
             if link.hop == edge.hop.id and link.status is not LinkStatus.UNKNOWN
         ]
-        down = fresh.count(LinkStatus.DOWN)
-        if fresh and down > len(fresh) * MAJORITY:
+        down = bool(fresh) and fresh.count(LinkStatus.DOWN) > len(fresh) * MAJORITY
+        news = down and not self._reported_down.get(edge.hop, False)
+        self._reported_down[edge.hop] = down
+        if news:
             reason = edge.breaker.suspect("most other relays report it down", now)
         elif LinkStatus.UP in fresh and now - edge.breaker.since > self._settings.report_fresh_s:
             reason = edge.breaker.regain("another relay reports it up", now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 import time
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def _translate(error: BaseException, stage: str, *, opportunistic: bool) -> Base
         error, aiosmtplib.SMTPException
     ):
         return error
-    text = f"{stage}: {clean_text(str(error)) or type(error).__name__}"
+    text = f"{stage}: {_describe(error)}"
     if stage == "STARTTLS" and opportunistic and not isinstance(error, aiosmtplib.SMTPTimeoutError):
         return _NoOpportunity(text)
     if _is_tls(error) or stage == "STARTTLS":
@@ -196,6 +197,14 @@ def _translate(error: BaseException, stage: str, *, opportunistic: bool) -> Base
     if isinstance(error, aiosmtplib.SMTPException):
         return Unconnected(OutcomeKind.HOP_TEMPFAIL, text)
     return error
+
+
+def _describe(error: BaseException) -> str:
+    """The operating system's word where there is one (`Connection refused`), else the library's."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, ssl.SSLError):
+        return os.strerror(cause.errno) if cause.errno > 0 else clean_text(str(cause))
+    return clean_text(str(error)) or type(error).__name__
 
 
 def _is_tls(error: BaseException | None) -> bool:
