@@ -517,7 +517,7 @@ class RoutingEngine:
             for link in node.links
             if link.hop == edge.hop.id and link.status is not LinkStatus.UNKNOWN
         ]
-        down = bool(fresh) and fresh.count(LinkStatus.DOWN) > len(fresh) * MAJORITY
+        down = sum(status in (LinkStatus.DOWN, LinkStatus.HALF_OPEN) for status in fresh) > len(fresh) * MAJORITY
         news = down and not self._reported_down.get(edge.hop, False)
         self._reported_down[edge.hop] = down
         if news:

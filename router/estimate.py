@@ -128,9 +128,10 @@ class Capacity:
             return
         if self.accepted or self.limited:
             rate = self.accepted / min(length, 2 * BIN_S) if length < 2 * BIN_S else float(self.accepted)
-            self.best.append((now, rate))
+            ended = min(now, self.bin_began + 2 * BIN_S)
+            self.best.append((ended, rate))
             if self.limited and self.accepted:
-                self.proofs.append((now, rate))
+                self.proofs.append((ended, rate))
         self.bin_began, self.accepted, self.limited = now, 0, False
 
 

@@ -1,0 +1,202 @@
+"""Estimators and the breaker of one edge."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.breaker import Breaker
+from router.decision import EdgeState, OutcomeKind
+from router.estimate import Availability, Capacity, Latency, Reliability, Window
+from router.settings import RouterSettings
+
+OK, REFUSED, LATER = OutcomeKind.ACCEPTED, OutcomeKind.CONNECT_FAILED, OutcomeKind.HOP_TEMPFAIL
+
+
+def build_breaker() -> Breaker:
+    return Breaker(RouterSettings(), random.Random(1))
+
+
+def test_availability_fades_with_the_time_down() -> None:
+    availability = Availability()
+    availability.observe(False, 0)
+    assert availability.at(600) == pytest.approx(0.368, abs=0.001)
+    availability.observe(True, 600)
+    assert availability.at(1200) == pytest.approx(1 - 0.632 * 0.368, abs=0.001)
+
+
+def test_reliability_starts_at_nine_tenths_and_forgets() -> None:
+    reliability = Reliability()
+    assert reliability.value == pytest.approx(0.9)
+    for _ in range(50):
+        reliability.observe(False, 0)
+    assert reliability.value < 0.05
+    reliability.observe(True, 3000)
+    assert reliability.value > 0.6
+
+
+@given(st.lists(st.booleans(), max_size=400))
+def test_reliability_is_a_share_and_its_evidence_is_bounded(outcomes: list[bool]) -> None:
+    reliability = Reliability()
+    for number, outcome in enumerate(outcomes):
+        reliability.observe(outcome, number * 0.1)
+        assert 0 < reliability.value < 1
+        assert reliability.samples <= 200
+
+
+def feed(capacity: Capacity, rate: int, start: int, seconds: int, *, limited: bool) -> None:
+    for second in range(start, start + seconds):
+        for number in range(rate):
+            capacity.observe_accepted(second + number / rate)
+            if limited:
+                capacity.observe_limit(second + number / rate)
+
+
+def test_capacity_is_what_went_through_at_the_limit() -> None:
+    capacity = Capacity()
+    feed(capacity, 40, 0, 10, limited=True)
+    assert capacity.proven(10)
+    assert capacity.at(10) == pytest.approx(40, abs=2)
+
+
+def test_unproven_capacity_is_twice_the_best_so_that_demand_finds_the_limit() -> None:
+    capacity = Capacity()
+    feed(capacity, 10, 0, 5, limited=False)
+    assert not capacity.proven(5)
+    assert capacity.at(5) == pytest.approx(20, abs=2)
+
+
+def test_little_demand_does_not_lower_a_proven_capacity() -> None:
+    capacity = Capacity()
+    feed(capacity, 40, 0, 10, limited=True)
+    feed(capacity, 2, 10, 60, limited=False)
+    assert capacity.at(70) == pytest.approx(40, abs=2)
+
+
+def test_proof_grows_old() -> None:
+    capacity = Capacity()
+    feed(capacity, 40, 0, 5, limited=True)
+    assert not capacity.proven(400)
+
+
+def test_latency_keeps_its_minimum_for_a_minute_and_its_peak_fades() -> None:
+    latency = Latency()
+    latency.observe(0.01, 0)
+    latency.observe(1.0, 1)
+    latency.observe(0.1, 11)
+    assert latency.minimum == 0.01
+    assert 0.1 < (latency.peak or 0) < 0.5
+    latency.observe(0.1, 70)
+    assert latency.minimum == 0.1
+
+
+def build_window() -> Window:
+    return Window(size=2, size_max=20, queued_low=3, queued_high=6, latency_floor_s=0.02)
+
+
+def test_window_doubles_until_the_hop_queues() -> None:
+    window = build_window()
+    for _ in range(40):
+        window.observe(0.01, 0.01)
+    assert window.size == 20
+
+
+def test_window_settles_where_a_few_messages_queue() -> None:
+    window = build_window()
+    for _ in range(300):
+        window.observe(0.05 * window.size, 0.05)  # a hop that serves one at a time in 50 ms
+    assert 3 <= window.size <= 7
+
+
+@given(st.lists(st.floats(0, 10), max_size=200))
+def test_window_stays_within_its_bounds(latencies: list[float]) -> None:
+    window = build_window()
+    for latency in latencies:
+        window.observe(latency, 0.01)
+        assert 1 <= window.size <= 20
+    window.shrink()
+    assert 1 <= window.size <= 20
+
+
+def test_first_success_opens_an_unknown_edge() -> None:
+    breaker = build_breaker()
+    assert breaker.record(OK, "", 0) == "first success"
+    assert breaker.state is EdgeState.UP
+
+
+def test_three_failures_are_suspect_five_are_down() -> None:
+    breaker = build_breaker()
+    breaker.record(OK, "", 0)
+    states = []
+    for _ in range(5):
+        breaker.record(LATER, "421", 1)
+        states.append(breaker.state.value)
+    assert states == ["up", "up", "suspect", "suspect", "down"]
+
+
+def test_a_success_in_between_starts_the_count_again() -> None:
+    breaker = build_breaker()
+    for _ in range(10):
+        breaker.record(LATER, "421", 0)
+        breaker.record(LATER, "421", 0)
+        breaker.record(OK, "", 0)
+    assert breaker.state is EdgeState.UP
+
+
+def test_pauses_double_up_to_their_bound() -> None:
+    breaker = build_breaker()
+    now, pauses = 0.0, []
+    breaker.record(REFUSED, "refused", now)
+    for _ in range(7):
+        assert breaker.retry_at is not None
+        pauses.append(breaker.retry_at - now)
+        now = breaker.retry_at
+        assert breaker.on_timer(now)
+        breaker.record(REFUSED, "refused", now)
+    assert pauses == [pytest.approx(expected, rel=0.21) for expected in (1, 2, 4, 8, 15, 15, 15)]
+
+
+def test_a_recovered_edge_is_trusted_step_by_step() -> None:
+    breaker = build_breaker()
+    breaker.record(REFUSED, "refused", 0)
+    breaker.on_timer(2)
+    for _ in range(3):
+        breaker.record(OK, "", 2)
+    assert (breaker.state, breaker.ramp_share()) == (EdgeState.UP, 0.1)
+    for second in range(3, 8):
+        breaker.record(OK, "", second)
+    assert breaker.ramp_share() == 1.0
+
+
+def test_a_flapping_edge_is_kept_to_one_transaction_until_its_penalty_fades() -> None:
+    breaker = build_breaker()
+    now = 0.0
+    for _ in range(3):
+        breaker.record(REFUSED, "refused", now)
+        breaker.on_timer(now + 2)
+        for _ in range(3):
+            breaker.record(OK, "", now + 2)
+        now += 3
+    assert breaker.slots(10, now) == 1
+    assert breaker.slots(10, now + 300) == 10
+
+
+def test_a_cancelled_attempt_says_nothing() -> None:
+    breaker = build_breaker()
+    assert breaker.record(OutcomeKind.CANCELLED, "", 0) is None
+    assert breaker.state is EdgeState.UNKNOWN
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(OutcomeKind)), st.floats(0.01, 30)), max_size=100))
+def test_slots_and_ramp_stay_within_bounds_whatever_happens(story: list[tuple[OutcomeKind, float]]) -> None:
+    breaker, now = build_breaker(), 0.0
+    for kind, pause in story:
+        now += pause
+        breaker.on_timer(now)
+        breaker.record(kind, "x", now)
+        assert 0 <= breaker.slots(10, now) <= 10
+        assert 0 < breaker.ramp_share() <= 1
+        assert (breaker.state is EdgeState.DOWN) == (breaker.retry_at is not None)

@@ -1,0 +1,210 @@
+"""A small world in virtual time: relays with real engines, smart hosts that serve one at a time, instant gossip.
+
+Seeded and deterministic. Peers take 4 ms, hosts queue: their latency grows with what waits before them, as a real
+rate-limited host's does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeInfo, NodeRecord, Snapshot, Version
+from router.decision import ExitHop, Hop, HopKind, Outcome, OutcomeKind, Query
+from router.engine import RoutingEngine
+from router.policy import RouteRule, RouteTable
+from router.settings import RouterSettings
+
+CLASS = "default"
+
+
+def node_id(number: int) -> str:
+    return f"{number:x}" * 32
+
+
+def host(name: str) -> Hop:
+    return Hop(HopKind.SMART_HOST, name)
+
+
+def peer(number: int) -> Hop:
+    return Hop(HopKind.PEER, node_id(number))
+
+
+def build_engine(
+    number: int,
+    hosts: Sequence[str] = ("a",),
+    *,
+    via: Sequence[str] | None = None,
+    direct: bool = False,
+    settings: RouterSettings | None = None,
+) -> RoutingEngine:
+    routes = ("mx",) if direct else tuple(via if via is not None else hosts)
+    return RoutingEngine(
+        node_id=node_id(number),
+        node_name=f"r{number}",
+        table=RouteTable([RouteRule(CLASS, ("*",), routes)]),
+        exits=[ExitHop(host(name), name) for name in hosts],
+        settings=settings or RouterSettings(),
+        rng=random.Random(number),
+        now=0.0,
+    )
+
+
+def record(
+    number: int,
+    links: Sequence[LinkState] = (),
+    *,
+    no_transit: bool = False,
+    direct_mx: bool = False,
+    age_s: float = 0.1,
+) -> NodeRecord:
+    info = NodeInfo(f"r{number}", "g", "m", no_transit=no_transit, direct_mx=direct_mx)
+    return NodeRecord(NodeId(node_id(number)), info, tuple(links), version=Version(1, 1), age_s=age_s)
+
+
+def link(hop: Hop, status: LinkStatus = LinkStatus.UP, capacity_mmps: int = 50_000) -> LinkState:
+    classes = (CLASS,) if hop.kind is HopKind.SMART_HOST else ()
+    return LinkState(hop.id, status, 1000, 1000, capacity_mmps, 5000, 10, 0, classes)
+
+
+@dataclass
+class Mail:
+    began: float
+    trace: tuple[str, ...] = ()
+    avoid: dict[Hop, float] = field(default_factory=dict)
+
+
+class World:
+    """Relays attached to named hosts of given rates (messages per second)."""
+
+    def __init__(self, attached: Sequence[Sequence[str]], rates: dict[str, float], *, seed: int = 1) -> None:
+        every = tuple(rates)
+        self.engines = [build_engine(n + 1, hosts, via=every) for n, hosts in enumerate(attached)]
+        self.rates, self.rng = dict(rates), random.Random(seed)
+        self.free_at = dict.fromkeys(rates, 0.0)
+        self.dead: set[str] = set()
+        self.queues: list[deque[Mail]] = [deque() for _ in attached]
+        self.inflight = [0] * len(attached)
+        self.delivered: list[tuple[float, str, float]] = []
+        """(when, host, delay)"""
+        self.attempts: list[tuple[float, int, Hop]] = []
+        self.transfers = 0
+        self.revisits = 0
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._tick()
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (when, self._count, action))
+
+    def offer(self, relay: int, rate_mps: float, *, until: float, start: float = 0.0) -> None:
+        """Poisson arrivals at a relay."""
+
+        def arrive() -> None:
+            self.queues[relay].append(Mail(self.now))
+            self.pump(relay)
+            following = self.now + self.rng.expovariate(rate_mps)
+            if following < until:
+                self.at(following, arrive)
+
+        self.at(start + self.rng.expovariate(rate_mps), arrive)
+
+    def run(self, until: float) -> None:
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+
+    def shares(self, start: float, end: float) -> dict[str, float]:
+        chosen = Counter(name for when, name, _ in self.delivered if start <= when < end)
+        return {name: chosen[name] / max(1, chosen.total()) for name in self.rates}
+
+    def throughput(self, start: float, end: float) -> float:
+        return sum(start <= when < end for when, _, _ in self.delivered) / (end - start)
+
+    def waiting(self) -> int:
+        return sum(map(len, self.queues)) + sum(self.inflight)
+
+    # -- inner workings ------------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            "view",
+            tuple(
+                NodeRecord(
+                    NodeId(node_id(n + 1)),
+                    NodeInfo(f"r{n + 1}", "g", "m"),
+                    engine.links(self.now),
+                    engine.load(self.now),
+                    Version(1, 1),
+                    0.1,
+                )
+                for n, engine in enumerate(self.engines)
+            ),
+        )
+
+    def _tick(self) -> None:
+        snapshot = self._snapshot()
+        for n, engine in enumerate(self.engines):
+            engine.apply(snapshot, self.now)
+            engine.on_timer(self.now)
+            for hop in engine.probes_due(self.now):
+                self._probe(engine, hop)
+            self.pump(n)
+        self.at(self.now + 0.25, self._tick)
+
+    def _probe(self, engine: RoutingEngine, hop: Hop) -> None:
+        kind = OutcomeKind.CONNECT_FAILED if hop.name in self.dead else OutcomeKind.ACCEPTED
+        engine.record(Outcome(hop, kind, self.now, 0.002, probe=True), "", self.now)
+
+    def pump(self, n: int) -> None:
+        queue, engine = self.queues[n], self.engines[n]
+        started = True
+        while queue and started:
+            started = False
+            for mail in list(queue)[:8]:
+                engine.set_backlog(CLASS, len(queue) + self.inflight[n])
+                avoid = tuple(hop for hop, until in mail.avoid.items() if until > self.now)
+                chosen = engine.decide(Query(CLASS, mail.trace, avoid), self.now, explain=False).chosen
+                if chosen is not None:
+                    queue.remove(mail)
+                    self._begin(n, mail, chosen)
+                    started = True
+                    break
+
+    def _begin(self, n: int, mail: Mail, hop: Hop) -> None:
+        self.engines[n].begin(hop, CLASS, self.now)
+        self.inflight[n] += 1
+        self.attempts.append((self.now, n, hop))
+        began = self.now
+        if hop.name in self.dead:
+            self.at(began + 0.001, lambda: self._end(n, mail, hop, began, OutcomeKind.CONNECT_FAILED))
+            return
+        ready = began + 0.002
+        if hop.kind is HopKind.SMART_HOST:
+            ready = self.free_at[hop.name] = max(began, self.free_at[hop.name]) + 1 / self.rates[hop.name]
+        self.at(ready + 0.002, lambda: self._end(n, mail, hop, began, OutcomeKind.ACCEPTED))
+
+    def _end(self, n: int, mail: Mail, hop: Hop, began: float, kind: OutcomeKind) -> None:
+        self.inflight[n] -= 1
+        self.engines[n].record(Outcome(hop, kind, began, self.now - began), CLASS, self.now)
+        if kind is not OutcomeKind.ACCEPTED:
+            mail.avoid[hop] = self.now + 1
+            self.queues[n].appendleft(mail)
+        elif hop.kind is HopKind.PEER:
+            self._transfer(n, mail, hop)
+        else:
+            self.delivered.append((self.now, hop.name, self.now - mail.began))
+        self.pump(n)
+
+    def _transfer(self, n: int, mail: Mail, hop: Hop) -> None:
+        there = next(m for m in range(len(self.engines)) if node_id(m + 1) == hop.name)
+        self.transfers += 1
+        self.revisits += hop.name in mail.trace
+        self.queues[there].append(Mail(mail.began, (*mail.trace, node_id(n + 1))))
+        self.engines[n].hear_backlog(hop.name, {CLASS: len(self.queues[there]) + self.inflight[there]}, self.now)
+        self.pump(there)
