@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -27,6 +29,11 @@ log = structlog.get_logger()
 BACKLOG = 1024
 HANDSHAKE_TIMEOUT_S = 30.0
 MESH_CONNECTIONS_MAX = 2000
+REASONS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster's authority",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
+}
+"""OpenSSL's words in ours."""
 
 
 class ListenerError(Exception):
@@ -53,11 +60,11 @@ class _Door:
         def build() -> Session:
             return Session(options, self._acceptor, loop=loop, on_open=self._admit, on_close=self._forget)
 
-        handshake = HANDSHAKE_TIMEOUT_S if tls is not None else None
+        def build_door() -> asyncio.Protocol:
+            return _TlsDoor(build, tls, self._name) if tls is not None else build()
+
         try:
-            self._server = await loop.create_server(
-                build, host, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake
-            )
+            self._server = await loop.create_server(build_door, host, port, backlog=BACKLOG)
         except OSError as error:
             raise ListenerError(f"cannot listen on {self._listen}: {error.strerror or error}") from error
         bound = self._server.sockets[0].getsockname()
@@ -92,6 +99,36 @@ class _Door:
             self._clients[address] -= 1
             if not self._clients[address]:
                 del self._clients[address]
+
+
+class _TlsDoor(asyncio.Protocol):
+    """Implicit TLS before the session begins. asyncio's own way says nothing about a handshake that failed."""
+
+    def __init__(self, build: Callable[[], Session], context: ssl.SSLContext, listener: str) -> None:
+        self._build, self._context, self._listener = build, context, listener
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake; nothing is read before it."""
+        secured = cast(asyncio.Transport, transport)
+        secured.pause_reading()
+        self._task = asyncio.get_running_loop().create_task(self._secure(secured))
+
+    async def _secure(self, transport: asyncio.Transport) -> None:
+        session, loop = self._build(), asyncio.get_running_loop()
+        address = (transport.get_extra_info("peername") or ("unknown",))[0]
+        try:
+            secured = await loop.start_tls(
+                transport, session, self._context, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except (OSError, ssl.SSLError) as error:
+            reason = getattr(error, "reason", None) or str(error) or "the client hung up"
+            event = "mesh.peer_refused" if self._listener == "mesh" else "tls.failed"
+            log.warning(event, client=address, listener=self._listener, reason=REASONS.get(reason, reason))
+            transport.abort()
+            return
+        if secured is not None:
+            session.connection_made(secured)
 
 
 class Listener(_Door):

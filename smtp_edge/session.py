@@ -1,8 +1,8 @@
 """One inbound SMTP session, on aiosmtpd's `SMTP` class.
 
 aiosmtpd gives transport, stream and lifetime; the dialogue is ours: bulk DATA instead of a coroutine step for each
-line, replies of a pipelined group in one write, parameters with their case kept, enhanced status codes (RFC 2034) on every
-reply, and texts that never repeat what the client sent. What is wrong goes to the log, not to the client.
+line, replies of a pipelined group in one write, parameters with their case kept, enhanced status codes (RFC 2034) on
+every reply, and texts that never repeat what the client sent. What is wrong goes to the log, not to the client.
 
 A session that loses its client while a message is being stored still learns how the storing ended: it is never
 cancelled in between, so nothing is stored that nobody counts.

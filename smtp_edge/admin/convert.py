@@ -1,0 +1,187 @@
+"""From the node's values to messages of the admin API. Pure, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from gossip.linkstate import LinkState, NodeRecord, SessionStatus
+from router.decision import Candidate, Explanation, RouteRow
+from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
+from smtpmesh.admin.v1 import admin_pb2 as pb
+
+STATES = {0: "unknown", 1: "up", 2: "suspect", 3: "half-open", 4: "down", 5: "draining"}
+
+
+def convert_candidate(candidate: Candidate) -> pb.NextHop:
+    """One candidate with all terms."""
+    message = pb.NextHop(
+        hop=candidate.hop.id,
+        label=candidate.label,
+        verdict=candidate.verdict.value,
+        reason=candidate.reason,
+        share=candidate.share,
+        gain=candidate.gain,
+        backlog_here=candidate.backlog_here,
+        backlog_there=candidate.backlog_there,
+        backlog_source=candidate.backlog_source,
+        availability=candidate.availability,
+        reliability=candidate.reliability,
+        capacity_mps=candidate.capacity_mps,
+        capacity_proven=candidate.capacity_proven,
+        window=candidate.window,
+        inflight=candidate.inflight,
+        state=candidate.state.value,
+        cost=candidate.cost,
+    )
+    if candidate.backlog_age_s is not None:
+        message.backlog_age_s = candidate.backlog_age_s
+    if candidate.rank_here is not None:
+        message.rank_here = candidate.rank_here
+    if candidate.rank_there is not None:
+        message.rank_there = candidate.rank_there
+    if candidate.latency_s is not None:
+        message.latency_s = candidate.latency_s
+    return message
+
+
+def convert_row(row: RouteRow) -> pb.RouteEntry:
+    """One class of the routing table."""
+    return pb.RouteEntry(
+        class_id=row.class_id,
+        exits=list(row.exits),
+        next_hops=[convert_candidate(candidate) for candidate in row.decision.candidates],
+        rule=row.decision.rule,
+        backlog=row.backlog,
+    )
+
+
+def convert_explanation(
+    address: str, matched_rule: str, exits: tuple[str, ...], explanation: Explanation
+) -> pb.ExplainResponse:
+    """Why."""
+    decision = explanation.decision
+    row = RouteRow(decision.class_id, exits, decision, max((c.backlog_here for c in decision.candidates), default=0))
+    return pb.ExplainResponse(
+        address=address,
+        class_id=decision.class_id,
+        matched_rule=matched_rule,
+        database_root=decision.view,
+        route=convert_row(row),
+        chosen=decision.chosen.id if decision.chosen is not None else "",
+        bound_mps=explanation.bound_mps,
+        bottleneck=list(explanation.bottleneck),
+        paths=list(explanation.paths),
+    )
+
+
+def convert_node(node: NodeRecord, *, self_id: str, session: SessionStatus | None, routes_digest: str) -> pb.Node:
+    """One member."""
+    info = node.info
+    return pb.Node(
+        node_id=node.node_id,
+        name=info.name,
+        zone=info.zone,
+        gossip_address=info.gossip_address,
+        mesh_address=info.mesh_address,
+        software=info.software,
+        self=node.node_id == self_id,
+        session=session is not None and session.up,
+        age_s=0.0 if node.node_id == self_id else node.age_s,
+        version=f"{node.version.epoch}.{node.version.sequence}",
+        draining=info.draining,
+        overloaded=info.overloaded,
+        no_transit=info.no_transit,
+        routes_digest=info.routes_digest,
+        routes_differ=info.routes_digest != routes_digest,
+        backlogs=[
+            pb.ClassBacklog(class_id=item.class_id, count=item.backlog_count, oldest_s=item.oldest_s)
+            for item in node.load.classes
+        ],
+        accept_capacity_mps=node.load.accept_capacity_mmps / 1000,
+    )
+
+
+def convert_link(node: NodeRecord, link: LinkState, names: Mapping[str, str]) -> pb.Link:
+    """One link of the database."""
+    return pb.Link(
+        origin=node.node_id,
+        origin_name=node.info.name,
+        hop=link.hop,
+        hop_label=names.get(link.hop.partition(":")[2], link.hop.partition(":")[2]),
+        state=STATES[int(link.status)],
+        availability=link.availability_permille / 1000,
+        reliability=link.reliability_permille / 1000,
+        capacity_mps=link.capacity_mmps / 1000,
+        latency_s=link.latency_us / 1e6,
+        samples=link.samples,
+        cost=link.cost,
+        classes=list(link.classes),
+        age_s=node.age_s,
+    )
+
+
+def convert_summary(summary: QueueSummary, at: datetime) -> pb.GetQueueResponse:
+    """Totals of the queue."""
+    return pb.GetQueueResponse(
+        classes=[
+            pb.ClassBacklog(
+                class_id=item.class_id,
+                count=item.count,
+                deferred=item.deferred,
+                oldest_s=max(0.0, (at - item.oldest_at).total_seconds()) if item.oldest_at else 0.0,
+            )
+            for item in summary.classes
+        ],
+        held=summary.held,
+        relayed=summary.relayed,
+        failed=summary.failed,
+        expired=summary.expired,
+        corrupt=summary.corrupt,
+        bytes_stored=summary.bytes_stored,
+    )
+
+
+def convert_delivery(claim: Claim) -> pb.QueuedDelivery:
+    """One delivery in the queue."""
+    entry, delivery = claim.entry, claim.delivery
+    return pb.QueuedDelivery(
+        queue_id=delivery.queue_id,
+        copy=delivery.copy,
+        class_id=delivery.class_id,
+        state=delivery.state.value,
+        sender=entry.envelope.sender,
+        recipients=[recipient.address for recipient in delivery.recipients],
+        size_bytes=entry.data.size_bytes,
+        received_at=_time(entry.received_at),
+        next_attempt_at=_time(delivery.next_attempt_at),
+        attempts=delivery.attempts,
+        last_hop=delivery.last_hop,
+        last_reply=delivery.last_reply,
+        in_doubt_hop=delivery.in_doubt_hop,
+        trace=list(entry.trace),
+    )
+
+
+def convert_history(history: MessageHistory) -> pb.GetMessageResponse:
+    """One message."""
+    entry = history.entry
+    return pb.GetMessageResponse(
+        queue_id=entry.queue_id,
+        origin=entry.origin,
+        sender=entry.envelope.sender,
+        received_at=_time(entry.received_at),
+        expires_at=_time(entry.expires_at),
+        size_bytes=entry.data.size_bytes,
+        client=entry.client,
+        deliveries=[convert_delivery(Claim(entry, delivery, 0)) for delivery in history.deliveries],
+        history=[_convert_note(note) for note in history.notes],
+    )
+
+
+def _convert_note(note: HistoryNote) -> pb.HistoryNote:
+    return pb.HistoryNote(at=_time(note.at), event=note.event, hop=note.hop, reply=note.reply, detail=note.detail)
+
+
+def _time(at: datetime | None) -> str:
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at is not None else ""

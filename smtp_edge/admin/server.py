@@ -1,0 +1,104 @@
+"""The admin server: where it listens decides who may call.
+
+unix:PATH          whoever may open the socket file (mode 0600: the owner and root); the default
+loopback:port      any local user; reads only, as everything is in this version
+anything else      mutual TLS with a certificate of the cluster, or it does not start
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from gossip.identity import Identity
+from smtp_edge.admin.service import AdminService
+from smtp_edge.admin.view import NodeView
+from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
+
+SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+HEALTH_NAMES = ("", "smtpmesh.smtp", "smtpmesh.queue", SERVICE)
+SOCKET_PATH_MAX = 107
+
+
+class AdminError(Exception):
+    """The admin service cannot start; `str()` says why and the way out."""
+
+
+class AdminServer:
+    """Serves one node's view."""
+
+    def __init__(self, view: NodeView, listen: str, identity: Identity) -> None:
+        self._view, self._listen, self._identity = view, listen, identity
+        self._server: grpc.aio.Server | None = None
+        self._health = HealthServicer()
+
+    async def start(self) -> str:
+        """Listen; the address that clients dial."""
+        server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*HEALTH_NAMES[-1:], reflection.SERVICE_NAME), server)
+        address = self._bind(server)
+        await server.start()
+        for name in HEALTH_NAMES:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return address
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, then close."""
+        if self._server is not None:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(0.2)
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        if self._listen.startswith("unix:"):
+            return self._bind_socket(server)
+        host, _, port = self._listen.rpartition(":")
+        try:
+            if is_loopback(host):
+                bound = server.add_insecure_port(self._listen)
+            else:
+                bound = server.add_secure_port(self._listen, self._credentials())
+        except RuntimeError:
+            bound = 0
+        if bound == 0:
+            raise AdminError(f"cannot listen on {self._listen}: is the port {port} in use?")
+        return f"{host}:{bound}"
+
+    def _bind_socket(self, server: grpc.aio.Server) -> str:
+        path = Path(self._listen.removeprefix("unix:"))
+        path = path if path.is_absolute() else self._view.settings.node.data_dir.absolute() / path
+        if len(str(path)) > SOCKET_PATH_MAX:
+            raise AdminError(f"{path} is too long for a socket ({SOCKET_PATH_MAX} bytes at most); set admin.listen")
+        before = os.umask(0o177)  # the socket is never open to others, not even for a moment
+        try:
+            path.unlink(missing_ok=True)  # the store's lock says that no other process lives here
+            bound = server.add_insecure_port(f"unix:{path}")
+        except (RuntimeError, OSError) as error:
+            raise AdminError(f"cannot listen on {path}: {error}") from error
+        finally:
+            os.umask(before)
+        if bound == 0:
+            raise AdminError(f"cannot listen on {path}")
+        return f"unix:{path}"
+
+    def _credentials(self) -> grpc.ServerCredentials:
+        identity = self._identity
+        pair = [(identity.key_pem, identity.certificate_pem)]
+        return grpc.ssl_server_credentials(pair, identity.ca_pem, require_client_auth=True)
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

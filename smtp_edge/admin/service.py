@@ -1,0 +1,133 @@
+"""The servicer: each call reads the node's view on its event loop and converts. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+
+from router.decision import Query
+from smtp_edge import __version__
+from smtp_edge.admin import convert
+from smtp_edge.admin.view import NodeView
+from smtp_edge.commands import SyntaxFault, parse_mailbox
+from smtp_edge.envelope import Recipient
+from smtp_edge.queue.entry import DeliveryState
+from smtpmesh.admin.v1 import admin_pb2 as pb
+from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[object, object]
+
+LISTED_DEFAULT = 100
+LISTED_MAX = 10_000
+
+
+class AdminService(pb_grpc.AdminServicer):
+    """Implements smtpmesh.admin.v1.Admin."""
+
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        """This node."""
+        view, counters = self._view, self._view.counters
+        return pb.GetStatusResponse(
+            node_id=view.identity.node_id,
+            name=view.settings.node.name,
+            cluster_id=view.identity.cluster,
+            version=__version__,
+            uptime_s=view.uptime_s(),
+            database_root=view.snapshot().root,
+            listeners=[f"{name} {address}" for name, address in view.bound.items()],
+            accepted=counters.accepted,
+            relayed=counters.relayed,
+            duplicates_dropped=counters.duplicates_dropped,
+        )
+
+    async def GetRoutes(self, request: pb.GetRoutesRequest, context: Context) -> pb.GetRoutesResponse:
+        """The routing table."""
+        view = self._view
+        rows = view.engine.rows(view.now())
+        chosen = [row for row in rows if request.class_id in ("", row.class_id)]
+        if request.class_id and not chosen:
+            known = ", ".join(row.class_id for row in rows)
+            await _fail(context, grpc.StatusCode.NOT_FOUND, f"no class {request.class_id!r} here; there are: {known}")
+        return pb.GetRoutesResponse(
+            node_id=view.identity.node_id,
+            node_name=view.settings.node.name,
+            database_root=view.snapshot().root,
+            routes=[convert.convert_row(row) for row in chosen],
+        )
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        """Why mail for an address would go where it would go."""
+        view = self._view
+        try:
+            recipient = Recipient(parse_mailbox(request.address))
+        except SyntaxFault as fault:
+            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
+        wanted = view.table.classify(recipient.domain)
+        if wanted is None:
+            text = f"no [[route]] takes mail for {recipient.domain or 'an address without domain'}"
+            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+        names = {node.info.name: node.node_id for node in view.snapshot().nodes}
+        trace = tuple(names.get(step, step) for step in request.trace)
+        explanation = view.engine.explain(Query(wanted.class_id, trace), view.now())
+        return convert.convert_explanation(request.address, wanted.class_id, wanted.exits, explanation)
+
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
+        """Members."""
+        view, snapshot = self._view, self._view.snapshot()
+        sessions = {session.node_id: session for session in view.sessions()}
+        nodes = [
+            convert.convert_node(
+                node,
+                self_id=view.identity.node_id,
+                session=sessions.get(node.node_id),
+                routes_digest=view.table.digest(),
+            )
+            for node in sorted(snapshot.nodes, key=lambda node: node.info.name)
+        ]
+        return pb.ListNodesResponse(database_root=snapshot.root, nodes=nodes)
+
+    async def ListLinks(self, request: pb.ListLinksRequest, context: Context) -> pb.ListLinksResponse:
+        """The link-state database."""
+        snapshot = self._view.snapshot()
+        names = {str(node.node_id): node.info.name for node in snapshot.nodes}
+        links = [
+            convert.convert_link(node, link, names)
+            for node in sorted(snapshot.nodes, key=lambda node: node.info.name)
+            for link in node.links
+        ]
+        return pb.ListLinksResponse(database_root=snapshot.root, links=links)
+
+    async def GetQueue(self, request: pb.GetQueueRequest, context: Context) -> pb.GetQueueResponse:
+        """Totals and the oldest deliveries."""
+        states: list[DeliveryState] = []
+        for word in request.states:
+            try:
+                states.append(DeliveryState(word))
+            except ValueError:
+                known = ", ".join(state.value for state in DeliveryState)
+                await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no state {word!r}; there are: {known}")
+        store = self._view.store
+        response = convert.convert_summary(await store.summary(), datetime.now(UTC))
+        limit = min(LISTED_MAX, request.limit or LISTED_DEFAULT)
+        claims = await store.list(states=states, class_id=request.class_id, limit=limit)
+        response.deliveries.extend(convert.convert_delivery(claim) for claim in claims)
+        return response
+
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Context) -> pb.GetMessageResponse:
+        """One message's history."""
+        history = await self._view.store.history(request.queue_id)
+        if history is None:
+            text = f"no message {request.queue_id!r} here: unknown, or finished longer ago than queue.history_s"
+            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+        return convert.convert_history(history)
+
+
+async def _fail(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort returns never")

@@ -1,0 +1,51 @@
+"""`NodeView`: what the admin service may see of a node. `smtp_edge.node.Node` satisfies it, and so do tests' fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from gossip.identity import Identity
+from gossip.linkstate import SessionStatus, Snapshot
+from router.engine import RoutingEngine
+from router.policy import RouteTable
+from smtp_edge.counters import Counters
+from smtp_edge.queue.store import MessageStore
+from smtp_edge.settings import Settings
+
+
+class NodeView(Protocol):
+    """Read only, on the node's event loop."""
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def engine(self) -> RoutingEngine: ...
+    @property
+    def store(self) -> MessageStore: ...
+    @property
+    def table(self) -> RouteTable: ...
+    @property
+    def counters(self) -> Counters: ...
+    @property
+    def bound(self) -> Mapping[str, str]:
+        """Listener name -> host:port."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """The link-state database."""
+        ...
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        """Gossip sessions."""
+        ...
+
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        ...
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        ...

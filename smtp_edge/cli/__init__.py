@@ -1,0 +1,249 @@
+"""The command `smtpmesh`. Start-up is light: gRPC, networkx and pydantic are imported by the commands that need them.
+
+exit codes    0 done · 1 not done · 2 usage · 3 cannot reach the node · 75 try again · 78 bad configuration
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smtp_edge import __version__
+
+EXIT_NOT_DONE = 1
+EXIT_UNREACHABLE = 3
+EXIT_BAD_CONFIGURATION = 78
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("node.toml"),
+    show_default=True,
+    help="The node's configuration.",
+)
+ADMIN = click.option(
+    "--admin",
+    metavar="ADDRESS",
+    envvar="SMTPMESH_ADMIN",
+    help="Where the node's admin service is: unix:PATH or HOST:PORT. [env SMTPMESH_ADMIN; else from --config]",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="smtpmesh")
+def cli() -> None:
+    """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR" if sys.argv[1:2] != ["run"] else "INFO")
+    cli(prog_name="smtpmesh")
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@CONFIG
+def run(config: Path) -> None:
+    """Run a node until it is told to stop (SIGTERM, Ctrl-C)."""
+    settings = _load(config)
+    from smtp_edge import node
+
+    sys.exit(node.run(settings, config))
+
+
+@cli.command("check-config")
+@CONFIG
+def check_config(config: Path) -> None:
+    """Report every mistake in a configuration, with the way out."""
+    settings = _load(config)
+    from gossip.identity import Identity, IdentityError
+
+    try:
+        cluster = settings.cluster
+        identity = Identity.load(cluster.ca, cluster.certificate, cluster.key)
+    except IdentityError as error:
+        _fail(f"{config}: cluster: {error}", EXIT_BAD_CONFIGURATION)
+    click.echo(f"{config}: good. Node {settings.node.name} ({identity.node_id}) of the cluster {identity.cluster}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--name", help="The node's name. [default: the folder's]")
+@click.option("--cluster", default="mesh", show_default=True, help="Name of a new cluster.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="IP address to listen on.")
+@click.option(
+    "--from",
+    "parent",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of the first node (it holds ca.key): join its cluster instead of making a new one.",
+)
+def init(folder: Path, name: str | None, cluster: str, address: str, parent: Path | None) -> None:
+    """Make FOLDER: keys, certificates and a commented node.toml that works. Overwrites nothing."""
+    from datetime import UTC, datetime
+
+    from smtp_edge.setup import Plan, SetupError, create_node
+
+    plan = Plan(folder, name or folder.absolute().name, cluster, address, parent)
+    try:
+        steps = create_node(plan, at=datetime.now(UTC))
+    except SetupError as error:
+        _fail(str(error), EXIT_NOT_DONE)
+    click.echo(f"{folder} is ready. Next:")
+    for step in steps:
+        click.echo(f"  {step}")
+    if parent is None:
+        click.echo(f"{folder / 'ca.key'} admits new members: keep it safe, the nodes do not need it.")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="The ledger as one JSON object.")
+@click.option("--keep", is_flag=True, help="Leave the cluster up until Ctrl-C, for your own mail.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path, file_okay=False), help="Where to put it. [default: temporary]"
+)
+def demo(as_json: bool, keep: bool, directory: Path | None) -> None:
+    """Three relays, three smart hosts, real mail; then some of them die, and every message is accounted for."""
+    from smtp_edge.demo import run_demo
+
+    sys.exit(run_demo(json_output=as_json, keep=keep, directory=directory))
+
+
+@cli.command("hash-password")
+def hash_password() -> None:
+    """Ask for a password and print its hash, for a line `user:hash` of a listener's auth_users file."""
+    from smtp_edge.auth import hash_password as hashed
+
+    click.echo(hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)))
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@CONFIG
+@ADMIN
+@JSON
+def status(config: Path, admin: str | None, as_json: bool) -> None:
+    """Who the node is and what it has done since its start."""
+    _show(config, admin, as_json, "GetStatus", {}, "show_status")
+
+
+@cli.command()
+@click.argument("class_id", metavar="[CLASS]", default="")
+@CONFIG
+@ADMIN
+@JSON
+def routes(class_id: str, config: Path, admin: str | None, as_json: bool) -> None:
+    """The routing table: for each class every next hop, its scores, and why it is where it is."""
+    _show(config, admin, as_json, "GetRoutes", {"class_id": class_id}, "show_routes")
+
+
+@cli.command()
+@click.argument("address")
+@click.option("--trace", multiple=True, metavar="NODE", help="A relay that the message has visited. Repeat in order.")
+@CONFIG
+@ADMIN
+@JSON
+def explain(address: str, trace: tuple[str, ...], config: Path, admin: str | None, as_json: bool) -> None:
+    """Where mail for ADDRESS would go now, every other candidate, and why it lost."""
+    _show(config, admin, as_json, "Explain", {"address": address, "trace": list(trace)}, "show_explanation")
+
+
+@cli.command()
+@CONFIG
+@ADMIN
+@JSON
+def nodes(config: Path, admin: str | None, as_json: bool) -> None:
+    """Members of the cluster, as this node knows them."""
+    _show(config, admin, as_json, "ListNodes", {}, "show_nodes")
+
+
+@cli.command()
+@CONFIG
+@ADMIN
+@JSON
+def links(config: Path, admin: str | None, as_json: bool) -> None:
+    """Every link of every node, as its owner measured it."""
+    _show(config, admin, as_json, "ListLinks", {}, "show_links")
+
+
+@cli.group(invoke_without_command=True)
+@CONFIG
+@ADMIN
+@JSON
+@click.option("--class", "class_id", default="", help="Only deliveries of this class.")
+@click.option("--state", "states", multiple=True, help="Only deliveries in this state. May be repeated.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Deliveries listed.")
+@click.pass_context
+def queue(
+    context: click.Context,
+    config: Path,
+    admin: str | None,
+    as_json: bool,
+    class_id: str,
+    states: tuple[str, ...],
+    limit: int,
+) -> None:
+    """What waits here: totals by class, and the oldest deliveries. `queue show ID` tells one message's history."""
+    if context.invoked_subcommand is None:
+        request = {"class_id": class_id, "states": list(states), "limit": limit}
+        _show(config, admin, as_json, "GetQueue", request, "show_queue")
+
+
+@queue.command("show")
+@click.argument("queue_id")
+@CONFIG
+@ADMIN
+@JSON
+def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) -> None:
+    """One message: its recipients, where it stands, and everything that happened to it here."""
+    _show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
+
+
+# -- helpers of the commands -------------------------------------------------------------------------------------------
+
+
+def _show(config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str) -> None:
+    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError
+    from smtp_edge.cli import tables
+
+    address, settings = admin, None
+    if address is None:
+        settings = _load(config, quiet=True)
+        address = settings.admin.listen
+        if address.startswith("unix:") and not address.startswith("unix:/"):
+            address = f"unix:{settings.node.data_dir / address.removeprefix('unix:')}"
+    try:
+        with AdminClient(address, settings.cluster if settings is not None else None) as client:
+            answer = client.call(method, request)
+    except UnreachableError as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    except CallError as error:
+        _fail(str(error), EXIT_NOT_DONE)
+    click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
+
+
+def _load(config: Path, *, quiet: bool = False) -> Any:
+    from smtp_edge.configuration import ConfigurationError, load_configuration
+
+    try:
+        settings, warnings = load_configuration(config)
+    except ConfigurationError as error:
+        _fail(str(error), EXIT_BAD_CONFIGURATION)
+    for warning in () if quiet else warnings:
+        click.echo(f"{config}: warning: {warning}", err=True)
+    return settings
+
+
+def _fail(text: str, code: int) -> Any:
+    for line in text.splitlines():
+        click.echo(f"smtpmesh: {line}", err=True)
+    sys.exit(code)

@@ -1,0 +1,210 @@
+"""Answers of the admin service as plain tables for people, or as JSON. Pure: messages in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+
+def to_json(answer: Message) -> str:
+    """Every field, by its name in the API."""
+    shown = json_format.MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(shown, indent=2, ensure_ascii=False)
+
+
+def show_status(answer: Any) -> str:
+    """Who and how much."""
+    rows = [
+        ("node", f"{answer.name}  {answer.node_id}"),
+        ("cluster", answer.cluster_id),
+        ("version", answer.version),
+        ("up for", _duration(answer.uptime_s)),
+        ("database", answer.database_root),
+        ("accepted", f"{answer.accepted} messages"),
+        ("relayed", f"{answer.relayed} deliveries"),
+        ("repeats", f"{answer.duplicates_dropped} transfers recognised and not stored again"),
+        *(("listens", listener) for listener in answer.listeners),
+    ]
+    return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def show_routes(answer: Any) -> str:
+    """The routing table."""
+    parts = [f"routing table of {answer.node_name}, database {answer.database_root}"]
+    for route in answer.routes:
+        parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}")
+        parts.append(_hops_table(route.next_hops))
+    return "\n".join(parts)
+
+
+def show_explanation(answer: Any) -> str:
+    """Why."""
+    chosen = next((hop for hop in answer.route.next_hops if hop.hop == answer.chosen), None)
+    where = f"{chosen.label} ({chosen.hop})" if chosen is not None else "nowhere now: it waits"
+    lines = [
+        f"{answer.address} is of the class {answer.class_id} (route {answer.matched_rule})",
+        f"next hop now: {where}; rule: {answer.route.rule}",
+        "",
+        _hops_table(answer.route.next_hops),
+        "",
+        f"at most {answer.bound_mps:.1f} msg/s from here to the exits"
+        + (f"; narrow: {', '.join(answer.bottleneck)}" if answer.bottleneck else ""),
+        *(f"path  {path}" for path in answer.paths),
+        f"database {answer.database_root}",
+    ]
+    return "\n".join(lines)
+
+
+def show_nodes(answer: Any) -> str:
+    """Members."""
+    rows = [
+        (
+            node.name,
+            "this node" if node.self else "up" if node.session else "no session",
+            node.node_id,
+            node.zone,
+            node.gossip_address,
+            node.mesh_address,
+            _flags(node),
+            "-" if node.self else _duration(node.age_s),
+            sum(backlog.count for backlog in node.backlogs),
+        )
+        for node in answer.nodes
+    ]
+    head = ("name", "state", "id", "zone", "gossip", "mesh", "flags", "heard", "waiting")
+    return f"{_table(head, rows)}\n\ndatabase {answer.database_root}"
+
+
+def show_links(answer: Any) -> str:
+    """The link-state database."""
+    rows = [
+        (
+            link.origin_name,
+            link.hop_label,
+            link.hop.partition(":")[0],
+            link.state,
+            _percent(link.availability),
+            _percent(link.reliability),
+            f"{link.capacity_mps:.1f}/s",
+            _latency(link.latency_s if link.latency_s else None),
+            link.samples,
+            ",".join(link.classes) or "-",
+        )
+        for link in answer.links
+    ]
+    head = ("from", "to", "kind", "state", "available", "reliable", "capacity", "latency", "samples", "classes")
+    return f"{_table(head, rows)}\n\ndatabase {answer.database_root}"
+
+
+def show_queue(answer: Any) -> str:
+    """What waits."""
+    totals = [
+        (item.class_id, item.count, item.deferred, _duration(item.oldest_s) if item.count else "-")
+        for item in answer.classes
+    ]
+    lines = [_table(("class", "waiting", "deferred", "oldest"), totals) if totals else "nothing waits"]
+    lines.append(
+        f"\nheld {answer.held}, damaged {answer.corrupt}, {answer.bytes_stored} bytes; "
+        f"finished and remembered: relayed {answer.relayed}, failed {answer.failed}, expired {answer.expired}"
+    )
+    if answer.deliveries:
+        rows = [
+            (
+                item.queue_id,
+                item.state,
+                item.attempts,
+                item.sender or "<>",
+                _some(item.recipients),
+                item.next_attempt_at or "now",
+                item.last_reply[:60] or "-",
+            )
+            for item in answer.deliveries
+        ]
+        lines.append("\n" + _table(("id", "state", "tries", "from", "to", "next", "last reply"), rows))
+    return "\n".join(lines)
+
+
+def show_message(answer: Any) -> str:
+    """One message's story."""
+    lines = [
+        f"message {answer.queue_id} of {answer.sender or '<>'}, {answer.size_bytes} bytes, from {answer.client}",
+        f"received {answer.received_at}, expires {answer.expires_at}, origin {answer.origin}",
+    ]
+    for item in answer.deliveries:
+        waits = f", next attempt {item.next_attempt_at}" if item.next_attempt_at else ""
+        lines.append(f"  {item.state:<9} {_some(item.recipients)}  ({item.attempts} attempts{waits})")
+    lines.append("")
+    rows = [(note.at, note.event, note.hop or "-", note.reply or note.detail) for note in answer.history]
+    lines.append(_table(("at", "event", "hop", "what"), rows))
+    return "\n".join(lines)
+
+
+def _hops_table(hops: Iterable[Any]) -> str:
+    rows = [
+        (
+            hop.label,
+            hop.hop.partition(":")[0],
+            hop.verdict,
+            hop.state,
+            _percent(hop.share) if hop.share else "-",
+            _percent(hop.availability),
+            _percent(hop.reliability),
+            f"{hop.capacity_mps:.1f}/s{'' if hop.capacity_proven else '?'}",
+            _latency(hop.latency_s if hop.HasField("latency_s") else None),
+            f"{hop.inflight}/{hop.window}",
+            "-" if hop.backlog_source == "exit" else str(hop.backlog_there),
+            f"{hop.gain:.1f}",
+            hop.reason,
+        )
+        for hop in hops
+    ]
+    head = (
+        "next hop", "kind", "verdict", "state", "share", "available", "reliable",
+        "capacity", "latency", "in use", "backlog", "gain", "because",
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as their widest cell; the last one runs free."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 0.9995 else "100%"
+
+
+def _latency(latency_s: float | None) -> str:
+    if latency_s is None:
+        return "-"
+    return f"{latency_s * 1000:.0f} ms" if latency_s < 10 else f"{latency_s:.1f} s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+
+
+def _flags(node: Any) -> str:
+    words = [word for word in ("draining", "overloaded", "no_transit") if getattr(node, word)]
+    if node.routes_differ:
+        words.append("routes differ")
+    return ", ".join(words) or "-"
+
+
+def _some(addresses: Sequence[str]) -> str:
+    more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+    return f"{addresses[0]}{more}" if addresses else "-"
