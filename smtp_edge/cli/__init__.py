@@ -42,7 +42,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR" if sys.argv[1:2] != ["run"] else "INFO")
+    if sys.argv[1:2] != ["run"]:  # a node reads what the core says of refused handshakes (gossip.core_log)
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     cli(prog_name="smtpmesh")
 
 
