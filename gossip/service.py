@@ -313,9 +313,7 @@ class GossipService(pb_grpc.GossipServicer):
         try:
             return self._member_of(writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b"")
         finally:
-            writer.close()
-            with contextlib.suppress(OSError, ssl.SSLError):
-                await writer.wait_closed()
+            writer.transport.abort()  # uvloop's close would wait for the other side's farewell
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
