@@ -24,7 +24,7 @@ class RouterSettings:
     """Consecutive failures of a session."""
     down_after: int = 5
     retry_first_s: float = 1
-    retry_max_s: float = 15
+    retry_max_s: float = 3
     """Longest pause before a dead hop is tried again. Short, because a trial is one connection and mail is waiting."""
     retry_jitter: float = 0.2
     trial_successes: int = 3

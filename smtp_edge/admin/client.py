@@ -1,17 +1,27 @@
-"""The blocking admin client of the command line."""
+"""The blocking admin client of the command line.
+
+unix:PATH, loopback:port    plain: whoever may open it may ask
+HOST:PORT elsewhere         mutual TLS with the certificates of a configuration (`--config`)
+"""
 
 from __future__ import annotations
 
+import socket
+import ssl
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 from google.protobuf import json_format
 
+from gossip.identity import Identity, IdentityError
 from smtp_edge.admin.server import is_loopback
 from smtp_edge.settings import ClusterSettings
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
 
 TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 
 class UnreachableError(Exception):
@@ -22,16 +32,22 @@ class CallError(Exception):
     """The node refused the call; `str()` is its sentence."""
 
 
+def needs_certificates(address: str) -> bool:
+    """True for addresses that are reached over a network: both sides show certificates of the cluster."""
+    return not address.startswith("unix:") and not is_loopback(address.rpartition(":")[0])
+
+
 class AdminClient:
-    """A channel to one node. On other addresses than loopback it shows the certificate of `cluster`."""
+    """A channel to one node. `cluster` names the certificates for an address that `needs_certificates`."""
 
     def __init__(self, address: str, cluster: ClusterSettings | None) -> None:
         self._address = address
-        host = address.rpartition(":")[0]
-        if address.startswith("unix:") or is_loopback(host) or cluster is None:
-            self._channel = grpc.insecure_channel(address)
+        if not needs_certificates(address):
+            self._channel = grpc.insecure_channel(address, options=[NO_PROXY])
+        elif cluster is None:
+            raise UnreachableError(f"{address} is not on this machine: name a node's configuration with --config")
         else:
-            self._channel = grpc.secure_channel(address, _credentials(cluster))
+            self._channel = _open_secure(address, cluster)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
 
     def __enter__(self) -> AdminClient:
@@ -48,14 +64,40 @@ class AdminClient:
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise UnreachableError(
-                    f"no answer from {self._address}: is the node running, is this its admin address, "
-                    "may this user open it, is the certificate of its cluster?"
-                ) from None
+                raise UnreachableError(_explain_silence(self._address)) from None
             raise CallError(details or code.name) from None
 
 
-def _credentials(cluster: ClusterSettings) -> grpc.ChannelCredentials:
-    return grpc.ssl_channel_credentials(
-        cluster.ca.read_bytes(), cluster.key.read_bytes(), cluster.certificate.read_bytes()
-    )
+def _explain_silence(address: str) -> str:
+    if address.startswith("unix:"):
+        return f"no answer from {address}: is the node running, and may this user open its socket?"
+    refused = ", was the certificate refused" if needs_certificates(address) else ""
+    return f"no answer from {address}: is the node running, is this its admin.listen{refused}?"
+
+
+def _open_secure(address: str, cluster: ClusterSettings) -> grpc.Channel:
+    """Certificates name node ids, not addresses: look who answers, check it, then insist on exactly that node."""
+    try:
+        identity = Identity.load(cluster.ca, cluster.certificate, cluster.key)
+        member = identity.member(_fetch_certificate(address, identity), at=datetime.now(UTC))
+    except IdentityError as error:
+        raise CallError(f"{address}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UnreachableError(f"{_explain_silence(address)} ({error})") from error
+    credentials = grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
+    options = [NO_PROXY, ("grpc.ssl_target_name_override", f"{member.node_id}.smtpmesh")]
+    return grpc.secure_channel(address, credentials, options=options)
+
+
+def _fetch_certificate(address: str, identity: Identity) -> bytes:
+    host, _, port = address.rpartition(":")
+    context = identity.client_context()
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S) as plain,
+        context.wrap_socket(plain) as secured,
+    ):
+        certificate = secured.getpeercert(binary_form=True)
+    if certificate is None:
+        raise ssl.SSLError("no certificate")
+    return certificate

@@ -74,18 +74,22 @@ class AdminServer:
     def _bind_socket(self, server: grpc.aio.Server) -> str:
         path = Path(self._listen.removeprefix("unix:"))
         path = path if path.is_absolute() else self._view.settings.node.data_dir.absolute() / path
-        if len(str(path)) > SOCKET_PATH_MAX:
+        if len(os.fsencode(path)) > SOCKET_PATH_MAX:
             raise AdminError(f"{path} is too long for a socket ({SOCKET_PATH_MAX} bytes at most); set admin.listen")
+        if path.exists() and not path.is_socket():
+            raise AdminError(f"{path} is a file, not a socket; set admin.listen to another path")
         before = os.umask(0o177)  # the socket is never open to others, not even for a moment
         try:
             path.unlink(missing_ok=True)  # the store's lock says that no other process lives here
             bound = server.add_insecure_port(f"unix:{path}")
-        except (RuntimeError, OSError) as error:
-            raise AdminError(f"cannot listen on {path}: {error}") from error
+        except OSError as error:
+            raise AdminError(f"cannot listen on {path}: {error.strerror}") from error
+        except RuntimeError:
+            bound = 0
         finally:
             os.umask(before)
         if bound == 0:
-            raise AdminError(f"cannot listen on {path}")
+            raise AdminError(f"cannot listen on {path}: does its folder exist, and may this user write there?")
         return f"unix:{path}"
 
     def _credentials(self) -> grpc.ServerCredentials:

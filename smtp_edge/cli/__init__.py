@@ -117,6 +117,12 @@ def demo(as_json: bool, keep: bool, directory: Path | None) -> None:
     sys.exit(run_demo(json_output=as_json, keep=keep, directory=directory))
 
 
+@cli.command()
+def version() -> None:
+    """The version of this program."""
+    click.echo(f"smtpmesh {__version__}")
+
+
 @cli.command("hash-password")
 def hash_password() -> None:
     """Ask for a password and print its hash, for a line `user:hash` of a listener's auth_users file."""
@@ -199,6 +205,16 @@ def queue(
         _show(config, admin, as_json, "GetQueue", request, "show_queue")
 
 
+@queue.command("list")
+@click.pass_context
+def queue_list(context: click.Context) -> None:
+    """The same as `queue` alone; options stand before the word: `queue --json list`."""
+    assert context.parent is not None
+    values = dict(context.parent.params)
+    request = {name: values[name] for name in ("class_id", "limit")} | {"states": list(values["states"])}
+    _show(values["config"], values["admin"], values["as_json"], "GetQueue", request, "show_queue")
+
+
 @queue.command("show")
 @click.argument("queue_id")
 @CONFIG
@@ -213,15 +229,11 @@ def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) ->
 
 
 def _show(config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str) -> None:
-    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError
+    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError, needs_certificates
     from smtp_edge.cli import tables
 
-    address, settings = admin, None
-    if address is None:
-        settings = _load(config, quiet=True)
-        address = settings.admin.listen
-        if address.startswith("unix:") and not address.startswith("unix:/"):
-            address = f"unix:{settings.node.data_dir / address.removeprefix('unix:')}"
+    settings = _load(config, quiet=True) if admin is None or needs_certificates(admin) else None
+    address = admin if admin is not None else _admin_address(settings)
     try:
         with AdminClient(address, settings.cluster if settings is not None else None) as client:
             answer = client.call(method, request)
@@ -230,6 +242,15 @@ def _show(config: Path, admin: str | None, as_json: bool, method: str, request: 
     except CallError as error:
         _fail(str(error), EXIT_NOT_DONE)
     click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
+
+
+def _admin_address(settings: Any) -> str:
+    """Where the node of a configuration listens, as seen from its own machine."""
+    listen: str = settings.admin.listen
+    if listen.startswith("unix:"):
+        return f"unix:{settings.node.data_dir / listen.removeprefix('unix:')}"
+    host, _, port = listen.rpartition(":")
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"  # noqa: S104
 
 
 def _load(config: Path, *, quiet: bool = False) -> Any:

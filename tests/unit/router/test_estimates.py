@@ -156,7 +156,7 @@ def test_pauses_double_up_to_their_bound() -> None:
         now = breaker.retry_at
         assert breaker.on_timer(now)
         breaker.record(REFUSED, "refused", now)
-    assert pauses == [pytest.approx(expected, rel=0.21) for expected in (1, 2, 4, 8, 15, 15, 15)]
+    assert pauses == [pytest.approx(expected, rel=0.21) for expected in (1, 2, 3, 3, 3, 3, 3)]
 
 
 def test_a_recovered_edge_is_trusted_step_by_step() -> None:
