@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""The one door: sets up .venv beside this checkout, then runs what was asked.
+
+    python3 deploy/run.py demo [--keep] [--json]    the demo: a mesh, real mail, kill -9, a ledger
+    python3 deploy/run.py test [PYTEST ARGUMENTS]   lint, types, contracts, every test, coverage
+    python3 deploy/run.py lint                      ruff, mypy, import contracts
+    python3 deploy/run.py protos                    regenerate the code under proto/
+    python3 deploy/run.py bench NAME                a benchmark of tests/bench
+    python3 deploy/run.py setup                     only the set-up
+
+Standard library only, syntax of Python 3.9, from any folder. Dependencies come from the lock files beside this one, with
+hashes; a stamp makes the next start immediate. Never calls sudo: as root on Debian it installs missing packages by apt-get
+and says so, otherwise it prints the line to run.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "bin", "python")
+RUN_LOCK = os.path.join(ROOT, "deploy", "requirements.lock")
+DEV_LOCK = os.path.join(ROOT, "deploy", "requirements-dev.lock")
+PYTHON_MIN = (3, 11)
+APT_PEERS = {"swaks": "swaks", "postfix": "postfix", "openssl": "openssl", "setpriv": "util-linux"}
+"""Commands that tests drive, and the Debian packages that bring them."""
+PROTOS = ["smtpmesh/admin/v1/admin.proto", "smtpmesh/gossip/v1/gossip.proto"]
+SOURCES = ["gossip", "router", "smtp_edge", "tests", "deploy"]
+CONSOLE_SCRIPT = """#!{python}
+import sys
+from smtp_edge.cli import main
+sys.exit(main())
+"""
+
+
+def main(arguments):
+    """Dispatch; the exit code."""
+    if sys.version_info < PYTHON_MIN:
+        return fail("smtpmesh needs Python %d.%d or newer, this is %s" % (*PYTHON_MIN, sys.version.split()[0]))
+    verbs = {"demo": demo, "test": test, "lint": lint, "protos": protos, "bench": bench, "setup": setup_only}
+    if not arguments or arguments[0] not in verbs:
+        print(__doc__)
+        return 2
+    return verbs[arguments[0]](arguments[1:])
+
+
+def demo(arguments):
+    """The demo."""
+    prepare([RUN_LOCK])
+    return call([PYTHON, "-m", "smtp_edge.cli", "demo", *arguments])
+
+
+def test(arguments):
+    """Everything; with arguments only pytest with these."""
+    prepare([RUN_LOCK, DEV_LOCK])
+    install_peers()
+    if arguments:
+        return call([PYTHON, "-m", "pytest", *arguments])
+    code = check()
+    if code:
+        return code
+    code = call([tool("coverage"), "run", "-m", "pytest"])
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.call([tool("coverage"), "combine"], cwd=ROOT, env=environment(), **quiet)
+    return code or call([tool("coverage"), "report", "--skip-covered"])
+
+
+def lint(_arguments):
+    """Ruff, mypy, import contracts."""
+    prepare([RUN_LOCK, DEV_LOCK])
+    return check()
+
+
+def check():
+    """The four checks; stops at the first that fails."""
+    for words in (
+        [tool("ruff"), "check", "."],
+        [tool("ruff"), "format", "--check", "."],
+        [tool("mypy")],
+        [tool("lint-imports")],
+    ):
+        code = call(words)
+        if code:
+            return code
+    return 0
+
+
+def protos(arguments):
+    """Regenerate proto/**/*_pb2*.py, or into the folder given."""
+    prepare([RUN_LOCK, DEV_LOCK])
+    target = arguments[0] if arguments else os.path.join(ROOT, "proto")
+    outputs = ["--%s_out=%s" % (kind, target) for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    return call([PYTHON, "-m", "grpc_tools.protoc", "-I", os.path.join(ROOT, "proto"), *outputs, *PROTOS])
+
+
+def bench(arguments):
+    """Run tests/bench/NAME.py."""
+    folder = os.path.join(ROOT, "tests", "bench")
+    names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith(".py") and name != "__init__.py")
+    if not arguments or arguments[0] not in names:
+        return fail("bench wants one of: %s" % ", ".join(names))
+    prepare([RUN_LOCK, DEV_LOCK])
+    return call([PYTHON, "-m", "tests.bench.%s" % arguments[0], *arguments[1:]])
+
+
+def setup_only(_arguments):
+    """Only the set-up."""
+    prepare([RUN_LOCK, DEV_LOCK])
+    return 0
+
+
+# -- the environment ---------------------------------------------------------------------------------------------------
+
+
+def prepare(locks):
+    """Make .venv hold exactly what the locks name; immediate when the stamp says that it does."""
+    wanted = stamp_of(locks)
+    stamp = os.path.join(VENV, "smtpmesh-%s.stamp" % ("dev" if DEV_LOCK in locks else "run"))
+    if read(stamp) == wanted and os.path.exists(PYTHON):
+        return
+    began = time.monotonic()
+    say("setting up .venv from %s ..." % " and ".join(os.path.basename(lock) for lock in locks))
+    uv = shutil.which("uv")
+    if not os.path.exists(PYTHON):
+        make_environment(uv)
+    install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
+    for lock in locks:
+        run(install + ["--require-hashes", "--only-binary", ":all:", "-r", lock])
+    add_checkout()
+    with open(stamp, "w") as file:
+        file.write(wanted)
+    say("set up in %.0f s" % (time.monotonic() - began))
+
+
+def make_environment(uv):
+    """Create .venv; without ensurepip Debian's package is installed, or named."""
+    if uv:
+        run([uv, "venv", "--quiet", "--python", sys.executable, VENV])
+        return
+    try:
+        import ensurepip  # noqa: F401
+    except ImportError:
+        install_packages(["python%d.%d-venv" % sys.version_info[:2]], "to create .venv")
+    run([sys.executable, "-m", "venv", "--clear", VENV])
+
+
+def pip_install():
+    """The words of a quiet pip."""
+    return [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+
+
+def add_checkout():
+    """The checkout itself is what runs: a path file instead of an installation, and the console script."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.check_output([PYTHON, "-c", code], text=True).strip()
+    with open(os.path.join(site, "smtpmesh.pth"), "w") as file:
+        file.write("%s\n%s\n" % (ROOT, os.path.join(ROOT, "proto")))
+    script = tool("smtpmesh")
+    with open(script, "w") as file:
+        file.write(CONSOLE_SCRIPT.format(python=PYTHON))
+    os.chmod(script, 0o755)
+
+
+def stamp_of(locks):
+    """What an environment that is up to date was made from."""
+    digest = hashlib.sha256(("%s %s" % (sys.version, ROOT)).encode())
+    for lock in locks:
+        with open(lock, "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+# -- Debian packages ---------------------------------------------------------------------------------------------------
+
+
+def install_peers():
+    """Real peers for the tests, where this may be done; what is missing is skipped, visibly, by the tests."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = sorted(package for command, package in APT_PEERS.items() if shutil.which(command, path=path) is None)
+    if missing:
+        install_packages(missing, "as real peers for the tests", optional=True)
+
+
+def install_packages(packages, purpose, optional=False):
+    """apt-get as root on Debian; otherwise the line to run."""
+    line = "apt-get install -y --no-install-recommends %s" % " ".join(packages)
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        say("missing %s: as root, run: %s" % (purpose, line))
+        if not optional:
+            sys.exit(1)
+        return
+    say("installing %s %s" % (", ".join(packages), purpose))
+    silent = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
+    selections = "postfix postfix/main_mailer_type select No configuration\n"
+    if "postfix" in packages and shutil.which("debconf-set-selections"):
+        subprocess.run(["debconf-set-selections"], input=selections, text=True, env=silent, check=False)
+    subprocess.call(["apt-get", "update", "-qq"], env=silent)
+    code = subprocess.call(line.split() + ["-qq"], env=silent, stdout=subprocess.DEVNULL)
+    if code and not optional:
+        sys.exit(fail("apt-get failed; by hand: %s" % line))
+    if code:
+        say("apt-get failed; tests that need %s will be skipped" % ", ".join(packages))
+
+
+# -- small things ------------------------------------------------------------------------------------------------------
+
+
+def tool(name):
+    """A command of the environment."""
+    return os.path.join(VENV, "bin", name)
+
+
+def environment():
+    """The environment's commands first, Debian's server commands last."""
+    path = "%s:%s:/usr/sbin:/sbin" % (os.path.join(VENV, "bin"), os.environ.get("PATH", ""))
+    return dict(os.environ, PATH=path, PYTHONDONTWRITEBYTECODE="1")
+
+
+def call(words):
+    """Run a command in the checkout; its exit code."""
+    try:
+        return subprocess.call(words, cwd=ROOT, env=environment())
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(words):
+    """Run a command that must succeed."""
+    code = subprocess.call(words, cwd=ROOT)
+    if code:
+        sys.exit(fail("this failed: %s" % " ".join(words)))
+
+
+def read(path):
+    """A file's text, or nothing."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def say(text):
+    """A line for the person who waits."""
+    print("smtpmesh: %s" % text, file=sys.stderr, flush=True)
+
+
+def fail(text):
+    """An error; exit code 1."""
+    say(text)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
