@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-END = b"\r\n.\r\n"
+END = LONE_DOT = b"\r\n.\r\n"
 _BARE = re.compile(rb"(?:(?<!\r)\n|\r(?!\n))(\.?)")
 
 
@@ -27,9 +27,14 @@ class LineEnds:
     repair: bool
     bare: bool = False
     _carry: bytes = b""
+    _tail: bytes = b"\r\n"
+    """The last bytes given out: a repaired line end must not complete a lone dot begun in an earlier chunk."""
 
     def feed(self, chunk: bytes) -> bytes:
         """The chunk as it may be stored; a trailing line end is kept back until its other half is known."""
+        return self._stuff(self._check(chunk)) if self.repair else self._check(chunk)
+
+    def _check(self, chunk: bytes) -> bytes:
         if self._carry:
             chunk = self._carry + chunk
             self._carry = b""
@@ -46,8 +51,17 @@ class LineEnds:
         rest, self._carry = self._carry, b""
         if rest:
             self.bare = True
-            return b"\r\n" if self.repair else rest
+            return self._stuff(b"\r\n") if self.repair else rest
         return b""
+
+    def _stuff(self, chunk: bytes) -> bytes:
+        """A lone dot that came about by repair is stuffed again."""
+        joined = self._tail + chunk
+        while LONE_DOT in joined:
+            joined = joined.replace(LONE_DOT, b"\r\n..\r\n")
+        stuffed = joined[len(self._tail) :]
+        self._tail = joined[-4:]
+        return stuffed
 
 
 def _as_crlf(match: re.Match[bytes]) -> bytes:

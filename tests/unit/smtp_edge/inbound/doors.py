@@ -1,0 +1,165 @@
+"""A listener with an acceptor that remembers, and a raw client that sees every reply."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from gossip.identity import Authority, Identity, write_new
+from smtp_edge.envelope import Client, ReceivedMessage, Recipient
+from smtp_edge.listener import Listener, MeshListener
+from smtp_edge.queue.spool import Spool, SpoolWriter
+from smtp_edge.reply import Reply
+from smtp_edge.settings import ListenerSettings
+
+HOSTNAME = "relay.test"
+
+
+class Remembering:
+    """Accepts everything, or answers as told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.messages: list[ReceivedMessage] = []
+        self.answer: Callable[[ReceivedMessage], Reply] = lambda message: Reply(250, "Ok: queued as Q1", "2.0.0")
+        self.admission: Reply | None = None
+        self._spool = Spool(directory)
+
+    def admit(self, size_bytes: int) -> Reply | None:
+        return self.admission
+
+    def check_recipient(self, client: Client, recipient: Recipient) -> Reply | None:
+        return Reply(550, "no route to this destination", "5.4.4") if recipient.domain == "nowhere.test" else None
+
+    async def accept(self, message: ReceivedMessage) -> Reply:
+        reply = self.answer(message)
+        if reply.positive:
+            self.messages.append(message)
+        return reply
+
+    def spool(self) -> SpoolWriter:
+        return self._spool.begin()
+
+    def bodies(self) -> list[bytes]:
+        """Mail data of every message, from memory or from its file."""
+        return [m.data.path.read_bytes() if m.data.path else (m.data.inline or b"") for m in self.messages]
+
+
+class RawClient:
+    """Sends bytes as given, reads replies as they come."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def write(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def reply(self) -> str:
+        """One reply; its lines joined by LF, empty at the end of the connection."""
+        lines: list[str] = []
+        async with asyncio.timeout(5):
+            while True:
+                line = (await self.reader.readline()).decode().rstrip("\r\n")
+                lines.append(line)
+                if line[3:4] != "-":
+                    return "\n".join(lines)
+
+    async def say(self, line: str) -> str:
+        """A command and its reply."""
+        self.write(line.encode() + b"\r\n")
+        return await self.reply()
+
+    async def replies(self, count: int) -> list[str]:
+        return [await self.reply() for _ in range(count)]
+
+    async def hello(self) -> RawClient:
+        await self.reply()
+        await self.say("EHLO client.test")
+        return self
+
+    async def secure(self, context: ssl.SSLContext) -> None:
+        """STARTTLS."""
+        assert (await self.say("STARTTLS")).startswith("220")
+        await self.writer.start_tls(context, server_hostname="relay.test")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Door:
+    """A running listener."""
+
+    def __init__(self, acceptor: Remembering, address: str) -> None:
+        self.acceptor = acceptor
+        host, _, port = address.rpartition(":")
+        self.host, self.port = host, int(port)
+        self._clients: list[RawClient] = []
+
+    async def dial(self, context: ssl.SSLContext | None = None) -> RawClient:
+        client = RawClient(*await asyncio.open_connection(self.host, self.port, ssl=context))
+        self._clients.append(client)
+        return client
+
+    async def client(self) -> RawClient:
+        """Connected and greeted."""
+        return await (await self.dial()).hello()
+
+    def hang_up(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@asynccontextmanager
+async def open_door(directory: Path, **settings: object) -> AsyncIterator[Door]:
+    """A client listener; `settings` are those of [[listener]]."""
+    acceptor = Remembering(directory)
+    section = ListenerSettings.model_validate({"listen": "127.0.0.1:0", "allow_networks": ["127.0.0.0/8"], **settings})
+    listener = Listener(section, acceptor, hostname=HOSTNAME, inline_bytes_max=10_000)
+    door = Door(acceptor, await listener.start())
+    try:
+        yield door
+    finally:
+        door.hang_up()
+        await listener.stop(1.0)
+
+
+def build_identity(authority: Authority, name: str) -> Identity:
+    certificate, key = authority.issue(name, at=datetime.now(UTC))
+    return Identity(authority.certificate_pem, certificate, key)
+
+
+@asynccontextmanager
+async def open_mesh_door(directory: Path, identity: Identity) -> AsyncIterator[Door]:
+    """The peers' listener."""
+    acceptor = Remembering(directory)
+    listener = MeshListener(
+        "127.0.0.1:0",
+        identity,
+        acceptor,
+        hostname=HOSTNAME,
+        inline_bytes_max=10_000,
+        size_bytes_max=1_000_000,
+    )
+    door = Door(acceptor, await listener.start())
+    try:
+        yield door
+    finally:
+        door.hang_up()
+        await listener.stop(1.0)
+
+
+def write_certificate(directory: Path) -> tuple[Path, Path, ssl.SSLContext]:
+    """A server certificate, its key, and a client context that trusts it."""
+    authority = Authority.create("test", at=datetime.now(UTC))
+    certificate, key = authority.issue("relay.test", hosts=["relay.test"], at=datetime.now(UTC))
+    assert x509.load_pem_x509_certificate(certificate)
+    paths = directory / "server.crt", directory / "server.key"
+    write_new(paths[0], certificate, mode=0o644)
+    write_new(paths[1], key, mode=0o600)
+    context = ssl.create_default_context(cadata=authority.certificate_pem.decode())
+    return *paths, context
