@@ -8,9 +8,9 @@
     python3 deploy/run.py bench NAME                a benchmark of tests/bench
     python3 deploy/run.py setup                     only the set-up
 
-Standard library only, syntax of Python 3.9, from any folder. Dependencies come from the lock files beside this one, with
-hashes; a stamp makes the next start immediate. Never calls sudo: as root on Debian it installs missing packages by apt-get
-and says so, otherwise it prints the line to run.
+Standard library only, syntax of Python 3.9, from any folder. Dependencies come from the lock files beside this one,
+with hashes; a stamp makes the next start immediate. Never calls sudo: as root on Debian it installs missing packages by
+apt-get and says so, otherwise it prints the line to run.
 """
 
 import hashlib
@@ -40,7 +40,8 @@ sys.exit(main())
 def main(arguments):
     """Dispatch; the exit code."""
     if sys.version_info < PYTHON_MIN:
-        return fail("smtpmesh needs Python %d.%d or newer, this is %s" % (*PYTHON_MIN, sys.version.split()[0]))
+        wanted = ".".join(map(str, PYTHON_MIN))
+        return fail(f"smtpmesh needs Python {wanted} or newer, this is {sys.version.split()[0]}")
     verbs = {"demo": demo, "test": test, "lint": lint, "protos": protos, "bench": bench, "setup": setup_only}
     if not arguments or arguments[0] not in verbs:
         print(__doc__)
@@ -93,7 +94,7 @@ def protos(arguments):
     """Regenerate proto/**/*_pb2*.py, or into the folder given."""
     prepare([RUN_LOCK, DEV_LOCK])
     target = arguments[0] if arguments else os.path.join(ROOT, "proto")
-    outputs = ["--%s_out=%s" % (kind, target) for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    outputs = [f"--{kind}_out={target}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     return call([PYTHON, "-m", "grpc_tools.protoc", "-I", os.path.join(ROOT, "proto"), *outputs, *PROTOS])
 
 
@@ -102,9 +103,9 @@ def bench(arguments):
     folder = os.path.join(ROOT, "tests", "bench")
     names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith(".py") and name != "__init__.py")
     if not arguments or arguments[0] not in names:
-        return fail("bench wants one of: %s" % ", ".join(names))
+        return fail("bench wants one of: {}".format(", ".join(names)))
     prepare([RUN_LOCK, DEV_LOCK])
-    return call([PYTHON, "-m", "tests.bench.%s" % arguments[0], *arguments[1:]])
+    return call([PYTHON, "-m", f"tests.bench.{arguments[0]}", *arguments[1:]])
 
 
 def setup_only(_arguments):
@@ -123,13 +124,13 @@ def prepare(locks):
     if read(stamp) == wanted and os.path.exists(PYTHON):
         return
     began = time.monotonic()
-    say("setting up .venv from %s ..." % " and ".join(os.path.basename(lock) for lock in locks))
+    say("setting up .venv from {} ...".format(" and ".join(os.path.basename(lock) for lock in locks)))
     uv = shutil.which("uv")
     if not os.path.exists(PYTHON):
         make_environment(uv)
     install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
     for lock in locks:
-        run(install + ["--require-hashes", "--only-binary", ":all:", "-r", lock])
+        run([*install, "--require-hashes", "--only-binary", ":all:", "-r", lock])
     add_checkout()
     with open(stamp, "w") as file:
         file.write(wanted)
@@ -144,7 +145,7 @@ def make_environment(uv):
     try:
         import ensurepip  # noqa: F401
     except ImportError:
-        install_packages(["python%d.%d-venv" % sys.version_info[:2]], "to create .venv")
+        install_packages([f"python3.{sys.version_info[1]}-venv"], "to create .venv")
     run([sys.executable, "-m", "venv", "--clear", VENV])
 
 
@@ -158,7 +159,7 @@ def add_checkout():
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.check_output([PYTHON, "-c", code], text=True).strip()
     with open(os.path.join(site, "smtpmesh.pth"), "w") as file:
-        file.write("%s\n%s\n" % (ROOT, os.path.join(ROOT, "proto")))
+        file.write("{}\n{}\n".format(ROOT, os.path.join(ROOT, "proto")))
     script = tool("smtpmesh")
     with open(script, "w") as file:
         file.write(CONSOLE_SCRIPT.format(python=PYTHON))
@@ -167,7 +168,7 @@ def add_checkout():
 
 def stamp_of(locks):
     """What an environment that is up to date was made from."""
-    digest = hashlib.sha256(("%s %s" % (sys.version, ROOT)).encode())
+    digest = hashlib.sha256((f"{sys.version} {ROOT}").encode())
     for lock in locks:
         with open(lock, "rb") as file:
             digest.update(file.read())
@@ -187,23 +188,23 @@ def install_peers():
 
 def install_packages(packages, purpose, optional=False):
     """apt-get as root on Debian; otherwise the line to run."""
-    line = "apt-get install -y --no-install-recommends %s" % " ".join(packages)
+    line = "apt-get install -y --no-install-recommends {}".format(" ".join(packages))
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        say("missing %s: as root, run: %s" % (purpose, line))
+        say(f"missing {purpose}: as root, run: {line}")
         if not optional:
             sys.exit(1)
         return
-    say("installing %s %s" % (", ".join(packages), purpose))
+    say("installing {} {}".format(", ".join(packages), purpose))
     silent = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
     selections = "postfix postfix/main_mailer_type select No configuration\n"
     if "postfix" in packages and shutil.which("debconf-set-selections"):
         subprocess.run(["debconf-set-selections"], input=selections, text=True, env=silent, check=False)
     subprocess.call(["apt-get", "update", "-qq"], env=silent)
-    code = subprocess.call(line.split() + ["-qq"], env=silent, stdout=subprocess.DEVNULL)
+    code = subprocess.call([*line.split(), "-qq"], env=silent, stdout=subprocess.DEVNULL)
     if code and not optional:
-        sys.exit(fail("apt-get failed; by hand: %s" % line))
+        sys.exit(fail(f"apt-get failed; by hand: {line}"))
     if code:
-        say("apt-get failed; tests that need %s will be skipped" % ", ".join(packages))
+        say("apt-get failed; tests that need {} will be skipped".format(", ".join(packages)))
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def tool(name):
 
 def environment():
     """The environment's commands first, Debian's server commands last."""
-    path = "%s:%s:/usr/sbin:/sbin" % (os.path.join(VENV, "bin"), os.environ.get("PATH", ""))
+    path = "{}:{}:/usr/sbin:/sbin".format(os.path.join(VENV, "bin"), os.environ.get("PATH", ""))
     return dict(os.environ, PATH=path, PYTHONDONTWRITEBYTECODE="1")
 
 
@@ -232,7 +233,7 @@ def run(words):
     """Run a command that must succeed."""
     code = subprocess.call(words, cwd=ROOT)
     if code:
-        sys.exit(fail("this failed: %s" % " ".join(words)))
+        sys.exit(fail("this failed: {}".format(" ".join(words))))
 
 
 def read(path):
@@ -246,7 +247,7 @@ def read(path):
 
 def say(text):
     """A line for the person who waits."""
-    print("smtpmesh: %s" % text, file=sys.stderr, flush=True)
+    print(f"smtpmesh: {text}", file=sys.stderr, flush=True)
 
 
 def fail(text):
