@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 RUN_LOCK = os.path.join(ROOT, "deploy", "requirements.lock")
@@ -118,23 +118,29 @@ def setup_only(_arguments):
 
 
 def prepare(locks):
-    """Make .venv hold exactly what the locks name; immediate when the stamp says that it does."""
-    wanted = stamp_of(locks)
-    stamp = os.path.join(VENV, "smtpmesh-%s.stamp" % ("dev" if DEV_LOCK in locks else "run"))
-    if read(stamp) == wanted and os.path.exists(PYTHON):
+    """Make .venv hold what the locks name; immediate when a stamp says that it does."""
+    wanted = {lock: stamp_of(lock) for lock in locks}
+    if os.path.exists(PYTHON) and all(read(stamp_path(lock)) == stamp for lock, stamp in wanted.items()):
         return
     began = time.monotonic()
     say("setting up .venv from {} ...".format(" and ".join(os.path.basename(lock) for lock in locks)))
     uv = shutil.which("uv")
-    if not os.path.exists(PYTHON):
+    if not os.path.exists(PYTHON) or not (uv or has_pip()):
         make_environment(uv)
     install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
     for lock in locks:
         run([*install, "--require-hashes", "--only-binary", ":all:", "-r", lock])
     add_checkout()
-    with open(stamp, "w") as file:
-        file.write(wanted)
-    say("set up in %.0f s" % (time.monotonic() - began))
+    for lock, stamp in wanted.items():
+        with open(stamp_path(lock), "w") as file:
+            file.write(stamp)
+    say(f"set up in {time.monotonic() - began:.0f} s")
+
+
+def has_pip():
+    """The environment was made with pip in it."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.call([PYTHON, "-m", "pip", "--version"], **quiet) == 0
 
 
 def make_environment(uv):
@@ -166,13 +172,15 @@ def add_checkout():
     os.chmod(script, 0o755)
 
 
-def stamp_of(locks):
+def stamp_path(lock):
+    """Where it is noted that a lock's packages are installed."""
+    return os.path.join(VENV, os.path.basename(lock) + ".stamp")
+
+
+def stamp_of(lock):
     """What an environment that is up to date was made from."""
-    digest = hashlib.sha256((f"{sys.version} {ROOT}").encode())
-    for lock in locks:
-        with open(lock, "rb") as file:
-            digest.update(file.read())
-    return digest.hexdigest()
+    with open(lock, "rb") as file:
+        return hashlib.sha256(f"{sys.version} {ROOT} ".encode() + file.read()).hexdigest()
 
 
 # -- Debian packages ---------------------------------------------------------------------------------------------------
