@@ -4,31 +4,24 @@
     UNKNOWN     nothing measured yet           first success: UP; failures as from UP
     UP          used up to its window          `suspect_after` failures in a row, or peers' reports: SUSPECT
     SUSPECT     one transaction at a time      success: UP; `down_after` failures in a row: DOWN
-    DOWN        not used                       after 1, 2, 4 .. 60 s, or when the peer's session is back: HALF_OPEN
+    DOWN        not used                       after a pause that doubles, or others say that it is back: HALF_OPEN
     HALF_OPEN   one transaction or probe       `trial_successes`: UP with a ramp; a failure: DOWN, twice as long
     DRAINING    takes nothing new              the operator
 
 A refused connection is DOWN at once. A flapping edge is never excluded, only kept to one transaction until its penalty
-has faded.
+has faded. A failure of an attempt that began before the trial did says nothing about the trial (an attempt may hang for
+minutes); a success always counts.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
 from router.decision import EdgeState, OutcomeKind
 from router.settings import RouterSettings
 
-SESSION_FAULTS = frozenset(
-    {
-        OutcomeKind.HOP_TEMPFAIL,
-        OutcomeKind.TLS_FAILED,
-        OutcomeKind.TIMEOUT,
-        OutcomeKind.DISCONNECTED,
-        OutcomeKind.IN_DOUBT,
-    }
-)
 USABLE = frozenset({EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT, EdgeState.HALF_OPEN})
 
 
@@ -40,23 +33,30 @@ class Breaker:
     rng: random.Random
     state: EdgeState = EdgeState.UNKNOWN
     since: float = 0.0
+    reason: str = ""
+    """Why it is in this state, for people."""
     failures: int = 0
     successes: int = 0
     retry_at: float | None = None
+    """When DOWN ends; None in every other state."""
     pause_s: float = 0.0
+    trial_at: float = -math.inf
+    """When the last trial began."""
     ramp: float = 1.0
     ramp_at: float = 0.0
     penalty: float = 0.0
     penalty_at: float = 0.0
     suppressed: bool = False
 
-    def record(self, kind: OutcomeKind, reason: str, now: float) -> str | None:
-        """Take the end of an attempt or probe."""
+    def record(self, kind: OutcomeKind, reason: str, now: float, *, began: float | None = None) -> str | None:
+        """Take the end of an attempt or probe that began at `began` (None = now)."""
         if kind is OutcomeKind.CANCELLED or self.state is EdgeState.DRAINING:
             return None
         if kind in (OutcomeKind.ACCEPTED, OutcomeKind.MESSAGE_REFUSED):
             return self._succeed(now)
-        return self._fail(kind, reason, now)
+        if self.state is EdgeState.DOWN or (began is not None and began < self.trial_at):
+            return None
+        return self._fail(kind, reason or kind.value, now)
 
     def suspect(self, reason: str, now: float) -> str | None:
         """Others report it down: be careful."""
@@ -67,14 +67,19 @@ class Breaker:
 
     def lose(self, reason: str, now: float) -> str | None:
         """The session with the peer is lost: down at once."""
-        return None if self.state is EdgeState.DOWN else self._go_down(reason, now)
+        return None if self.state in (EdgeState.DOWN, EdgeState.DRAINING) else self._go_down(reason, now)
 
     def regain(self, reason: str, now: float) -> str | None:
-        """The session with the peer is there: try."""
-        if self.state is not EdgeState.DOWN:
-            return None
-        self.pause_s = 0.0
-        return self._try(reason, now)
+        """Others say that it is there: try, without waiting for the end of the pause."""
+        return self._try(reason, now) if self.state is EdgeState.DOWN else None
+
+    def drain(self, reason: str, now: float) -> str | None:
+        """Give it nothing new."""
+        return None if self.state is EdgeState.DRAINING else self._enter(EdgeState.DRAINING, reason, now)
+
+    def undrain(self, reason: str, now: float) -> str | None:
+        """It may be used again, after a trial."""
+        return self._try(reason, now) if self.state is EdgeState.DRAINING else None
 
     def on_timer(self, now: float) -> str | None:
         """DOWN long enough: try."""
@@ -82,52 +87,60 @@ class Breaker:
             return self._try(f"down for {now - self.since:.1f} s, trying again", now)
         return None
 
-    def slots(self, window: int, now: float) -> int:
-        """Transactions that may be in flight."""
+    def slots(self, window: int, now: float, *, panic: bool = False) -> int:
+        """Transactions that may be in flight. In a panic (most hops of a class are not UP) caution is off."""
         match self.state:
-            case EdgeState.DOWN | EdgeState.DRAINING:
-                return 0
-            case EdgeState.SUSPECT | EdgeState.HALF_OPEN:
+            case EdgeState.UP | EdgeState.UNKNOWN:
+                return 1 if self.penalty and not panic and self._is_suppressed(now) else window
+            case EdgeState.SUSPECT:
+                return window if panic else 1
+            case EdgeState.HALF_OPEN:
                 return 1
             case _:
-                return 1 if self._is_suppressed(now) else window
+                return 0
 
-    def ramp_share(self) -> float:
-        """Share of the capacity that is trusted, 0..1."""
-        return self.ramp
+    @property
+    def on_first_trial(self) -> bool:
+        """Nothing has succeeded since it was down: a probe risks less than a message."""
+        return self.state is EdgeState.HALF_OPEN and not self.successes
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def _succeed(self, now: float) -> str | None:
         self.failures = 0
-        if self.ramp < 1.0 and now - self.ramp_at >= 1.0:
-            self.ramp, self.ramp_at = min(1.0, self.ramp * 2), now
         match self.state:
             case EdgeState.UNKNOWN:
                 return self._enter(EdgeState.UP, "first success", now)
             case EdgeState.SUSPECT:
                 return self._enter(EdgeState.UP, "it answers again", now)
+            case EdgeState.DOWN:
+                return self._try("an attempt from before it went down succeeded", now)
             case EdgeState.HALF_OPEN:
-                self.successes += 1
-                if self.successes >= self.settings.trial_successes:
-                    self.ramp, self.ramp_at, self.pause_s = self.settings.ramp_first, now, 0.0
-                    return self._enter(EdgeState.UP, f"{self.successes} successes on trial", now)
-            case EdgeState.DOWN:  # an attempt from before ended well
-                return self._try("an attempt succeeded", now)
+                return self._advance_trial(now)
             case _:
-                pass
-        return None
+                self._climb(now)
+                return None
+
+    def _advance_trial(self, now: float) -> str | None:
+        self.successes += 1
+        if self.successes < self.settings.trial_successes:
+            return None
+        self.ramp_at, self.pause_s = now, 0.0
+        return self._enter(EdgeState.UP, f"{self.successes} successes on trial", now)
+
+    def _climb(self, now: float) -> None:
+        """Trust doubles for each second with a delivery."""
+        if self.ramp < 1.0 and now - self.ramp_at >= 1.0:
+            self.ramp, self.ramp_at = min(1.0, self.ramp * 2), now
 
     def _fail(self, kind: OutcomeKind, reason: str, now: float) -> str | None:
-        if self.state is EdgeState.DOWN:
-            return None
         self.failures += 1
         if self.state is EdgeState.HALF_OPEN or kind is OutcomeKind.CONNECT_FAILED:
-            return self._go_down(reason or kind.value, now)
+            return self._go_down(reason, now)
         if self.failures >= self.settings.down_after:
-            return self._go_down(f"{self.failures} failures in a row, the last: {reason or kind.value}", now)
+            return self._go_down(f"{self.failures} failures in a row, the last: {reason}", now)
         if self.failures >= self.settings.suspect_after and self.state is not EdgeState.SUSPECT:
-            return self._enter(EdgeState.SUSPECT, f"{self.failures} failures in a row: {reason or kind.value}", now)
+            return self._enter(EdgeState.SUSPECT, f"{self.failures} failures in a row, the last: {reason}", now)
         return None
 
     def _go_down(self, reason: str, now: float) -> str:
@@ -136,26 +149,25 @@ class Breaker:
             self.penalty = self._penalty(now) + settings.flap_penalty
             self.penalty_at = now
         self.pause_s = min(settings.retry_max_s, max(settings.retry_first_s, self.pause_s * 2))
+        self.ramp = settings.ramp_first
+        self._enter(EdgeState.DOWN, reason, now)
         self.retry_at = now + self.pause_s * (1 + settings.retry_jitter * (self.rng.random() * 2 - 1))
-        return self._enter(EdgeState.DOWN, reason, now)
+        return reason
 
     def _try(self, reason: str, now: float) -> str:
-        self.successes = 0
+        self.failures = self.successes = 0
+        self.trial_at = now
         return self._enter(EdgeState.HALF_OPEN, reason, now)
 
     def _enter(self, state: EdgeState, reason: str, now: float) -> str:
-        self.state, self.since = state, now
-        if state is not EdgeState.DOWN:
-            self.retry_at = None
+        self.state, self.since, self.reason = state, now, reason
+        self.retry_at = None
         return reason
 
     def _penalty(self, now: float) -> float:
         return self.penalty * float(0.5 ** (max(0.0, now - self.penalty_at) / self.settings.flap_half_life_s))
 
     def _is_suppressed(self, now: float) -> bool:
-        penalty = self._penalty(now)
-        if self.suppressed:
-            self.suppressed = penalty >= self.settings.flap_reuse
-        else:
-            self.suppressed = penalty > self.settings.flap_suppress
+        settings, penalty = self.settings, self._penalty(now)
+        self.suppressed = penalty >= settings.flap_reuse if self.suppressed else penalty > settings.flap_suppress
         return self.suppressed

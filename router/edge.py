@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from gossip.linkstate import LinkState, LinkStatus
 from router.breaker import USABLE, Breaker
 from router.decision import EdgeState, Hop, HopKind, Outcome, OutcomeKind
-from router.estimate import Availability, Capacity, Latency, Reliability, Window
+from router.estimate import Availability, Capacity, Latency, Reliability
 from router.settings import RouterSettings
+from router.window import Window
 
 STATUS = {
     EdgeState.UNKNOWN: LinkStatus.UNKNOWN,
@@ -22,6 +23,14 @@ STATUS = {
 }
 SENT_DECAY_S = 4.5
 """Stride counts fade with this time constant: 0.8 per second."""
+WEIGHT_STEP = 0.25
+"""Levels of the rank's weight, in expected attempts."""
+WEIGHT_HYSTERESIS = 0.1
+"""The weight leaves its level this far beyond the middle to the next one."""
+ADVERTISE_RATIO = 1.3
+"""Change of the capacity that is worth an advertisement."""
+ATTEMPTS_MAX = 20.0
+"""Expected attempts beyond which it makes no difference."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +40,7 @@ class Edge:
     hop: Hop
     label: str
     cost: int
+    settings: RouterSettings
     breaker: Breaker
     window: Window
     availability: Availability = field(default_factory=Availability)
@@ -43,6 +53,8 @@ class Edge:
     used_at: float = 0.0
     """When it was last tried or probed."""
     probing: bool = False
+    weight_level: float = 1.0
+    advertised_mps: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -54,24 +66,54 @@ class Edge:
         """Mail leaves the mesh through it."""
         return self.hop.kind is not HopKind.PEER
 
-    def free_slots(self, now: float) -> int:
-        """Transactions that may begin now."""
-        return self.breaker.slots(self.window.size, now) - self.inflight
+    @property
+    def awaits_probe(self) -> bool:
+        """Nothing has succeeded since it was down, and a probe will find out at no message's risk.
+
+        A domain's exchangers are not probed, so there the message itself is the trial.
+        """
+        return self.breaker.on_first_trial and self.hop.kind is not HopKind.MX
+
+    @property
+    def open(self) -> bool:
+        """It counts as a way to somewhere."""
+        return self.usable and not self.awaits_probe
+
+    def free_slots(self, now: float, *, panic: bool = False) -> int:
+        """Transactions that may begin now. The one slot of a trial may be taken by a probe."""
+        trial = self.probing and self.breaker.state is EdgeState.HALF_OPEN
+        return self.breaker.slots(self.window.size, now, panic=panic) - self.inflight - trial
 
     def effective_capacity(self, now: float) -> float:
         """Messages per second worth planning with: capacity x reliability x ramp."""
-        return self.capacity.at(now) * self.reliability.value * self.breaker.ramp_share()
+        return self.capacity.at(now) * self.reliability.value * self.breaker.ramp
+
+    def plan_weight(self, now: float) -> float:
+        """What its share of a class is proportional to: the effective capacity, less while messages queue there.
+
+        As long as no capacity is proven the shares confirm themselves; the latency is what tells a loaded hop from an
+        idle one.
+        """
+        return max(0.001, self.effective_capacity(now) * self.latency.ease(self.settings.latency_floor_s))
+
+    def stride(self, now: float) -> float:
+        """The exit with the smallest takes the next message: sent lately for its weight, plus cost in seconds."""
+        return (self.faded_sent(now) + 1) / self.plan_weight(now) + self.cost
 
     def weight(self, now: float) -> float:
-        """Expected attempts for one delivery over it, in quarter steps, plus the operator's cost: for the rank."""
-        attempts = 1 / max(0.05, self.availability.at(now) * self.reliability.value)
-        return max(1.0, round(attempts * 4) / 4) + self.cost
+        """Expected attempts for one delivery over it, in steps with hysteresis, plus the operator's cost: for ranks."""
+        chance = self.availability.at(now) * self.reliability.value
+        attempts = min(ATTEMPTS_MAX, 1 / max(1 / ATTEMPTS_MAX, chance))
+        if abs(attempts - self.weight_level) > WEIGHT_STEP / 2 + WEIGHT_HYSTERESIS:
+            self.weight_level = max(1.0, round(attempts / WEIGHT_STEP) * WEIGHT_STEP)
+        return self.weight_level + self.cost
 
     def begin(self, now: float) -> None:
         """A transaction starts."""
         self.inflight += 1
         self.sent = self.faded_sent(now) + 1
         self.sent_at = self.used_at = now
+        self._note_full(now)
 
     def faded_sent(self, now: float) -> float:
         """Messages sent lately, fading."""
@@ -84,26 +126,44 @@ class Edge:
         else:
             self.inflight = max(0, self.inflight - 1)
         self.used_at = now
-        before = self.breaker.state
-        reason = self.breaker.record(outcome.kind, outcome.reason, now)
+        reason = self.breaker.record(outcome.kind, outcome.reason, now, began=outcome.began)
         self._estimate(outcome, now)
-        if self.breaker.state is not before:
-            self.availability.observe(self.breaker.state is not EdgeState.DOWN, now)
+        self._note_full(now)
         return reason
+
+    def note_state(self, now: float) -> None:
+        """The breaker changed its state."""
+        state = self.breaker.state
+        self.availability.observe(state in (EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT), now)
+        if state is EdgeState.HALF_OPEN:
+            self.window.reopen(self.settings.window_first)
+        if state in (EdgeState.HALF_OPEN, EdgeState.SUSPECT):
+            self.used_at = now - self.settings.trial_interval_s  # a probe is due at once
+        self._note_full(now)
+
+    def _note_full(self, now: float) -> None:
+        """All slots taken is proof of the capacity only where the window, not the breaker, is the limit."""
+        full = self.inflight >= self.window.size
+        if full:
+            self.window.note_filled()
+        self.capacity.observe_full(full and self.window.settled and self.breaker.state is EdgeState.UP, now)
 
     def _estimate(self, outcome: Outcome, now: float) -> None:
         match outcome.kind:
             case OutcomeKind.CANCELLED | OutcomeKind.CONNECT_FAILED:
                 return
-            case OutcomeKind.ACCEPTED | OutcomeKind.MESSAGE_REFUSED:
+            case OutcomeKind.MESSAGE_REFUSED:
                 self.reliability.observe(True, now)
-                if not outcome.probe and outcome.kind is OutcomeKind.ACCEPTED:
+            case OutcomeKind.ACCEPTED:
+                self.reliability.observe(True, now)
+                if not outcome.probe:
                     self.capacity.observe_accepted(now)
                     self.latency.observe(outcome.latency_s, now)
                     self.window.observe(outcome.latency_s, self.latency.minimum)
             case _:
                 self.reliability.observe(False, now)
-                self.window.shrink()
+                if outcome.began >= self.breaker.trial_at:
+                    self.window.shrink()
 
     def link_state(self, classes: tuple[str, ...], now: float) -> LinkState:
         """As it goes into an advertisement."""
@@ -119,6 +179,20 @@ class Edge:
             classes=classes,
         )
 
+    def advert_key(self, now: float) -> tuple[object, ...]:
+        """Differs when an advertisement is due: levels, so that every small change is not news."""
+        level = self.settings.advertise_level
+        capacity = self.effective_capacity(now)
+        if max(capacity, self.advertised_mps) > ADVERTISE_RATIO * min(capacity, self.advertised_mps):
+            self.advertised_mps = capacity
+        return (
+            self.hop.id,
+            self.breaker.state,
+            round(self.availability.at(now) / level),
+            round(self.reliability.value / level),
+            self.advertised_mps,
+        )
+
 
 def build_edge(
     hop: Hop, label: str, *, cost: int, window_max: int, settings: RouterSettings, rng: random.Random, now: float
@@ -131,6 +205,6 @@ def build_edge(
         queued_high=settings.queued_high,
         latency_floor_s=settings.latency_floor_s,
     )
-    edge = Edge(hop, label, cost, Breaker(settings, rng, since=now), window)
+    edge = Edge(hop, label, cost, settings, Breaker(settings, rng, since=now), window)
     edge.availability.since = edge.reliability.since = edge.capacity.bin_began = edge.used_at = now
     return edge

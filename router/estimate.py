@@ -1,10 +1,9 @@
-"""Estimators of one edge from what was measured on it: availability, reliability, capacity, latency, window. Pure.
+"""Estimators of one edge from what was measured on it. Pure; `now` never runs backwards.
 
-availability   share of time that the edge takes a session; time-weighted average, slow
-reliability    share of attempts that end in a final 2yz, the hop's own faults only; Beta with forgetting
-capacity       messages per second; what went through while the edge, not our mail, was the limit
-latency        MAIL to final reply; smallest of the last minute, and a peak-sensitive average
-window         transactions in flight; grows while the next hop does not queue (TCP Vegas)
+availability   share of time that the edge takes a session; time-weighted average, slow: for rank and reports
+reliability    share of attempts that end well, the hop's own faults only; Beta distribution with forgetting
+capacity       messages per second; proven by seconds in which the edge, not our mail, was the limit
+latency        MAIL to final reply; smallest of the last minutes, a mean, and a peak-sensitive average
 """
 
 from __future__ import annotations
@@ -15,16 +14,28 @@ from dataclasses import dataclass, field
 
 AVAILABILITY_TAU_S = 600.0
 HALF_LIFE_S = 300.0
+"""Evidence for the reliability halves in this time."""
 EVIDENCE_MAX = 200.0
+"""Attempts that the reliability remembers at most, so that a change shows within as many."""
 PRIOR_SUCCESSES, PRIOR_FAILURES = 1.8, 0.2
 BIN_S = 1.0
 BINS_KEPT = 30
+FULL_SHARE_MIN = 0.9
+"""A bin is proof of the capacity if all slots were taken for this share of it."""
+PROOF_QUANTILE = 0.9
 BEST_KEPT_S = 60.0
 PROOF_KEPT_S = 300.0
 UNPROVEN_GROWTH = 2.0
+"""Unproven capacity is this multiple of the best recent second: it doubles while demand fills it, like slow start."""
 CAPACITY_PRIOR_MPS = 10.0
-LATENCY_TAU_S = 10.0
+LATENCY_MEAN_TAU_S = 5.0
+EASE_EXPONENT = 0.25
+"""How strongly queueing at a hop moves mail to others. In simulation (three relays, three hosts) the full ratio swings,
+none of it doubles the delay at low load."""
+LATENCY_PEAK_TAU_S = 10.0
 LATENCY_MIN_KEPT_S = 60.0
+LATENCY_MIN_RISE = 1.5
+"""The smallest latency rises by no more than this factor a minute: a queue that stands for minutes is still a queue."""
 
 
 @dataclass(slots=True)
@@ -48,7 +59,7 @@ class Availability:
 
 @dataclass(slots=True)
 class Reliability:
-    """Beta(successes, failures) whose evidence fades."""
+    """Beta(successes, failures) whose evidence fades toward the prior."""
 
     successes: float = PRIOR_SUCCESSES
     failures: float = PRIOR_FAILURES
@@ -68,7 +79,7 @@ class Reliability:
 
     @property
     def value(self) -> float:
-        """Mean, 0..1."""
+        """Mean, 0..1, as of the last attempt."""
         return self.successes / (self.successes + self.failures)
 
     @property
@@ -85,54 +96,73 @@ class Reliability:
 
 @dataclass(slots=True)
 class Capacity:
-    """Accepted messages in bins of a second. A bin counts as proof if mail had to wait for the edge during it."""
+    """Accepted messages in bins of a second, and for how much of the bin every slot was taken."""
 
     bin_began: float = 0.0
     accepted: int = 0
-    limited: bool = False
+    full: bool = False
+    full_since: float = 0.0
+    full_s: float = 0.0
+    """Time in this bin, up to `full_since`, during which all slots were taken."""
     proofs: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=BINS_KEPT))
     """(when, rate) of bins in which the edge was the limit."""
-    best: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=int(BEST_KEPT_S)))
-    """(when, rate) of all recent bins."""
+    best: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=int(BEST_KEPT_S / BIN_S)))
+    """(when, rate) of all recent bins with mail."""
+    known_mps: float = CAPACITY_PRIOR_MPS
+    known: bool = False
+    known_until: float = -math.inf
+    """Instant up to which `known_mps` and `known` hold: they change only when a bin ends or evidence grows old."""
 
     def observe_accepted(self, now: float) -> None:
         """A message was accepted."""
         self._roll(now)
         self.accepted += 1
 
-    def observe_limit(self, now: float) -> None:
-        """Mail waits because the edge has no free slot."""
+    def observe_full(self, full: bool, now: float) -> None:
+        """From now on all slots are taken, or not."""
         self._roll(now)
-        self.limited = True
+        if self.full:
+            self.full_s += max(0.0, now - self.full_since)
+        self.full, self.full_since = full, now
 
     def proven(self, now: float) -> bool:
         """True if the edge was seen at its limit in the last minutes."""
-        self._roll(now)
-        return bool(self.proofs) and now - self.proofs[-1][0] <= PROOF_KEPT_S
+        self._learn(now)
+        return self.known
 
     def at(self, now: float) -> float:
-        """Messages per second. Unproven: twice the best recent rate, so that demand may find the limit."""
-        if self.proven(now):
-            rates = sorted(rate for _, rate in self.proofs)
-            proven = rates[min(len(rates) - 1, int(len(rates) * 0.9))]
-            return max(proven, self._best(now))
-        best = self._best(now)
-        return UNPROVEN_GROWTH * best if best else CAPACITY_PRIOR_MPS
+        """Messages per second."""
+        self._learn(now)
+        return self.known_mps
 
-    def _best(self, now: float) -> float:
-        return max((rate for when, rate in self.best if now - when <= BEST_KEPT_S), default=0.0)
+    def _learn(self, now: float) -> None:
+        if now < self.known_until:
+            return
+        self._roll(now)
+        self.known_until = now + BIN_S
+        self.known = bool(self.proofs) and now - self.proofs[-1][0] <= PROOF_KEPT_S
+        best = max((rate for when, rate in self.best if now - when <= BEST_KEPT_S), default=0.0)
+        if self.known:
+            rates = sorted(rate for _, rate in self.proofs)
+            self.known_mps = max(rates[min(len(rates) - 1, int(len(rates) * PROOF_QUANTILE))], best)
+        else:
+            self.known_mps = UNPROVEN_GROWTH * best if best else CAPACITY_PRIOR_MPS
 
     def _roll(self, now: float) -> None:
-        length = now - self.bin_began
-        if length < BIN_S:
+        """End the bin if it is old enough. A long one was idle, unless its slots were taken all the time."""
+        length_s = now - self.bin_began
+        if length_s < BIN_S:
             return
-        if self.accepted or self.limited:
-            rate = self.accepted / min(length, 2 * BIN_S) if length < 2 * BIN_S else float(self.accepted)
-            ended = min(now, self.bin_began + 2 * BIN_S)
-            self.best.append((ended, rate))
-            if self.limited and self.accepted:
-                self.proofs.append((ended, rate))
-        self.bin_began, self.accepted, self.limited = now, 0, False
+        full_s = self.full_s + (max(0.0, now - self.full_since) if self.full else 0.0)
+        proof = full_s >= FULL_SHARE_MIN * length_s
+        if self.accepted:
+            rate = self.accepted / (length_s if proof or length_s < 2 * BIN_S else BIN_S)
+            self.best.append((now, rate))
+            if proof:
+                self.proofs.append((now, rate))
+        if self.accepted or not proof:  # a slow edge's bin goes on until something was accepted
+            self.bin_began, self.accepted, self.full_s, self.full_since = now, 0, 0.0, now
+        self.known_until = -math.inf
 
 
 @dataclass(slots=True)
@@ -141,51 +171,40 @@ class Latency:
 
     minimum: float | None = None
     minimum_at: float = 0.0
+    lately: float = math.inf
+    """Smallest since `minimum_at`: what the minimum rises to."""
+    mean: float | None = None
     peak: float | None = None
-    peak_at: float = 0.0
+    seen_at: float = 0.0
 
     def observe(self, latency_s: float, now: float) -> None:
         """One measurement."""
-        if self.minimum is None or latency_s <= self.minimum or now - self.minimum_at > LATENCY_MIN_KEPT_S:
-            self.minimum, self.minimum_at = latency_s, now
-        if self.peak is None or latency_s >= self.peak:
-            self.peak = latency_s
+        self._note_minimum(latency_s, now)
+        age_s = max(0.0, now - self.seen_at)
+        if self.mean is None or self.peak is None:
+            self.mean = self.peak = latency_s
         else:
-            weight = math.exp(-max(0.0, now - self.peak_at) / LATENCY_TAU_S)
-            self.peak = self.peak * weight + latency_s * (1 - weight)
-        self.peak_at = now
+            self.mean += (latency_s - self.mean) * _weight(age_s, LATENCY_MEAN_TAU_S)
+            fading = self.peak + (latency_s - self.peak) * _weight(age_s, LATENCY_PEAK_TAU_S)
+            self.peak = max(latency_s, fading)
+        self.seen_at = now
 
+    def ease(self, floor_s: float) -> float:
+        """1 = nothing queues at the next hop; less, gently, as messages take longer than they need."""
+        if self.mean is None or self.minimum is None:
+            return 1.0
+        return float(min(1.0, max(self.minimum, floor_s) / max(self.mean, floor_s)) ** EASE_EXPONENT)
 
-@dataclass(slots=True)
-class Window:
-    """How many transactions may be in flight. Grows fast until the next hop queues for the first time."""
-
-    size: int
-    size_max: int
-    queued_low: float
-    queued_high: float
-    latency_floor_s: float
-    starting: bool = True
-    answered: int = 0
-
-    def observe(self, latency_s: float, minimum_s: float | None) -> None:
-        """A transaction ended well; adjusts once per window of answers."""
-        self.answered += 1
-        if self.answered < self.size:
+    def _note_minimum(self, latency_s: float, now: float) -> None:
+        if self.minimum is None or latency_s <= self.minimum:
+            self.minimum, self.minimum_at, self.lately = latency_s, now, math.inf
             return
-        self.answered = 0
-        floor = max(minimum_s or 0.0, self.latency_floor_s)
-        queued = self.size * (1 - floor / latency_s) if latency_s > floor else 0.0
-        if queued > self.queued_high:
-            self.starting = False
-            self.size = max(1, self.size - 1)
-        elif queued < self.queued_low:
-            self.size = min(self.size_max, self.size * 2 if self.starting else self.size + 1)
-        else:
-            self.starting = False
+        self.lately = min(self.lately, latency_s)
+        if now - self.minimum_at >= LATENCY_MIN_KEPT_S:
+            self.minimum = min(self.lately, max(self.minimum, 0.001) * LATENCY_MIN_RISE)
+            self.minimum_at, self.lately = now, math.inf
 
-    def shrink(self) -> None:
-        """The hop gave a 421, a timeout or a lost connection."""
-        self.starting = False
-        self.size = max(1, self.size - 1)
-        self.answered = 0
+
+def _weight(age_s: float, tau_s: float) -> float:
+    """Weight of a new value after a pause; at least a little, or simultaneous ends would all go unnoticed."""
+    return max(0.05, 1 - math.exp(-age_s / tau_s))

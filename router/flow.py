@@ -28,7 +28,7 @@ class Bound:
 
     flow_mmps: int
     cut: tuple[tuple[str, str], ...]
-    """(node id, hop id) of the edges of a minimum cut."""
+    """(node id, hop id of an exit or node id of a peer) of the edges of a minimum cut."""
 
 
 def compute_ranks(
@@ -54,42 +54,38 @@ def compute_ranks(
     return found
 
 
-def compute_bound(arcs: Sequence[Arc], source: str) -> Bound:
-    """Maximum flow from a relay to the exits of a class."""
-    graph = _capacity_graph(arcs)
+def compute_bound(arcs: Sequence[Arc], source: str, *, no_transit: frozenset[str] = frozenset()) -> Bound:
+    """Maximum flow from a relay to the exits of a class. An exit's own bound is what the relays measured together."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for arc in _open_arcs(arcs, no_transit):
+        graph.add_edge(arc.origin, _vertex(arc), capacity=arc.capacity_mmps)
+        if arc.hop.kind is not HopKind.PEER:
+            graph.add_edge(_vertex(arc), SINK)  # no capacity means infinite to networkx
     if source not in graph or SINK not in graph:
         return Bound(0, ())
     value, (near, far) = nx.minimum_cut(graph, source, SINK, flow_func=shortest_augmenting_path)
     return Bound(int(value), tuple(sorted((u, v) for u in near for v in graph[u] if v in far)))
 
 
-def find_paths(arcs: Sequence[Arc], source: str) -> list[list[str]]:
+def find_paths(arcs: Sequence[Arc], source: str, *, no_transit: frozenset[str] = frozenset()) -> list[list[str]]:
     """The few best simple paths from a relay to the exits, as node ids and the hop id of the exit last."""
     graph: nx.DiGraph[str] = nx.DiGraph()
-    for arc in arcs:
-        if arc.hop.kind is HopKind.PEER:
-            graph.add_edge(arc.origin, arc.hop.name, weight=arc.weight)
-        else:
-            graph.add_edge(arc.origin, arc.hop.id, weight=arc.weight)
-            graph.add_edge(arc.hop.id, SINK, weight=0)
-    if source not in graph or SINK not in graph:
+    for arc in _open_arcs(arcs, no_transit):
+        graph.add_edge(arc.origin, _vertex(arc), weight=arc.weight)
+        if arc.hop.kind is not HopKind.PEER:
+            graph.add_edge(_vertex(arc), SINK, weight=0)
+    if source not in graph or SINK not in graph or not nx.has_path(graph, source, SINK):
         return []
-    try:
-        paths = list(islice(nx.shortest_simple_paths(graph, source, SINK, weight="weight"), PATHS_MAX))
-    except nx.NetworkXNoPath:
-        return []
+    paths = islice(nx.shortest_simple_paths(graph, source, SINK, weight="weight"), PATHS_MAX)
     return [[str(step) for step in path[:-1]] for path in paths]
 
 
-def _capacity_graph(arcs: Sequence[Arc]) -> nx.DiGraph[str]:
-    """Exits are shared: every relay's arc to an exit leads to one vertex, which has no bound of its own."""
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    for arc in arcs:
-        target = arc.hop.name if arc.hop.kind is HopKind.PEER else arc.hop.id
-        graph.add_edge(arc.origin, target, capacity=arc.capacity_mmps)
-        if arc.hop.kind is not HopKind.PEER:
-            graph.add_edge(target, SINK)  # no capacity means infinite to networkx
-    return graph
+def _open_arcs(arcs: Sequence[Arc], no_transit: frozenset[str]) -> Iterable[Arc]:
+    return (arc for arc in arcs if arc.hop.kind is not HopKind.PEER or arc.hop.name not in no_transit)
+
+
+def _vertex(arc: Arc) -> str:
+    return arc.hop.name if arc.hop.kind is HopKind.PEER else arc.hop.id
 
 
 def _add_lighter(graph: nx.DiGraph[str], u: str, v: str, weight: float) -> None:

@@ -1,4 +1,7 @@
-"""Constants of the forwarding rule, with unit and source. Change them in the simulation first (4-routing.md)."""
+"""Constants of the forwarding rule, with unit and source. Change them in the simulation first (4-routing.md).
+
+What only an estimator needs (half-lives, bins) stands beside it in `router.estimate`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ class RouterSettings:
 
     beta_messages: float = 12
     """Bias toward the destination: messages of backlog that one unit of rank is worth (6-25 safe in simulation)."""
+    sideways_share: float = 0.25
+    """A peer that is no nearer must be emptier by this share of our backlog too: noise in a deep one is no gradient."""
+    hops_max: int = 25
+    """Transfers between relays that one message may make; twice the number of relays where that is less."""
     window_max: int = 20
     """Transactions in flight on a peer link; exits have their own bound."""
     window_first: int = 2
@@ -27,21 +34,26 @@ class RouterSettings:
     retry_max_s: float = 3
     """Longest pause before a dead hop is tried again. Short, because a trial is one connection and mail is waiting."""
     retry_jitter: float = 0.2
+    """Share of the pause by which it varies, so that relays do not knock in step."""
     trial_successes: int = 3
     """Successes in HALF_OPEN before the link is UP."""
     ramp_first: float = 0.1
     """Share of the capacity that a recovered link is trusted with; doubles each second with a delivery."""
     probe_interval_s: float = 60
-    """An edge without traffic is probed this often."""
+    """An exit without traffic is probed this often."""
     trial_interval_s: float = 0.3
     """Between probes of a HALF_OPEN or SUSPECT edge."""
     flap_penalty: float = 1000
+    """Added each time an edge goes down."""
     flap_half_life_s: float = 60
     flap_suppress: float = 2000
+    """Penalty above which an edge gets one transaction at a time, until it is below `flap_reuse`."""
     flap_reuse: float = 750
     backlog_fresh_s: float = 2
     """A neighbour's backlog from an acknowledgement counts before gossip's for this long."""
     advertise_level: float = 0.1
-    """Relative change of a score that is worth an advertisement."""
+    """Change of availability or reliability that is worth an advertisement."""
     report_fresh_s: float = 5
     """Age up to which other nodes' reports about an exit count."""
+    report_majority: float = 0.5
+    """An exit that more than this share of the reports call down is looked at again at once."""

@@ -1,7 +1,8 @@
 """The mesh as arcs: what others advertised, and what this node measured itself. Pure.
 
-Own arcs come from own edges and never from gossip: nobody knows them better. An arc that is DOWN or DRAINING is left
-out, so is every arc to a node that the database no longer holds. Everything is sorted: equal views give equal answers.
+Own arcs come from own edges and never from gossip: nobody knows them better. An arc that is DOWN, on trial or DRAINING
+is left out, so is every arc to a node that the database no longer holds. Everything is sorted: equal views give equal
+answers.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gossip.linkstate import LinkState, LinkStatus, NodeRecord, Snapshot
+from gossip.linkstate import LinkState, LinkStatus, NodeInfo, NodeRecord, Snapshot
 from router.decision import Hop, HopKind
-from router.edge import Edge
+from router.edge import ATTEMPTS_MAX, WEIGHT_STEP, Edge
 from router.policy import MX_VIA, DestinationClass
 
 DIRECT_CAPACITY_MMPS = 10_000
 """Capacity assumed for a delivery to a domain's own exchangers that nobody has measured."""
+CLOSED = frozenset({LinkStatus.DOWN, LinkStatus.HALF_OPEN, LinkStatus.DRAINING})
+"""Links that lead nowhere now. One on trial opens within a second if it is sound, and closes again if not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,11 @@ class Topology:
     arcs: tuple[Arc, ...]
     names: dict[str, str]
     no_transit: frozenset[str]
+    """Nodes that take no mail from others now: by policy, draining, or overloaded."""
     direct_mx: frozenset[str]
+    """Nodes other than this that deliver to domains' own exchangers."""
+    closed: frozenset[tuple[str, str]]
+    """(node id, hop id) of links that their origin advertises as closed."""
 
     def of_class(self, wanted: DestinationClass) -> tuple[Arc, ...]:
         """Arcs between relays, and those to the exits of the class."""
@@ -50,24 +57,18 @@ class Topology:
             chosen += self._direct_arcs(wanted, chosen)
         return tuple(chosen)
 
-    def label(self, hop_id: str) -> str:
-        """A node's name for its id; other hop ids as they are."""
-        kind, _, name = hop_id.partition(":")
-        return self.names.get(name, hop_id) if kind == HopKind.PEER.value else hop_id
-
     def _serves(self, arc: Arc, wanted: DestinationClass, exits: frozenset[str]) -> bool:
         if arc.origin == self.self_id:
             return arc.hop.id in exits
         return wanted.class_id in arc.classes or arc.hop.id == wanted.class_id
 
     def _direct_arcs(self, wanted: DestinationClass, known: Iterable[Arc]) -> list[Arc]:
-        """Nodes that deliver to exchangers themselves reach every domain, measured or not."""
+        """Nodes that deliver to exchangers themselves reach every domain of which they say nothing else."""
         measured = {arc.origin for arc in known if arc.hop.id == wanted.class_id}
+        measured |= {origin for origin, hop_id in self.closed if hop_id == wanted.class_id}
         hop = Hop.parse(wanted.class_id)
         return [
-            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,))
-            for node in sorted(self.direct_mx - measured)
-            if node != self.self_id
+            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,)) for node in sorted(self.direct_mx - measured)
         ]
 
 
@@ -78,31 +79,46 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
     arcs = [
         Arc(self_id, edge.hop, edge.weight(now), round(1000 * edge.effective_capacity(now)), ())
         for edge in own
-        if edge.usable
+        if edge.open
     ]
     arcs += [arc for node in others for arc in _advertised(node, known)]
     return Topology(
         self_id=self_id,
         arcs=tuple(sorted(arcs, key=lambda arc: (arc.origin, arc.hop.id))),
         names={node.node_id: node.info.name for node in snapshot.nodes},
-        no_transit=frozenset(node.node_id for node in others if node.info.no_transit or node.info.draining),
-        direct_mx=frozenset(node.node_id for node in snapshot.nodes if node.info.direct_mx),
+        no_transit=frozenset(node.node_id for node in others if takes_nothing(node.info)),
+        direct_mx=frozenset(node.node_id for node in others if node.info.direct_mx),
+        closed=frozenset((node.node_id, link.hop) for node in others for link in node.links if link.status in CLOSED),
+    )
+
+
+def takes_nothing(info: NodeInfo) -> bool:
+    """A node that takes no mail from other relays now."""
+    return info.no_transit or info.draining or info.overloaded
+
+
+def rank_key(snapshot: Snapshot) -> tuple[object, ...]:
+    """Differs when ranks may: membership, policy, state, weight; never load, latency or capacity."""
+    return tuple(
+        (
+            node.node_id,
+            takes_nothing(node.info),
+            node.info.direct_mx,
+            tuple((link.hop, link.status in CLOSED, _weight(link), link.classes) for link in node.links),
+        )
+        for node in snapshot.nodes
     )
 
 
 def _advertised(node: NodeRecord, known: set[str]) -> Iterable[Arc]:
     for link in node.links:
-        if link.status in (LinkStatus.DOWN, LinkStatus.DRAINING):
-            continue
         hop = Hop.parse(link.hop)
-        if hop.kind is HopKind.PEER and hop.name not in known:
+        if link.status in CLOSED or (hop.kind is HopKind.PEER and hop.name not in known):
             continue
         yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes)
 
 
 def _weight(link: LinkState) -> float:
-    attempts = 1e6 / max(50_000, link.availability_permille * link.reliability_permille)
-    return max(1.0, round(attempts * 4) / 4) + link.cost
-
-
-"""The weight of `Edge.weight`, from the bounded integers of an advertisement."""
+    """The weight of `Edge.weight`, from the bounded integers of an advertisement."""
+    attempts = min(ATTEMPTS_MAX, 1e6 / max(1, link.availability_permille * link.reliability_permille))
+    return max(1.0, round(attempts / WEIGHT_STEP) * WEIGHT_STEP) + link.cost

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from router.breaker import Breaker
 from router.decision import EdgeState, OutcomeKind
-from router.estimate import Availability, Capacity, Latency, Reliability, Window
+from router.estimate import Availability, Capacity, Latency, Reliability
 from router.settings import RouterSettings
+from router.window import Window
 
 OK, REFUSED, LATER = OutcomeKind.ACCEPTED, OutcomeKind.CONNECT_FAILED, OutcomeKind.HOP_TEMPFAIL
 
@@ -47,42 +48,43 @@ def test_reliability_is_a_share_and_its_evidence_is_bounded(outcomes: list[bool]
         assert reliability.samples <= 200
 
 
-def feed(capacity: Capacity, rate: int, start: int, seconds: int, *, limited: bool) -> None:
+def feed(capacity: Capacity, rate: int, start: int, seconds: int, *, full: bool) -> None:
     for second in range(start, start + seconds):
         for number in range(rate):
+            capacity.observe_full(full, second + number / rate)
             capacity.observe_accepted(second + number / rate)
-            if limited:
-                capacity.observe_limit(second + number / rate)
 
 
 def test_capacity_is_what_went_through_at_the_limit() -> None:
     capacity = Capacity()
-    feed(capacity, 40, 0, 10, limited=True)
+    feed(capacity, 40, 0, 10, full=True)
     assert capacity.proven(10)
     assert capacity.at(10) == pytest.approx(40, abs=2)
 
 
 def test_unproven_capacity_is_twice_the_best_so_that_demand_finds_the_limit() -> None:
     capacity = Capacity()
-    feed(capacity, 10, 0, 5, limited=False)
+    feed(capacity, 10, 0, 5, full=False)
     assert not capacity.proven(5)
     assert capacity.at(5) == pytest.approx(20, abs=2)
 
 
 def test_little_demand_does_not_lower_a_proven_capacity() -> None:
     capacity = Capacity()
-    feed(capacity, 40, 0, 10, limited=True)
-    feed(capacity, 2, 10, 60, limited=False)
+    feed(capacity, 40, 0, 10, full=True)
+    feed(capacity, 2, 10, 60, full=False)
     assert capacity.at(70) == pytest.approx(40, abs=2)
 
 
 def test_proof_grows_old() -> None:
     capacity = Capacity()
-    feed(capacity, 40, 0, 5, limited=True)
+    feed(capacity, 40, 0, 5, full=True)
+    capacity.observe_full(False, 5)
+    assert capacity.proven(299)
     assert not capacity.proven(400)
 
 
-def test_latency_keeps_its_minimum_for_a_minute_and_its_peak_fades() -> None:
+def test_latency_raises_its_minimum_slowly_and_its_peak_fades() -> None:
     latency = Latency()
     latency.observe(0.01, 0)
     latency.observe(1.0, 1)
@@ -90,25 +92,67 @@ def test_latency_keeps_its_minimum_for_a_minute_and_its_peak_fades() -> None:
     assert latency.minimum == 0.01
     assert 0.1 < (latency.peak or 0) < 0.5
     latency.observe(0.1, 70)
-    assert latency.minimum == 0.1
+    assert latency.minimum == pytest.approx(0.015)
+    for second in range(71, 1000):
+        latency.observe(0.1, second)
+    assert latency.minimum == pytest.approx(0.1)
 
 
 def build_window() -> Window:
     return Window(size=2, size_max=20, queued_low=3, queued_high=6, latency_floor_s=0.02)
 
 
+def answer(window: Window, latency_s: float, minimum_s: float, count: int, *, filled: bool = True) -> None:
+    for _ in range(count):
+        if filled:
+            window.note_filled()
+        window.observe(latency_s, minimum_s)
+
+
 def test_window_doubles_until_the_hop_queues() -> None:
     window = build_window()
-    for _ in range(40):
-        window.observe(0.01, 0.01)
+    answer(window, 0.01, 0.01, 2)
+    assert window.size == 4
+    answer(window, 0.01, 0.01, 40)
     assert window.size == 20
+
+
+def test_a_window_that_our_mail_does_not_fill_stays() -> None:
+    window = build_window()
+    answer(window, 0.01, 0.01, 100, filled=False)
+    assert window.size == 2
 
 
 def test_window_settles_where_a_few_messages_queue() -> None:
     window = build_window()
     for _ in range(300):
-        window.observe(0.05 * window.size, 0.05)  # a hop that serves one at a time in 50 ms
+        answer(window, 0.05 * window.size, 0.05, 1)  # a hop that serves one at a time in 50 ms
     assert 3 <= window.size <= 7
+
+
+def test_window_shrinks_when_only_the_latency_grows() -> None:
+    window = build_window()
+    answer(window, 0.03, 0.03, 100)
+    assert window.size == 20
+    answer(window, 0.3, 0.03, 400)
+    assert window.size <= 7
+
+
+def test_a_fast_hop_may_jitter() -> None:
+    window = build_window()
+    answer(window, 0.019, 0.001, 100)
+    assert window.size == 20
+
+
+def test_a_window_begins_again_small_and_fast_after_an_outage() -> None:
+    window = build_window()
+    answer(window, 0.01, 0.01, 100)
+    for _ in range(40):
+        window.shrink()
+    assert window.size == 1
+    window.reopen(2)
+    answer(window, 0.01, 0.01, 6)
+    assert window.size == 8
 
 
 @given(st.lists(st.floats(0, 10), max_size=200))
@@ -165,10 +209,10 @@ def test_a_recovered_edge_is_trusted_step_by_step() -> None:
     breaker.on_timer(2)
     for _ in range(3):
         breaker.record(OK, "", 2)
-    assert (breaker.state, breaker.ramp_share()) == (EdgeState.UP, 0.1)
+    assert (breaker.state, breaker.ramp) == (EdgeState.UP, 0.1)
     for second in range(3, 8):
         breaker.record(OK, "", second)
-    assert breaker.ramp_share() == 1.0
+    assert breaker.ramp == 1.0
 
 
 def test_a_flapping_edge_is_kept_to_one_transaction_until_its_penalty_fades() -> None:
@@ -198,5 +242,5 @@ def test_slots_and_ramp_stay_within_bounds_whatever_happens(story: list[tuple[Ou
         breaker.on_timer(now)
         breaker.record(kind, "x", now)
         assert 0 <= breaker.slots(10, now) <= 10
-        assert 0 < breaker.ramp_share() <= 1
+        assert 0 < breaker.ramp <= 1
         assert (breaker.state is EdgeState.DOWN) == (breaker.retry_at is not None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeInfo, NodeRecord, Snapshot, Version
-from router.decision import ExitHop, Hop, HopKind, Outcome, OutcomeKind, Query
+from router.decision import Changes, ExitHop, Hop, HopKind, Outcome, OutcomeKind, Query, Transition
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
@@ -80,7 +80,9 @@ class Mail:
 class World:
     """Relays attached to named hosts of given rates (messages per second)."""
 
-    def __init__(self, attached: Sequence[Sequence[str]], rates: dict[str, float], *, seed: int = 1) -> None:
+    def __init__(
+        self, attached: Sequence[Sequence[str]], rates: dict[str, float], *, seed: int = 1, gossips: bool = True
+    ) -> None:
         every = tuple(rates)
         self.engines = [build_engine(n + 1, hosts, via=every) for n, hosts in enumerate(attached)]
         self.rates, self.rng = dict(rates), random.Random(seed)
@@ -91,12 +93,17 @@ class World:
         self.delivered: list[tuple[float, str, float]] = []
         """(when, host, delay)"""
         self.attempts: list[tuple[float, int, Hop]] = []
+        self.transitions: list[tuple[float, int, Transition]] = []
+        self.errors: dict[str, float] = {}
+        """Host -> share of its messages that end in a 421."""
         self.transfers = 0
         self.revisits = 0
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        self.gossips = True
         self._tick()
+        self.gossips = gossips
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         self._count += 1
@@ -129,6 +136,11 @@ class World:
     def waiting(self) -> int:
         return sum(map(len, self.queues)) + sum(self.inflight)
 
+    def slots_taken(self) -> int:
+        """As the engines see it."""
+        rows = [row for engine in self.engines for row in engine.rows(self.now)]
+        return sum(candidate.inflight for row in rows for candidate in row.decision.candidates)
+
     # -- inner workings ------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> Snapshot:
@@ -148,18 +160,26 @@ class World:
         )
 
     def _tick(self) -> None:
-        snapshot = self._snapshot()
+        if self.gossips:
+            snapshot = self._snapshot()
+            for n, engine in enumerate(self.engines):
+                self._act(n, engine.apply(snapshot, self.now))
         for n, engine in enumerate(self.engines):
-            engine.apply(snapshot, self.now)
-            engine.on_timer(self.now)
+            self._act(n, engine.on_timer(self.now))
             for hop in engine.probes_due(self.now):
-                self._probe(engine, hop)
-            self.pump(n)
+                self._probe(n, hop)
         self.at(self.now + 0.25, self._tick)
 
-    def _probe(self, engine: RoutingEngine, hop: Hop) -> None:
+    def _act(self, n: int, changes: Changes) -> None:
+        """Held mail is asked for again only when the engine says that something changed, or a slot is free."""
+        self.transitions += [(self.now, n, change) for change in changes.transitions]
+        if changes:
+            self.pump(n)
+
+    def _probe(self, n: int, hop: Hop) -> None:
         kind = OutcomeKind.CONNECT_FAILED if hop.name in self.dead else OutcomeKind.ACCEPTED
-        engine.record(Outcome(hop, kind, self.now, 0.002, probe=True), "", self.now)
+        outcome = Outcome(hop, kind, self.now, 0.002, probe=True)
+        self.at(self.now + 0.002, lambda: self._act(n, self.engines[n].record(outcome, "", self.now)))
 
     def pump(self, n: int) -> None:
         queue, engine = self.queues[n], self.engines[n]
@@ -187,14 +207,19 @@ class World:
         ready = began + 0.002
         if hop.kind is HopKind.SMART_HOST:
             ready = self.free_at[hop.name] = max(began, self.free_at[hop.name]) + 1 / self.rates[hop.name]
-        self.at(ready + 0.002, lambda: self._end(n, mail, hop, began, OutcomeKind.ACCEPTED))
+        failed = self.rng.random() < self.errors.get(hop.name, 0.0)
+        kind = OutcomeKind.HOP_TEMPFAIL if failed else OutcomeKind.ACCEPTED
+        self.at(ready + 0.002, lambda: self._end(n, mail, hop, began, kind))
 
     def _end(self, n: int, mail: Mail, hop: Hop, began: float, kind: OutcomeKind) -> None:
         self.inflight[n] -= 1
-        self.engines[n].record(Outcome(hop, kind, began, self.now - began), CLASS, self.now)
+        if hop.name in self.dead and kind is OutcomeKind.ACCEPTED:
+            kind = OutcomeKind.DISCONNECTED
+        self._act(n, self.engines[n].record(Outcome(hop, kind, began, self.now - began), CLASS, self.now))
         if kind is not OutcomeKind.ACCEPTED:
             mail.avoid[hop] = self.now + 1
             self.queues[n].appendleft(mail)
+            self.at(self.now + 1.001, lambda: self.pump(n))
         elif hop.kind is HopKind.PEER:
             self._transfer(n, mail, hop)
         else:

@@ -1,0 +1,207 @@
+"""All own edges: which exist, what happens to them, which are due for a probe, what is told of them. Pure.
+
+Configured exits are there for ever, peers come and go with the link-state database, edges to domains' own exchangers
+appear when a class needs them. Every change of a breaker's state passes `_note`, so that no one misses it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeRecord, Snapshot
+from router.decision import Changes, EdgeState, ExitHop, Hop, HopKind, Outcome, Transition
+from router.edge import Edge, build_edge
+from router.policy import RouteTable
+from router.settings import RouterSettings
+
+DIRECT_WINDOW_MAX = 20
+DIRECT_EDGES_MAX = 10_000
+"""Edges to domains' own exchangers; past it the idle ones are forgotten."""
+DIRECT_ADVERTISED_MAX = 200
+"""Of them the last used are advertised."""
+REPORTED_DOWN = frozenset({LinkStatus.DOWN, LinkStatus.HALF_OPEN})
+ON_TRIAL = frozenset({EdgeState.HALF_OPEN, EdgeState.SUSPECT})
+
+
+class Adjacency:
+    """See the module. Methods that return `Changes` tell what the shell has to act on."""
+
+    def __init__(
+        self, table: RouteTable, exits: Sequence[ExitHop], settings: RouterSettings, rng: random.Random, now: float
+    ) -> None:
+        self._table, self._settings, self._rng = table, settings, rng
+        self._edges: dict[Hop, Edge] = {}
+        self._reported_down: dict[Hop, bool] = {}
+        """Exits that most other relays report down: news once, not at every snapshot."""
+        self._advertised: tuple[tuple[object, ...], ...] = ()
+        for exit_hop in exits:
+            self.add(exit_hop.hop, exit_hop.label, now, cost=exit_hop.cost, window_max=exit_hop.window_max)
+
+    # -- which exist ---------------------------------------------------------------------------------------------------
+
+    def all(self) -> Iterable[Edge]:
+        """In no particular order."""
+        return self._edges.values()
+
+    def get(self, hop: Hop) -> Edge | None:
+        """The edge to a hop, if there is one."""
+        return self._edges.get(hop)
+
+    def peer(self, node_id: str) -> Edge | None:
+        """The edge to a relay, if there is one."""
+        return self._edges.get(Hop(HopKind.PEER, node_id))
+
+    def add(self, hop: Hop, label: str, now: float, *, cost: int = 0, window_max: int = DIRECT_WINDOW_MAX) -> Edge:
+        """A new edge of which nothing is known."""
+        edge = build_edge(hop, label, cost=cost, window_max=window_max, settings=self._settings, rng=self._rng, now=now)
+        self._edges[hop] = edge
+        return edge
+
+    def add_direct(self, domain: str, now: float) -> tuple[Edge, tuple[Hop, ...]]:
+        """An edge to a domain's own exchangers, and the edges that were forgotten to make room for it."""
+        forgotten: list[Hop] = []
+        if len(self._edges) >= DIRECT_EDGES_MAX:
+            forgotten = [hop for hop, edge in self._edges.items() if hop.kind is HopKind.MX and not edge.inflight]
+            for hop in forgotten:
+                del self._edges[hop]
+        return self.add(Hop(HopKind.MX, domain), domain, now), tuple(forgotten)
+
+    def meet(self, self_id: NodeId, snapshot: Snapshot, now: float) -> bool:
+        """Every other relay of the database is a neighbour; True if some came or left."""
+        before = set(self._edges)
+        members = {node.node_id for node in snapshot.nodes}
+        for hop, edge in list(self._edges.items()):
+            if hop.kind is HopKind.PEER and hop.name not in members and not edge.inflight:
+                del self._edges[hop]
+        for node in snapshot.nodes:
+            if node.node_id == self_id:
+                continue
+            edge = self.peer(node.node_id) or self.add(
+                Hop(HopKind.PEER, node.node_id), node.info.name, now, window_max=self._settings.window_max
+            )
+            edge.label = node.info.name
+        return set(self._edges) != before
+
+    # -- what happens to them ------------------------------------------------------------------------------------------
+
+    def record(self, outcome: Outcome, now: float) -> Changes:
+        """An attempt or a probe ended. Nothing for an edge that is gone."""
+        edge = self._edges.get(outcome.hop)
+        if edge is None:
+            return Changes()
+        before, was_first_trial = edge.breaker.state, edge.breaker.on_first_trial
+        reason = edge.record(outcome, now)
+        transitions = self._note(edge, before, reason, now)
+        passed = was_first_trial and edge.breaker.state is EdgeState.HALF_OPEN and edge.breaker.successes > 0
+        recovered = bool(transitions) and before in (EdgeState.HALF_OPEN, EdgeState.DOWN) and edge.usable
+        return _changes(transitions, opened=(edge.hop,) if passed or recovered else ())
+
+    def note_session(self, node_id: str, up: bool, now: float) -> Changes:
+        """The gossip session with a peer is there or lost."""
+        edge = self.peer(node_id)
+        if edge is None:
+            return Changes()
+        before = edge.breaker.state
+        if up:
+            edge.breaker.pause_s = 0.0
+            reason = edge.breaker.regain("gossip session is up", now)
+        else:
+            reason = edge.breaker.lose("gossip session lost", now)
+        return _changes(self._note(edge, before, reason, now))
+
+    def hear_reports(self, others: Sequence[NodeRecord], now: float) -> tuple[Transition, ...]:
+        """What other relays say of our exits makes us look for ourselves; it never decides for us."""
+        reports: dict[str, list[LinkStatus]] = {}
+        for node in others:
+            if node.age_s <= self._settings.report_fresh_s:
+                for link in node.links:
+                    if link.status is not LinkStatus.UNKNOWN:
+                        reports.setdefault(link.hop, []).append(link.status)
+        transitions: list[Transition] = []
+        for edge in self._edges.values():
+            if edge.exit:
+                transitions += self._hear_reports_of(edge, reports.get(edge.hop.id, []), now)
+        return tuple(transitions)
+
+    def on_timer(self, now: float) -> tuple[tuple[Transition, ...], bool]:
+        """Edges that were down long enough are tried. Also: whether advertisements drifted since they were last due."""
+        transitions: list[Transition] = []
+        for edge in self._edges.values():
+            transitions += self._note(edge, edge.breaker.state, edge.breaker.on_timer(now), now)
+        key = tuple(edge.advert_key(now) for edge in self._edges.values())
+        drifted, self._advertised = key != self._advertised, key
+        return tuple(transitions), drifted
+
+    # -- when ----------------------------------------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        """The earliest end of a pause or of the time between two trial probes."""
+        pauses = [edge.breaker.retry_at for edge in self._edges.values() if edge.breaker.retry_at is not None]
+        trials = [
+            edge.used_at + self._settings.trial_interval_s
+            for edge in self._edges.values()
+            if edge.breaker.state in ON_TRIAL and not edge.probing and not edge.inflight
+        ]
+        return min([*pauses, *trials], default=None)
+
+    def take_probes(self, now: float) -> tuple[Hop, ...]:
+        """Hops to probe now; each is marked as being probed until its outcome is recorded."""
+        due = [edge for edge in self._edges.values() if self._probe_due(edge, now)]
+        for edge in due:
+            edge.probing, edge.used_at = True, now
+        return tuple(sorted(edge.hop for edge in due))
+
+    # -- what is told of them ------------------------------------------------------------------------------------------
+
+    def links(self, now: float) -> tuple[LinkState, ...]:
+        """For an advertisement, sorted by hop id."""
+        direct = [edge for edge in self._edges.values() if edge.hop.kind is HopKind.MX]
+        direct.sort(key=lambda edge: (-edge.used_at, edge.hop.id))
+        edges = [edge for edge in self._edges.values() if edge.hop.kind is not HopKind.MX]
+        edges += direct[:DIRECT_ADVERTISED_MAX]
+        edges.sort(key=lambda edge: edge.hop.id)
+        return tuple(edge.link_state(self._classes_of(edge.hop), now) for edge in edges)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _hear_reports_of(self, edge: Edge, reports: Sequence[LinkStatus], now: float) -> list[Transition]:
+        before, reason = edge.breaker.state, None
+        down = sum(status in REPORTED_DOWN for status in reports) > len(reports) * self._settings.report_majority
+        news = down and not self._reported_down.get(edge.hop, False)
+        self._reported_down[edge.hop] = down
+        if news:
+            reason = edge.breaker.suspect("most other relays report it down", now)
+        elif LinkStatus.UP in reports and now - edge.breaker.since > self._settings.report_fresh_s:
+            reason = edge.breaker.regain("another relay reports it up", now)
+        return self._note(edge, before, reason, now)
+
+    def _note(self, edge: Edge, before: EdgeState, reason: str | None, now: float) -> list[Transition]:
+        after = edge.breaker.state
+        if reason is None or after is before:
+            return []
+        edge.note_state(now)
+        return [Transition(edge.hop, before, after, reason)]
+
+    def _probe_due(self, edge: Edge, now: float) -> bool:
+        """A domain's exchangers are strangers' machines: only mail is a reason to call there."""
+        if edge.probing or edge.inflight or not edge.usable or edge.hop.kind is HopKind.MX:
+            return False
+        idle_s = now - edge.used_at
+        if edge.breaker.state in ON_TRIAL:
+            return idle_s >= self._settings.trial_interval_s
+        return edge.exit and idle_s >= self._settings.probe_interval_s
+
+    def _classes_of(self, hop: Hop) -> tuple[str, ...]:
+        match hop.kind:
+            case HopKind.PEER:
+                return ()
+            case HopKind.MX:
+                return (hop.id,)
+            case HopKind.SMART_HOST:
+                return tuple(sorted(rule.name for rule in self._table.rules if hop.name in rule.via))
+
+
+def _changes(transitions: Sequence[Transition], opened: tuple[Hop, ...] = ()) -> Changes:
+    changed = bool(transitions)
+    return Changes(tuple(transitions), opened, routes_changed=changed, links_changed=changed)

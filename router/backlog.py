@@ -1,0 +1,96 @@
+"""What waits, by class: here, and at the neighbours as they told. Pure.
+
+A neighbour's figure on an acknowledgement is fresher than gossip's, which was measured before it was sent around; so it
+counts first for `fresh_s`, and after that whichever was heard last. A class that a neighbour's load no longer names has
+nothing waiting there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gossip.linkstate import ClassLoad, Load
+
+ACKNOWLEDGEMENT, GOSSIP, UNKNOWN = "acknowledgement", "gossip", "unknown"
+HEARD_CLASSES_MAX = 10_000
+"""Classes remembered of one neighbour; past it the oldest knowledge goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A neighbour's backlog of one class."""
+
+    count: int
+    at: float | None
+    """Monotonic seconds; None = never heard."""
+    source: str
+
+
+NOTHING_HEARD = Heard(0, None, UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Own backlog of one class."""
+
+    count: int
+    oldest_s: float
+
+
+class Backlogs:
+    """See the module."""
+
+    def __init__(self, fresh_s: float) -> None:
+        self._fresh_s = fresh_s
+        self._own: dict[str, Waiting] = {}
+        self._heard: dict[str, dict[str, Heard]] = {}
+
+    def set_own(self, class_id: str, count: int, oldest_s: float) -> None:
+        """Own stored messages of a class."""
+        if count:
+            self._own[class_id] = Waiting(count, oldest_s)
+        else:
+            self._own.pop(class_id, None)
+
+    def here(self, class_id: str) -> int:
+        """Own stored messages of a class."""
+        waiting = self._own.get(class_id)
+        return waiting.count if waiting is not None else 0
+
+    def there(self, node_id: str, class_id: str) -> Heard:
+        """The freshest figure of a neighbour; unknown counts as nothing waiting."""
+        return self._heard.get(node_id, {}).get(class_id, NOTHING_HEARD)
+
+    def hear_acknowledgement(self, node_id: str, backlogs: Mapping[str, int], now: float) -> None:
+        """A peer named some of its backlogs on an acknowledgement."""
+        known = self._heard.setdefault(node_id, {})
+        for class_id, count in backlogs.items():
+            known.pop(class_id, None)
+            known[class_id] = Heard(max(0, count), now, ACKNOWLEDGEMENT)
+        while len(known) > HEARD_CLASSES_MAX:
+            known.pop(next(iter(known)))
+
+    def hear_gossip(self, node_id: str, load: Load, heard_at: float) -> None:
+        """A peer's whole load, as advertised."""
+        known = self._heard.get(node_id, {})
+        kept = {class_id: heard for class_id, heard in known.items() if self._outlives(heard, heard_at)}
+        fresh = {
+            entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP)
+            for entry in load.classes
+            if entry.class_id not in kept
+        }
+        self._heard[node_id] = {**fresh, **kept}
+
+    def forget(self, node_id: str) -> None:
+        """The neighbour left."""
+        self._heard.pop(node_id, None)
+
+    def load(self) -> tuple[ClassLoad, ...]:
+        """Own backlogs for an advertisement, sorted."""
+        return tuple(
+            ClassLoad(class_id, waiting.count, int(waiting.oldest_s)) for class_id, waiting in sorted(self._own.items())
+        )
+
+    def _outlives(self, heard: Heard, heard_at: float) -> bool:
+        return heard.source == ACKNOWLEDGEMENT and heard.at is not None and heard_at - heard.at < self._fresh_s

@@ -1,0 +1,157 @@
+"""Every own edge as a candidate for one message: all terms of the rule, and why it won or lost. Pure; for people.
+
+Edges to the exchangers of other domains are left out: there may be thousands, and none has anything to do with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from router.backlog import Backlogs, Heard
+from router.decision import Candidate, EdgeState, HopKind, Query, Verdict
+from router.edge import Edge
+from router.forwarding import ClassView, ForwardingRule
+
+EXIT_BACKLOG = "exit"
+NOTHING_AT_AN_EXIT = Heard(0, None, EXIT_BACKLOG)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One message's decision, to be explained."""
+
+    query: Query
+    view: ClassView
+    no_transit: frozenset[str]
+    chosen: Edge | None
+    rule: str
+    hops_max: int
+    now: float
+
+
+def explain_candidates(
+    case: Case, edges: Iterable[Edge], forwarding: ForwardingRule, backlogs: Backlogs
+) -> tuple[Candidate, ...]:
+    """All candidates: the chosen one first, then what was allowed, then the rest."""
+    serving = {edge.hop for edge in case.view.exits}
+    total = sum(edge.plan_weight(case.now) for edge in case.view.exits if edge.open)
+    found = [
+        _build(case, edge, forwarding, backlogs, total if edge.hop in serving and edge.open else 0.0)
+        for edge in edges
+        if edge.hop.kind is not HopKind.MX or edge.hop in serving
+    ]
+    return tuple(sorted(found, key=_order))
+
+
+def _build(case: Case, edge: Edge, forwarding: ForwardingRule, backlogs: Backlogs, planned_total: float) -> Candidate:
+    class_id, now = case.query.class_id, case.now
+    heard, rank_there, gain = _terms(case, edge, forwarding, backlogs)
+    verdict, reason = _judge(case, edge, gain)
+    return Candidate(
+        hop=edge.hop,
+        label=edge.label,
+        verdict=verdict,
+        gain=gain or 0.0,
+        backlog_here=backlogs.here(class_id),
+        backlog_there=heard.count,
+        backlog_age_s=now - heard.at if heard.at is not None else None,
+        backlog_source=heard.source,
+        rank_here=case.view.here,
+        rank_there=rank_there,
+        availability=edge.availability.at(now),
+        reliability=edge.reliability.value,
+        capacity_mps=edge.capacity.at(now),
+        capacity_proven=edge.capacity.proven(now),
+        latency_s=edge.latency.peak,
+        window=edge.breaker.slots(edge.window.size, now),
+        inflight=edge.inflight,
+        state=edge.breaker.state,
+        share=edge.plan_weight(now) / planned_total if planned_total else 0.0,
+        cost=edge.cost,
+        reason=reason,
+    )
+
+
+def _terms(
+    case: Case, edge: Edge, forwarding: ForwardingRule, backlogs: Backlogs
+) -> tuple[Heard, float | None, float | None]:
+    """Backlog, rank and gain of the hop; None = it reaches no exit."""
+    class_id = case.query.class_id
+    if edge.exit:
+        return NOTHING_AT_AN_EXIT, 0.0, forwarding.exit_gain(edge, class_id, case.view)
+    there = case.view.there.get(edge.hop.name)
+    gain = None if there is None else forwarding.gain(edge, there, class_id, case.view)
+    return backlogs.there(edge.hop.name, class_id), there, gain
+
+
+def _judge(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:
+    """The first rule that excludes it, in the order in which the forwarding rule asks."""
+    if edge is case.chosen:
+        return Verdict.CHOSEN, case.rule
+    return _judge_edge(case, edge) or _judge_peer(case, edge, gain) or _judge_moment(case, edge, gain)
+
+
+def _judge_edge(case: Case, edge: Edge) -> tuple[Verdict, str] | None:
+    """What holds for every message of the class."""
+    breaker = edge.breaker
+    if edge.exit and edge not in case.view.exits:
+        return Verdict.POLICY, f"the route {case.query.class_id} does not use it"
+    if breaker.state is EdgeState.DRAINING:
+        return Verdict.DRAINING, f"it is being drained: {breaker.reason}"
+    if breaker.state is EdgeState.DOWN:
+        wait_s = max(0.0, (breaker.retry_at or case.now) - case.now)
+        return (
+            Verdict.EDGE_DOWN,
+            f"down for {case.now - breaker.since:.1f} s ({breaker.reason}), next trial in {wait_s:.1f} s",
+        )
+    return None
+
+
+def _judge_peer(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str] | None:
+    if edge.exit:
+        return None
+    if edge.hop.name in case.query.trace:
+        return Verdict.IN_TRACE, "the message was there already"
+    if edge.hop.name in case.no_transit:
+        return Verdict.NO_TRANSIT, "it takes no mail from other relays (policy, draining or overloaded)"
+    if gain is None:
+        return Verdict.NO_PATH, "it reaches no exit of the class without this node"
+    if len(case.query.trace) >= case.hops_max:
+        return Verdict.POLICY, f"the message made all {case.hops_max} transfers that it may"
+    return None
+
+
+def _judge_moment(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:
+    """What may be different a moment later."""
+    if edge.hop in case.query.avoid:
+        return Verdict.BACKING_OFF, "this message failed there a moment ago"
+    if edge.awaits_probe:
+        return Verdict.NO_SLOT, f"on trial, a probe goes first ({edge.breaker.reason})"
+    if edge.free_slots(case.now) <= 0:
+        return Verdict.NO_SLOT, f"all {edge.inflight} transactions that its window allows are in flight"
+    if not edge.exit and (gain or 0.0) <= 0:
+        return Verdict.NO_GAIN, f"gain {gain or 0.0:.1f}: its backlog is no smaller, or it is no nearer to an exit"
+    return Verdict.OUTRANKED, _outranked_by(case, edge)
+
+
+def _outranked_by(case: Case, edge: Edge) -> str:
+    if case.chosen is None:
+        return "it is free only since the decision"
+    if case.query.prefer == case.chosen.hop:
+        return "another hop may have the message already"
+    if edge.exit:
+        return "another exit is further behind its share"
+    return "an exit comes first" if case.chosen.exit else "another relay has the larger gain"
+
+
+def _order(candidate: Candidate) -> tuple[object, ...]:
+    """Chosen first, then what was allowed, then the rest; exits before peers, larger shares first."""
+    rank = {Verdict.CHOSEN: 0, Verdict.OUTRANKED: 1, Verdict.NO_SLOT: 2, Verdict.NO_GAIN: 3}
+    return (
+        rank.get(candidate.verdict, 4),
+        candidate.hop.kind is HopKind.PEER,
+        -candidate.share,
+        -candidate.gain,
+        candidate.hop.id,
+    )

@@ -1,0 +1,205 @@
+"""The forwarding rule (4-routing.md section 5): one next hop with a free slot, or hold. Pure, and cheap per message.
+
+    1  a transfer in doubt goes back to the hop that may have it
+    2  exits of the class with a free slot, in stride order: fewest sent for their weight first
+    3  peers with a free slot and a positive gain, the largest first
+           gain = reliability x (backlog here - backlog there + beta x (rank here - rank there) - sideways)
+    4  an exit whose trial has not succeeded once: a probe risks less than a message, so it comes this late
+    5  if nothing else can ever take it: one step back, to the relay that first sent it here
+    6  hold
+
+A peer's rank is its distance to the exits without this node, so no peer is chosen that would have to send the mail
+back. `sideways` = beta + a share of the backlog for a peer that is no nearer than we are: a hop is a durable write, and
+a small difference is not worth it. (The design's rule has no such term; without it relays with equal exits exchange
+mail whenever their slots are full.) A relay that drains gives its mail away without it.
+
+Ties go to the lowest hop id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from router.backlog import Backlogs
+from router.decision import EdgeState, Query
+from router.edge import Edge
+from router.policy import DestinationClass
+from router.settings import RouterSettings
+
+IN_DOUBT = "in doubt: the same hop first"
+PLANNED, LARGEST_GAIN, TRIAL, STEP_BACK = "planned share", "largest gain", "trial", "step back"
+NO_SLOT, BACKING_OFF, NO_PATH = "hold: no slot", "hold: backing off", "hold: no path"
+EVERY_WAY_BACK, NO_GAIN, TOO_MANY_HOPS = "hold: every way leads back", "hold: no gain", "hold: too many transfers"
+TRUSTED = frozenset({EdgeState.UP, EdgeState.UNKNOWN})
+PANIC_SHARE = 0.5
+"""If more than this share of a class' exits is not trusted, suspicion and penalties are ignored (Envoy's idea)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassView:
+    """A class under one topology: built when ranks change, read for every message."""
+
+    wanted: DestinationClass
+    exits: tuple[Edge, ...]
+    """Own exits of the class, by hop id."""
+    peers: tuple[tuple[Edge, float], ...]
+    """Neighbours that take mail and reach an exit without us, with their rank; by hop id."""
+    here: float | None
+    """Own rank; None = no exit can be reached."""
+    there: dict[str, float]
+    """Ranks of all neighbours in `peers`, by node id."""
+
+
+class ForwardingRule:
+    """The rule of one node. `node_count` is that of the database: it bounds the transfers of a message."""
+
+    def __init__(self, node_id: str, settings: RouterSettings, backlogs: Backlogs) -> None:
+        self._node_id, self._settings, self._backlogs = node_id, settings, backlogs
+        self.node_count = 1
+        self.draining = False
+
+    @property
+    def hops_max(self) -> int:
+        """Transfers that one message may make; a walk with all its steps back needs 2 (N - 1)."""
+        return min(self._settings.hops_max, 2 * max(2, self.node_count))
+
+    def choose(self, query: Query, view: ClassView, preferred: Edge | None, now: float) -> tuple[Edge | None, str]:
+        """The next hop and the rule that decided, or None and why the message waits."""
+        if preferred is not None and preferred.free_slots(now) > 0:
+            return preferred, IN_DOUBT
+        found = self._choose_exit(query, view, now)
+        if found is not None:
+            return found, PLANNED
+        found = self._choose_peer(query, view, now)
+        if found is not None:
+            return found, LARGEST_GAIN
+        found = self._choose_trial(query, view, now)
+        if found is not None:
+            return found, TRIAL
+        found = self._step_back(query, view, now)
+        if found is not None:
+            return found, STEP_BACK
+        return None, self._explain_hold(query, view, now)
+
+    def gain(self, edge: Edge, there: float, class_id: str, view: ClassView) -> float:
+        """Gain of a peer with rank `there`."""
+        settings = self._settings
+        here = view.here if view.here is not None else there + 1
+        waiting = self._backlogs.here(class_id)
+        gradient = waiting - self._backlogs.there(edge.hop.name, class_id).count
+        bias = settings.beta_messages * (here - there)
+        return edge.reliability.value * (gradient + bias - self._sideways(waiting, there >= here))
+
+    def exit_gain(self, edge: Edge, class_id: str, view: ClassView) -> float:
+        """Gain of an exit, where backlog and rank are 0."""
+        return edge.reliability.value * (
+            self._backlogs.here(class_id) + self._settings.beta_messages * (view.here or 0.0)
+        )
+
+    def in_panic(self, view: ClassView) -> bool:
+        """Most exits of the class are in trouble: use what is left without caution."""
+        trusted = sum(edge.breaker.state in TRUSTED for edge in view.exits)
+        return trusted < len(view.exits) * (1 - PANIC_SHARE)
+
+    # -- exits ---------------------------------------------------------------------------------------------------------
+
+    def _choose_exit(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        best: Edge | None = None
+        best_stride = 0.0
+        for edge in view.exits:
+            if edge.free_slots(now) <= 0 or edge.hop in query.avoid or edge.awaits_probe:
+                continue
+            stride = edge.stride(now)
+            if best is None or stride < best_stride:
+                best, best_stride = edge, stride
+        if best is None and self.in_panic(view):
+            return self._choose_in_panic(query, view, now)
+        return best
+
+    def _choose_in_panic(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        for edge in view.exits:
+            if edge.free_slots(now, panic=True) > 0 and edge.hop not in query.avoid and not edge.awaits_probe:
+                return edge
+        return None
+
+    def _choose_trial(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        for edge in view.exits:
+            if edge.awaits_probe and edge.free_slots(now) > 0 and edge.hop not in query.avoid:
+                return edge
+        return None
+
+    # -- peers ---------------------------------------------------------------------------------------------------------
+
+    def _choose_peer(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        if len(query.trace) >= self.hops_max:
+            return None
+        best: Edge | None = None
+        best_gain = 0.0
+        for edge, there in view.peers:
+            if edge.hop.name in query.trace or edge.free_slots(now) <= 0 or edge.hop in query.avoid:
+                continue
+            if edge.awaits_probe:
+                continue
+            gain = self.gain(edge, there, query.class_id, view)
+            if gain > best_gain:
+                best, best_gain = edge, gain
+        return best
+
+    def _sideways(self, waiting: int, no_nearer: bool) -> float:
+        if not no_nearer or self.draining:
+            return 0.0
+        return self._settings.beta_messages + self._settings.sideways_share * waiting
+
+    # -- steps back and holds ------------------------------------------------------------------------------------------
+
+    def _step_back(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        """Only if no exit and no peer outside the trace could take it, now or later; only to one that has a way on."""
+        if not query.trace or len(query.trace) >= self.hops_max or any(edge.usable for edge in view.exits):
+            return None
+        if any(edge.usable and edge.hop.name not in query.trace for edge, _ in view.peers):
+            return None
+        visits = query.trace.index(self._node_id) if self._node_id in query.trace else len(query.trace)
+        if visits == 0:
+            return None  # it began here: nowhere to step back to
+        first_sender = query.trace[visits - 1]
+        for edge, _ in view.peers:
+            if edge.hop.name == first_sender and edge.free_slots(now) > 0 and edge.hop not in query.avoid:
+                return edge
+        return None
+
+    def _explain_hold(self, query: Query, view: ClassView, now: float) -> str:
+        exits = [edge for edge in view.exits if edge.usable]
+        if any(edge.hop not in query.avoid for edge in exits):
+            return NO_SLOT
+        if exits:
+            return BACKING_OFF
+        peers = [(edge, there) for edge, there in view.peers if edge.usable]
+        if not peers:
+            return NO_PATH
+        fresh = [(edge, there) for edge, there in peers if edge.hop.name not in query.trace]
+        if not fresh:
+            return EVERY_WAY_BACK
+        if len(query.trace) >= self.hops_max:
+            return TOO_MANY_HOPS
+        open_ = [(edge, there) for edge, there in fresh if edge.hop not in query.avoid]
+        if not open_:
+            return BACKING_OFF
+        return NO_SLOT if any(self.gain(edge, there, query.class_id, view) > 0 for edge, there in open_) else NO_GAIN
+
+
+def build_view(
+    wanted: DestinationClass,
+    exits: Iterable[Edge],
+    peers: Iterable[Edge],
+    *,
+    here: float | None,
+    there: dict[str, float],
+) -> ClassView:
+    """Sort and pair what belongs to a class; `there` has only relays that take mail."""
+    reaching = [(edge, there[edge.hop.name]) for edge in sorted(peers, key=_by_id) if edge.hop.name in there]
+    return ClassView(wanted, tuple(sorted(exits, key=_by_id)), tuple(reaching), here, there)
+
+
+def _by_id(edge: Edge) -> str:
+    return edge.hop.id
