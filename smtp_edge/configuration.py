@@ -3,37 +3,35 @@
     node.toml: queue.retry_first_s: must be greater than 0, not -1
     node.toml: queue.retry_frist_s: unknown key; did you mean retry_first_s?
 
-Paths are relative to the folder of the file. Relations between keys are checked here too, so that what loads can run.
+Paths are relative to the folder of the file. Relations between keys (`smtp_edge.relations`) are checked here too, so
+that what loads can run. They need whole settings: values that are wrong are replaced by their defaults for that check,
+and what it says about such a section is held back.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from smtp_edge.settings import ListenerSettings, Settings, SmartHostSettings
+from smtp_edge.relations import Mistake, find_mistakes, find_warnings
+from smtp_edge.settings import Settings
 
-PORT_MAX = 65535
+__all__ = ["ConfigurationError", "Mistake", "load_configuration"]
+
+REPAIRS_MAX = 4
+GIVEN_CHARACTERS_MAX = 60
+STAND_INS: dict[str, Any] = {"node": {"name": "x"}, "name": "x", "host": "x", "via": ["mx"], "use": "x"}
+"""Values for required keys that are missing or wrong, while the relations of the rest are checked."""
 Model = TypeVar("Model", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing to repair."""
-
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}" if self.key else self.text
+Location = tuple[int | str, ...]
 
 
 class ConfigurationError(Exception):
@@ -44,18 +42,16 @@ class ConfigurationError(Exception):
         self.path, self.mistakes = path, mistakes
 
 
-def load_configuration(path: Path) -> tuple[Settings, list[str]]:
-    """The settings of a file, and warnings. ConfigurationError with all mistakes."""
-    raw = _read(path)
-    try:
-        settings = Settings.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigurationError(path, [_translate(detail) for detail in error.errors()]) from None
-    settings = _resolve(settings, path.absolute().parent)
-    mistakes = list(_check(settings))
-    if mistakes:
+def load_configuration(path: Path, *, files: bool = True) -> tuple[Settings, list[str]]:
+    """The settings of a file, and warnings. ConfigurationError with all mistakes; `files`: those it names must open."""
+    settings, mistakes = _validate(_read(path))
+    if settings is not None:
+        settings = _resolve_section(settings, path.absolute().parent)
+        relations = find_mistakes(settings, files=files)
+        mistakes += [broken for broken in relations if _stands_alone(broken, mistakes)]
+    if mistakes or settings is None:
         raise ConfigurationError(path, mistakes)
-    return settings, list(_warn(settings))
+    return settings, list(find_warnings(settings))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -71,58 +67,155 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(path, [Mistake("", f"is not valid TOML: {error}")]) from None
 
 
-# -- pydantic's words as ours ------------------------------------------------------------------------------------------
+# -- mistakes of single keys -------------------------------------------------------------------------------------------
+
+
+def _validate(raw: dict[str, Any]) -> tuple[Settings | None, list[Mistake]]:
+    """Settings and the mistakes of single keys. With mistakes, the settings are what is left (None: too little)."""
+    mistakes: list[Mistake] = []
+    repaired = copy.deepcopy(raw)
+    for _ in range(REPAIRS_MAX):
+        try:
+            return Settings.model_validate(repaired), mistakes
+        except ValidationError as error:
+            details = error.errors()
+        if not mistakes:
+            mistakes = [_translate(detail) for detail in details]
+        for detail in details:
+            _repair(repaired, detail["loc"], missing=detail["type"] == "missing")
+    return None, mistakes
+
+
+def _repair(raw: dict[str, Any], location: Location, *, missing: bool) -> None:
+    """Take out the wrong value, or put a stand-in where one is missing."""
+    words = list(location)
+    while words and isinstance(words[-1], int):  # one element of a list is wrong: the list goes
+        words.pop()
+    holder: Any = raw
+    for part in words[:-1]:
+        try:
+            holder = holder[part]
+        except (LookupError, TypeError):
+            return
+    if not isinstance(holder, dict):
+        return
+    holder.pop(words[-1], None)
+    if missing:
+        holder[words[-1]] = copy.deepcopy(STAND_INS.get(str(words[-1]), "x"))
+
+
+def _stands_alone(broken: Mistake, mistakes: list[Mistake]) -> bool:
+    """True if no section that the rule read has a mistake of its own."""
+    read = (_section_of(broken.key), *broken.rests_on)
+    wrong = [_section_of(mistake.key) for mistake in mistakes]
+    return not any(section == part or section.startswith(f"{part}[") for section in wrong for part in read)
+
+
+def _section_of(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def _translate(detail: ErrorDetails) -> Mistake:
-    location = detail["loc"]
-    key = _spell(location)
-    context = detail.get("ctx", {})
-    given = detail.get("input")
-    match detail["type"]:
+    location, given = detail["loc"], detail.get("input")
+    return Mistake(_spell(location), _word(detail["type"], detail, location, _show(given)))
+
+
+def _word(kind: str, detail: ErrorDetails, location: Location, given: str) -> str:
+    """pydantic's finding in our words."""
+    match kind:
         case "extra_forbidden":
-            return Mistake(key, f"unknown key{_suggest(location)}")
+            return f"unknown key{_suggest(location)}"
         case "missing":
-            return Mistake(key, "is required")
+            return "is required"
+        case "value_error":
+            return str(detail["ctx"]["error"])
         case "literal_error":
-            return Mistake(key, f"must be one of {context.get('expected')}, not {given!r}")
+            return f"must be one of {detail['ctx']['expected']}, not {given}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return Mistake(key, f"must be {detail['msg'].removeprefix('Input should be ')}, not {given!r}")
+            return f"must be {_bounds(location)}, not {given}"
         case "string_pattern_mismatch":
-            return Mistake(key, f"{given!r} is no name: letters, digits, dot, dash and underscore, at most 63")
+            return f"{given} is no name: letters, digits, dot, dash and underscore, at most 63"
+        case "tuple_type" if _model_at(location) is not None:
+            return f"must be a list of tables: write [[{location[-1]}]], not [{location[-1]}]"
         case _:
-            return Mistake(
-                key, f"{detail['msg'].removeprefix('Input should be ').removeprefix('Value error, ')}, not {given!r}"
-            )
+            return f"must be {KINDS.get(kind, detail['msg'].removeprefix('Input should be '))}, not {given}"
+
+
+KINDS = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text in quotes",
+    "path_type": "a path in quotes",
+    "tuple_type": 'a list: ["...", "..."]',
+    "model_type": "a table",
+    "dict_type": "a table",
+}
+"""What a value must be, by pydantic's name of the error."""
+
+
+def _show(given: object) -> str:
+    if isinstance(given, bool):
+        return str(given).lower()
+    text = repr(given)
+    return text if len(text) <= GIVEN_CHARACTERS_MAX else f"{text[:GIVEN_CHARACTERS_MAX]}..."
 
 
 def _spell(location: Iterable[int | str]) -> str:
-    """`listener[0].tls`; the members of unions that pydantic names are left out."""
+    """`listener[0].tls`"""
     words = ""
     for part in location:
         if isinstance(part, int):
             words += f"[{part}]"
-        elif part not in ("IPv4Network", "IPv6Network", "ipv4network", "ipv6network"):
+        else:
             words += f".{part}" if words else part
     return words
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
-    known = sorted(_keys_at(location[:-1]))
+def _suggest(location: Location) -> str:
+    model = _model_at(location[:-1])
+    known = sorted(field.alias or name for name, field in model.model_fields.items()) if model is not None else []
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> set[str]:
-    model: Any = Settings
+def _bounds(location: Location) -> str:
+    """`between 1 and 65535`, from the field's own constraints."""
+    model = _model_at(location[:-1])
+    rules = model.model_fields[str(location[-1])].metadata if model is not None else []
+    words = []
+    for rule in rules:
+        match rule:
+            case Ge(ge=bound):
+                words.append(f"at least {bound}")
+            case Gt(gt=bound):
+                words.append(f"greater than {bound}")
+            case Le(le=bound):
+                words.append(f"at most {bound}")
+            case Lt(lt=bound):
+                words.append(f"less than {bound}")
+    return " and ".join(words)
+
+
+def _model_at(location: Location) -> type[BaseModel] | None:
+    """The section that a location leads to; None if it leads to a plain value."""
+    model: type[BaseModel] = Settings
     for part in location:
         if isinstance(part, int):
             continue
+        if part not in model.model_fields:
+            return None
         annotation = model.model_fields[part].annotation
-        model = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)
-        if model is None:
-            return set()
-    return {field.alias or name for name, field in model.model_fields.items()}
+        found = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)
+        if found is None:
+            return None
+        model = found
+    return model
 
 
 def _is_model(kind: Any) -> bool:
@@ -132,12 +225,8 @@ def _is_model(kind: Any) -> bool:
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def _resolve(settings: Settings, folder: Path) -> Settings:
-    """Every path made absolute, from the folder of the file."""
-    return _resolve_section(settings, folder)
-
-
 def _resolve_section(section: Model, folder: Path) -> Model:
+    """Every path made absolute, from the folder of the file."""
     changes = {name: _resolve_value(getattr(section, name), folder) for name in type(section).model_fields}
     return section.model_copy(update=changes)
 
@@ -150,136 +239,3 @@ def _resolve_value(value: Any, folder: Path) -> Any:
     if isinstance(value, tuple):
         return tuple(_resolve_value(item, folder) for item in value)
     return value
-
-
-# -- relations ---------------------------------------------------------------------------------------------------------
-
-
-def _check(settings: Settings) -> Iterator[Mistake]:
-    yield from _check_names(settings)
-    yield from _check_routes(settings)
-    yield from _check_addresses(settings)
-    for number, listener in enumerate(settings.listener):
-        yield from _check_listener(f"listener[{number}]", listener)
-    for number, host in enumerate(settings.smart_host):
-        yield from _check_smart_host(f"smart_host[{number}]", host)
-    for key in ("ca", "certificate", "key"):
-        yield from _check_file(f"cluster.{key}", getattr(settings.cluster, key), "`smtpmesh init` makes it")
-    if settings.queue.retry_first_s > settings.queue.retry_max_s:
-        yield Mistake("queue.retry_first_s", "must not be greater than queue.retry_max_s")
-
-
-def _check_names(settings: Settings) -> Iterator[Mistake]:
-    for key, sections in (
-        ("listener", settings.listener),
-        ("smart_host", settings.smart_host),
-        ("route", settings.route),
-    ):
-        names = [section.name for section in sections]
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                yield Mistake(f"{key}[{number}].name", f"{name!r} is used twice")
-
-
-def _check_routes(settings: Settings) -> Iterator[Mistake]:
-    known = sorted(host.name for host in settings.smart_host)
-    if not settings.route:
-        yield Mistake("route", 'no [[route]] says where mail goes; add one with via = smart-host names or ["mx"]')
-    for number, route in enumerate(settings.route):
-        if not route.via:
-            yield Mistake(f"route[{number}].via", 'is empty; name smart hosts, or "mx" for direct delivery')
-        if route.via == ("mx",):
-            continue
-        for name in route.via:
-            if name == "mx":
-                yield Mistake(f"route[{number}].via", '"mx" stands alone: a route uses smart hosts or exchangers')
-            elif name not in known:
-                yield Mistake(
-                    f"route[{number}].via", f"no smart host is named {name!r}; there are: {', '.join(known) or 'none'}"
-                )
-
-
-def _check_addresses(settings: Settings) -> Iterator[Mistake]:
-    places = [("gossip.listen", settings.gossip.listen), ("mesh.listen", settings.mesh.listen)]
-    places += [(f"listener[{n}].listen", section.listen) for n, section in enumerate(settings.listener)]
-    if not settings.admin.listen.startswith("unix:"):
-        places.append(("admin.listen", settings.admin.listen))
-    taken: dict[str, str] = {}
-    for key, address in places:
-        if not _is_address(address):
-            yield Mistake(key, f"{address!r} is not host:port, with an address of this machine")
-        elif address in taken and not address.endswith(":0"):
-            yield Mistake(key, f"{address} is taken by {taken[address]}")
-        taken.setdefault(address, key)
-    for key, address in (("gossip.listen", settings.gossip.listen), ("mesh.listen", settings.mesh.listen)):
-        section = settings.gossip if key.startswith("gossip") else settings.mesh
-        if _is_address(address) and ip_address(_host(address)).is_unspecified and not section.advertise:
-            yield Mistake(key.replace("listen", "advertise"), f"is required when {key} is {address}: peers dial it")
-    for number, seed in enumerate(settings.gossip.join):
-        if not _has_port(seed):
-            yield Mistake(f"gossip.join[{number}]", f"{seed!r} is not host:port")
-
-
-def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
-    if listener.tls != "none" and listener.certificate is None:
-        yield Mistake(f"{key}.certificate", f"is required for tls = {listener.tls!r}")
-    if listener.tls == "none" and listener.certificate is not None:
-        yield Mistake(f"{key}.tls", 'is "none", so the certificate would never be shown; set "starttls" or "implicit"')
-    if listener.auth_users is not None and listener.tls == "none":
-        yield Mistake(f"{key}.auth_users", 'needs TLS: passwords never travel in the clear; set tls = "starttls"')
-    for name in ("certificate", "key", "auth_users"):
-        path = getattr(listener, name)
-        if path is not None:
-            yield from _check_file(f"{key}.{name}", path, "")
-
-
-def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
-    if bool(host.user) != (host.password_file is not None):
-        yield Mistake(f"{key}.user", "and password_file go together")
-    if host.user and host.tls == "none":
-        yield Mistake(
-            f"{key}.tls", 'is "none", so the password would travel in the clear; set "starttls" or "implicit"'
-        )
-    for name in ("password_file", "tls_ca"):
-        path = getattr(host, name)
-        if path is not None:
-            yield from _check_file(f"{key}.{name}", path, "")
-
-
-def _check_file(key: str, path: Path, way_out: str) -> Iterator[Mistake]:
-    try:
-        with path.open("rb"):
-            return
-    except OSError as error:
-        yield Mistake(key, f"{path}: {error.strerror}" + (f"; {way_out}" if way_out else ""))
-
-
-def _warn(settings: Settings) -> Iterator[str]:
-    """What runs, but surely not as meant."""
-    for listener in settings.listener:
-        if not (listener.allow_networks or listener.relay_domains or listener.auth_users):
-            yield (
-                f"listener {listener.name} ({listener.listen}) relays for nobody: "
-                "set allow_networks, relay_domains or auth_users"
-            )
-    if not settings.listener:
-        yield "there is no [[listener]]: this node takes mail from peers only"
-
-
-def _is_address(text: str) -> bool:
-    if not _has_port(text):
-        return False
-    try:
-        ip_address(_host(text))
-    except ValueError:
-        return False
-    return True
-
-
-def _has_port(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isascii() and port.isdigit() and int(port) <= PORT_MAX
-
-
-def _host(text: str) -> str:
-    return text.rpartition(":")[0].strip("[]")

@@ -6,21 +6,57 @@ Paths are relative to the folder of the file. Secrets are named by file, never w
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_DOMAIN = re.compile(r"(?:\*|(?:\*\.)?[^\s@*.:/,]+(?:\.[^\s@*.:/,]+)*|\[[0-9A-Fa-f.:IPv]+\])")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def parse_network(given: object) -> IPv4Network | IPv6Network:
+    """A network as `192.0.2.0/24` or `2001:db8::/32`, or one address. ValueError says what else it may have meant."""
+    try:
+        return ip_network(str(given))
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(str(given), strict=False)
+    except ValueError:
+        raise ValueError(f"{given!r} is no network; write it like 192.0.2.0/24 or 2001:db8::/32") from None
+    raise ValueError(f"{given!r} is an address in a network; did you mean {meant}?")
+
+
+def parse_domain(given: str) -> str:
+    """A domain in lower case, `*.example.org`, or `*`. ValueError."""
+    if not _DOMAIN.fullmatch(given):
+        raise ValueError(f"{given!r} is no domain; write example.org, *.example.org for all below it, or *")
+    return given.lower()
+
+
+def parse_host(given: str) -> str:
+    """A host name or address without port. ValueError."""
+    if not given or re.search(r"[\s/@]", given):
+        raise ValueError(f"{given!r} is no host name or address")
+    if given.count(":") == 1 or given.startswith("["):
+        raise ValueError(f"{given!r}: the port has a key of its own, and addresses stand without brackets")
+    return given
+
 
 Seconds = Annotated[float, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Network = IPv4Network | IPv6Network
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
+Domain = Annotated[str, AfterValidator(parse_domain)]
+Host = Annotated[str, AfterValidator(parse_host)]
 
 
 class Section(BaseModel):
     """A table of the file: frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NodeSettings(Section):
@@ -67,7 +103,7 @@ class ListenerSettings(Section):
     key: Path | None = None
     allow_networks: tuple[Network, ...] = ()
     """Clients that may relay anywhere without authentication. Empty = none."""
-    relay_domains: tuple[str, ...] = ()
+    relay_domains: tuple[Domain, ...] = ()
     """Destinations accepted from anybody (`*.example.org` matches below it)."""
     auth_users: Path | None = None
     """File of `user:hash` lines (`smtpmesh hash-password`); AUTH is offered under TLS only."""
@@ -83,7 +119,7 @@ class SmartHostSettings(Section):
     """[[smart_host]]: an exit. Nodes that use the same name mean the same host."""
 
     name: Name
-    host: str
+    host: Host
     port: Annotated[int, Field(ge=1, le=65535)] = 25
     tls: Literal["none", "opportunistic", "starttls", "implicit"] = "opportunistic"
     """`starttls` and `implicit` verify the certificate; `opportunistic` takes what is offered."""
@@ -99,7 +135,7 @@ class RouteSettings(Section):
     """[[route]]: which exits serve which destinations; the first match wins."""
 
     name: Name = "default"
-    domains: tuple[str, ...] = ("*",)
+    domains: tuple[Domain, ...] = ("*",)
     via: tuple[str, ...]
     """Smart-host names, or the one word `mx`."""
 

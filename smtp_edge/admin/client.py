@@ -9,15 +9,17 @@ from __future__ import annotations
 import socket
 import ssl
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format
 
-from gossip.identity import Identity, IdentityError
-from smtp_edge.admin.server import is_loopback
-from smtp_edge.settings import ClusterSettings
+from smtp_edge.admin.address import needs_certificates
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
+
+if TYPE_CHECKING:  # imported where a certificate is needed: most questions go to a socket of this machine
+    from gossip.identity import Identity
+    from smtp_edge.settings import ClusterSettings
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
@@ -32,20 +34,13 @@ class CallError(Exception):
     """The node refused the call; `str()` is its sentence."""
 
 
-def needs_certificates(address: str) -> bool:
-    """True for addresses that are reached over a network: both sides show certificates of the cluster."""
-    return not address.startswith("unix:") and not is_loopback(address.rpartition(":")[0])
-
-
 class AdminClient:
-    """A channel to one node. `cluster` names the certificates for an address that `needs_certificates`."""
+    """A channel to one node: with `cluster` by mutual TLS, else plain."""
 
     def __init__(self, address: str, cluster: ClusterSettings | None) -> None:
         self._address = address
-        if not needs_certificates(address):
+        if cluster is None:
             self._channel = grpc.insecure_channel(address, options=[NO_PROXY])
-        elif cluster is None:
-            raise UnreachableError(f"{address} is not on this machine: name a node's configuration with --config")
         else:
             self._channel = _open_secure(address, cluster)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
@@ -77,6 +72,8 @@ def _explain_silence(address: str) -> str:
 
 def _open_secure(address: str, cluster: ClusterSettings) -> grpc.Channel:
     """Certificates name node ids, not addresses: look who answers, check it, then insist on exactly that node."""
+    from gossip.identity import Identity, IdentityError
+
     try:
         identity = Identity.load(cluster.ca, cluster.certificate, cluster.key)
         member = identity.member(_fetch_certificate(address, identity), at=datetime.now(UTC))

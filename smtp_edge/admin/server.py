@@ -8,7 +8,6 @@ anything else      mutual TLS with a certificate of the cluster, or it does not 
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -17,6 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gossip.identity import Identity
+from smtp_edge.admin.address import is_loopback
 from smtp_edge.admin.service import AdminService
 from smtp_edge.admin.view import NodeView
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -96,13 +96,3 @@ class AdminServer:
         identity = self._identity
         pair = [(identity.key_pem, identity.certificate_pem)]
         return grpc.ssl_server_credentials(pair, identity.ca_pem, require_client_auth=True)
-
-
-def is_loopback(host: str) -> bool:
-    """True for addresses that only this machine reaches."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

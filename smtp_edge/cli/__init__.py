@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -65,13 +66,13 @@ def run(config: Path) -> None:
 def check_config(config: Path) -> None:
     """Report every mistake in a configuration, with the way out."""
     settings = _load(config)
-    from gossip.identity import Identity, IdentityError
+    from smtp_edge.configuration import ConfigurationError
+    from smtp_edge.preflight import find_mistakes, load_identity
 
-    try:
-        cluster = settings.cluster
-        identity = Identity.load(cluster.ca, cluster.certificate, cluster.key)
-    except IdentityError as error:
-        _fail(f"{config}: cluster: {error}", EXIT_BAD_CONFIGURATION)
+    mistakes = find_mistakes(settings)
+    if mistakes:
+        _fail(str(ConfigurationError(config, mistakes)), EXIT_BAD_CONFIGURATION)
+    identity = load_identity(settings)
     click.echo(f"{config}: good. Node {settings.node.name} ({identity.node_id}) of the cluster {identity.cluster}")
 
 
@@ -182,37 +183,38 @@ def links(config: Path, admin: str | None, as_json: bool) -> None:
     _show(config, admin, as_json, "ListLinks", {}, "show_links")
 
 
+def queue_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What narrows a list of the queue."""
+    for option in (
+        click.option(
+            "--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many."
+        ),
+        click.option("--state", "states", multiple=True, help="Only deliveries in this state. May be repeated."),
+        click.option("--class", "class_id", default="", help="Only deliveries of this class."),
+        JSON,
+        ADMIN,
+        CONFIG,
+    ):
+        command = option(command)
+    return command
+
+
 @cli.group(invoke_without_command=True)
-@CONFIG
-@ADMIN
-@JSON
-@click.option("--class", "class_id", default="", help="Only deliveries of this class.")
-@click.option("--state", "states", multiple=True, help="Only deliveries in this state. May be repeated.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="Deliveries listed.")
+@queue_options
 @click.pass_context
-def queue(
-    context: click.Context,
-    config: Path,
-    admin: str | None,
-    as_json: bool,
-    class_id: str,
-    states: tuple[str, ...],
-    limit: int,
-) -> None:
+def queue(context: click.Context, /, **values: Any) -> None:
     """What waits here: totals by class, and the oldest deliveries. `queue show ID` tells one message's history."""
     if context.invoked_subcommand is None:
-        request = {"class_id": class_id, "states": list(states), "limit": limit}
-        _show(config, admin, as_json, "GetQueue", request, "show_queue")
+        _show_queue(**values)
+    else:  # options may stand before or after the second word
+        context.default_map = dict.fromkeys(("list", "show"), values)
 
 
 @queue.command("list")
-@click.pass_context
-def queue_list(context: click.Context) -> None:
-    """The same as `queue` alone; options stand before the word: `queue --json list`."""
-    assert context.parent is not None
-    values = dict(context.parent.params)
-    request = {name: values[name] for name in ("class_id", "limit")} | {"states": list(values["states"])}
-    _show(values["config"], values["admin"], values["as_json"], "GetQueue", request, "show_queue")
+@queue_options
+def queue_list(**values: Any) -> None:
+    """The same as `queue` alone."""
+    _show_queue(**values)
 
 
 @queue.command("show")
@@ -225,17 +227,21 @@ def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) ->
     _show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
 
 
-# -- helpers of the commands -------------------------------------------------------------------------------------------
+# -- common to the commands --------------------------------------------------------------------------------------------
 
 
 def _show(config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str) -> None:
-    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError, needs_certificates
+    from smtp_edge.admin.address import find_fault, needs_certificates
+    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError
     from smtp_edge.cli import tables
 
-    settings = _load(config, quiet=True) if admin is None or needs_certificates(admin) else None
+    if admin is not None and (fault := find_fault(admin)):
+        raise click.BadParameter(f"{admin!r}: {fault}", param_hint="'--admin'")
+    settings = _load_for_reading(config) if admin is None or needs_certificates(admin) else None
     address = admin if admin is not None else _admin_address(settings)
+    secured = settings is not None and needs_certificates(admin or settings.admin.listen)
     try:
-        with AdminClient(address, settings.cluster if settings is not None else None) as client:
+        with AdminClient(address, settings.cluster if settings is not None and secured else None) as client:
             answer = client.call(method, request)
     except UnreachableError as error:
         _fail(str(error), EXIT_UNREACHABLE)
@@ -244,28 +250,46 @@ def _show(config: Path, admin: str | None, as_json: bool, method: str, request: 
     click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
 
 
+def _show_queue(
+    config: Path, admin: str | None, as_json: bool, class_id: str, states: tuple[str, ...], limit: int
+) -> None:
+    request = {"class_id": class_id, "states": list(states), "limit": limit}
+    _show(config, admin, as_json, "GetQueue", request, "show_queue")
+
+
 def _admin_address(settings: Any) -> str:
     """Where the node of a configuration listens, as seen from its own machine."""
     listen: str = settings.admin.listen
     if listen.startswith("unix:"):
         return f"unix:{settings.node.data_dir / listen.removeprefix('unix:')}"
     host, _, port = listen.rpartition(":")
-    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"  # noqa: S104
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"
 
 
-def _load(config: Path, *, quiet: bool = False) -> Any:
+def _load(config: Path) -> Any:
+    """What a node needs: everything is checked, warnings are shown."""
     from smtp_edge.configuration import ConfigurationError, load_configuration
 
     try:
         settings, warnings = load_configuration(config)
     except ConfigurationError as error:
         _fail(str(error), EXIT_BAD_CONFIGURATION)
-    for warning in () if quiet else warnings:
-        click.echo(f"{config}: warning: {warning}", err=True)
+    for warning in warnings:
+        click.echo(f"smtpmesh: {config}: warning: {warning}", err=True)
     return settings
 
 
-def _fail(text: str, code: int) -> Any:
+def _load_for_reading(config: Path) -> Any:
+    """What a question needs: the address and perhaps certificates. Other files may be closed to who asks."""
+    from smtp_edge.configuration import ConfigurationError, load_configuration
+
+    try:
+        return load_configuration(config, files=False)[0]
+    except ConfigurationError as error:
+        _fail(str(error), EXIT_BAD_CONFIGURATION)
+
+
+def _fail(text: str, code: int) -> NoReturn:
     for line in text.splitlines():
         click.echo(f"smtpmesh: {line}", err=True)
     sys.exit(code)

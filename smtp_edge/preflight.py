@@ -1,0 +1,78 @@
+"""What `check-config` looks at beyond the file itself: do certificates, users files and sinks work?
+
+A node that starts meets the same errors one by one, in the part that owns the file; here they come all at once.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from gossip.identity import Identity, IdentityError
+from smtp_edge.auth import UsersError, UsersFile
+from smtp_edge.relations import Mistake
+from smtp_edge.settings import ListenerSettings, Settings, SinkSettings, SmartHostSettings
+from smtp_edge.sinks.bindings import SinkError, load_bindings
+
+
+def load_identity(settings: Settings) -> Identity:
+    """The node's identity. IdentityError."""
+    cluster = settings.cluster
+    return Identity.load(cluster.ca, cluster.certificate, cluster.key)
+
+
+def find_mistakes(settings: Settings) -> list[Mistake]:
+    """Everything in the files that a configuration names which would keep the node from starting or delivering."""
+    return list(_find(settings))
+
+
+def _find(settings: Settings) -> Iterator[Mistake]:
+    try:
+        load_identity(settings)
+    except IdentityError as error:
+        yield Mistake("cluster", str(error))
+    for number, listener in enumerate(settings.listener):
+        yield from _check_listener(f"listener[{number}]", listener)
+    for number, host in enumerate(settings.smart_host):
+        yield from _check_smart_host(f"smart_host[{number}]", host)
+    for number, sink in enumerate(settings.sink):
+        yield from _check_sink(number, sink)
+
+
+def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
+    if listener.certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(listener.certificate, listener.key)
+        except (OSError, ssl.SSLError) as error:
+            yield Mistake(f"{key}.certificate", _explain_pair(listener.certificate, listener.key, error))
+    if listener.auth_users is not None:
+        try:
+            UsersFile.load(listener.auth_users)
+        except UsersError as error:
+            yield Mistake(f"{key}.auth_users", str(error))
+
+
+def _explain_pair(certificate: Path, key: Path | None, error: OSError) -> str:
+    if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+        return f"{key or certificate} is not the key of {certificate}"
+    if key is None:
+        return f"{certificate} does not hold a PEM certificate and its key; name the key's file in `key`"
+    return f"{certificate} and {key} are not a PEM certificate and its unencrypted key"
+
+
+def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
+    if host.password_file is not None and not host.password_file.read_text("utf-8", errors="replace").strip():
+        yield Mistake(f"{key}.password_file", f"{host.password_file} is empty; the password stands in it, alone")
+    if host.tls_ca is not None:
+        try:
+            ssl.create_default_context(cafile=str(host.tls_ca))
+        except (OSError, ssl.SSLError):
+            yield Mistake(f"{key}.tls_ca", f"{host.tls_ca} holds no PEM certificate")
+
+
+def _check_sink(number: int, sink: SinkSettings) -> Iterator[Mistake]:
+    try:
+        load_bindings([sink])
+    except SinkError as error:
+        yield Mistake(f"sink[{number}]", str(error).partition(": ")[2])

@@ -1,0 +1,239 @@
+"""Relations between the keys of a configuration, and the files that it names: each rule yields what is wrong. Pure but
+for opening the files.
+
+A rule that reads more than its own section says so in `rests_on`: what it says is held back while those sections have
+mistakes of their own, so that one slip of the pen is not reported three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from smtp_edge.settings import ListenerSettings, RouteSettings, Settings, SmartHostSettings
+
+PORT_MAX = 65535
+OPEN_PREFIX = 0
+"""Prefix length of a network that holds everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing to repair."""
+
+    key: str
+    text: str
+    rests_on: tuple[str, ...] = ()
+    """Other sections that the rule read."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" if self.key else self.text
+
+
+def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
+    """All broken relations; with `files`, unreadable files too."""
+    yield from _check_names(settings)
+    yield from _check_routes(settings)
+    yield from _check_addresses(settings)
+    yield from _check_advertised(settings)
+    yield from _check_queue(settings)
+    for number, listener in enumerate(settings.listener):
+        yield from _check_listener(f"listener[{number}]", listener)
+    for number, host in enumerate(settings.smart_host):
+        yield from _check_smart_host(f"smart_host[{number}]", host)
+    if files:
+        yield from _check_files(settings)
+
+
+def find_warnings(settings: Settings) -> Iterator[str]:
+    """What runs, but surely not as meant."""
+    if not settings.listener:
+        yield "there is no [[listener]]: this node takes mail from peers only"
+    for listener in settings.listener:
+        yield from _warn_listener(listener)
+    yield from _warn_routes(settings.route)
+    used = {name for route in settings.route for name in route.via}
+    for host in settings.smart_host:
+        if host.name not in used:
+            yield f"smart host {host.name} is in no route: it carries nothing"
+
+
+# -- names and routes --------------------------------------------------------------------------------------------------
+
+
+def _check_names(settings: Settings) -> Iterator[Mistake]:
+    for key, names in (
+        ("listener", [section.name for section in settings.listener]),
+        ("smart_host", [section.name for section in settings.smart_host]),
+        ("route", [section.name for section in settings.route]),
+    ):
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                first = names.index(name)
+                text = f"{name!r} is the name of {key}[{first}] too; give each its own"
+                yield Mistake(f"{key}[{number}].name", text, rests_on=(f"{key}[{first}]",))
+    for number, listener in enumerate(settings.listener):
+        if listener.name in ("mesh", "gossip", "admin"):
+            yield Mistake(f"listener[{number}].name", f"{listener.name!r} is the name of the node's own door")
+    for number, host in enumerate(settings.smart_host):
+        if host.name == "mx":
+            yield Mistake(f"smart_host[{number}].name", '"mx" means direct delivery in a route; choose another name')
+
+
+def _check_routes(settings: Settings) -> Iterator[Mistake]:
+    if not settings.route:
+        yield Mistake("route", 'no [[route]] says where mail goes; add one with via = smart-host names or ["mx"]')
+    known = sorted(host.name for host in settings.smart_host)
+    for number, route in enumerate(settings.route):
+        yield from _check_route(f"route[{number}]", route, known)
+
+
+def _check_route(key: str, route: RouteSettings, known: list[str]) -> Iterator[Mistake]:
+    if not route.via:
+        yield Mistake(f"{key}.via", 'is empty; name smart hosts, or "mx" for direct delivery')
+    if not route.domains:
+        yield Mistake(f"{key}.domains", 'is empty, so nothing would match; "*" is everything')
+    if "mx" in route.via and route.via != ("mx",):
+        yield Mistake(f"{key}.via", '"mx" stands alone: a route uses smart hosts, or the domains\' own exchangers')
+    for name in route.via:
+        if name != "mx" and name not in known:
+            text = f"no smart host is named {name!r}; there are: {', '.join(known) or 'none'}"
+            yield Mistake(f"{key}.via", text, rests_on=("smart_host",))
+
+
+def _warn_routes(routes: tuple[RouteSettings, ...]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for route in routes:
+        for domain in route.domains:
+            if domain in first:
+                yield f"route {route.name} never sees {domain}: route {first[domain]} takes it before"
+            first.setdefault(domain, route.name)
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------------
+
+
+def _check_addresses(settings: Settings) -> Iterator[Mistake]:
+    places = [("gossip", settings.gossip.listen), ("mesh", settings.mesh.listen)]
+    places += [(f"listener[{number}]", section.listen) for number, section in enumerate(settings.listener)]
+    if not settings.admin.listen.startswith("unix:"):
+        places.append(("admin", settings.admin.listen))
+    elif settings.admin.listen == "unix:":
+        yield Mistake("admin.listen", '"unix:" names no path; the default is "unix:admin.sock", in node.data_dir')
+    taken: dict[str, str] = {}
+    for section, address in places:
+        key = f"{section}.listen"
+        if not _is_address(address):
+            or_path = " or unix:PATH" if section == "admin" else ""
+            text = (
+                f"{address!r} is not ADDRESS:PORT{or_path}: an IP address of this machine, a port up to 65535"
+            )
+            yield Mistake(key, text)
+        elif address in taken and not address.endswith(":0"):
+            yield Mistake(key, f"{address} is taken by {taken[address]}.listen", rests_on=(taken[address],))
+        taken.setdefault(address, section)
+
+
+def _check_advertised(settings: Settings) -> Iterator[Mistake]:
+    for section, listen, advertise in (
+        ("gossip", settings.gossip.listen, settings.gossip.advertise),
+        ("mesh", settings.mesh.listen, settings.mesh.advertise),
+    ):
+        if advertise and not _has_port(advertise):
+            yield Mistake(f"{section}.advertise", f"{advertise!r} is not HOST:PORT")
+        elif not advertise and _is_address(listen) and ip_address(_host(listen)).is_unspecified:
+            text = f"is required when {section}.listen is {listen}: it is the HOST:PORT that peers dial"
+            yield Mistake(f"{section}.advertise", text)
+    for number, seed in enumerate(settings.gossip.join):
+        if not _has_port(seed):
+            yield Mistake(f"gossip.join[{number}]", f"{seed!r} is not HOST:PORT")
+
+
+def _is_address(text: str) -> bool:
+    if not _has_port(text):
+        return False
+    host = _host(text)
+    try:
+        return ip_address(host).version == 4 or text.startswith("[")
+    except ValueError:
+        return False
+
+
+def _has_port(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and int(port) <= PORT_MAX
+
+
+def _host(text: str) -> str:
+    return text.rpartition(":")[0].strip("[]")
+
+
+# -- sections of their own ---------------------------------------------------------------------------------------------
+
+
+def _check_queue(settings: Settings) -> Iterator[Mistake]:
+    queue = settings.queue
+    if queue.retry_first_s > queue.retry_max_s:
+        yield Mistake("queue.retry_first_s", "must not be greater than queue.retry_max_s")
+    if queue.retry_max_s > queue.lifetime_s:
+        yield Mistake("queue.retry_max_s", "must not be greater than queue.lifetime_s: mail would expire untried")
+
+
+def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
+    if listener.tls != "none" and listener.certificate is None:
+        yield Mistake(f"{key}.certificate", f"is required for tls = {listener.tls!r}: a PEM file")
+    if listener.tls == "none" and listener.certificate is not None:
+        yield Mistake(f"{key}.tls", 'is "none", so the certificate would never be shown; set "starttls" or "implicit"')
+    if listener.key is not None and listener.certificate is None and listener.tls == "none":
+        yield Mistake(f"{key}.key", "is of no use without certificate")
+    if listener.auth_users is not None and listener.tls == "none":
+        yield Mistake(f"{key}.auth_users", 'needs TLS: passwords never travel in the clear; set tls = "starttls"')
+    if "*" in listener.relay_domains:
+        text = '"*" would relay for everybody to everywhere; name your domains, or clients in allow_networks'
+        yield Mistake(f"{key}.relay_domains", text)
+
+
+def _warn_listener(listener: ListenerSettings) -> Iterator[str]:
+    where = f"listener {listener.name} ({listener.listen})"
+    if not (listener.allow_networks or listener.relay_domains or listener.auth_users):
+        yield f"{where} relays for nobody: set allow_networks, relay_domains or auth_users"
+    if any(network.prefixlen == OPEN_PREFIX for network in listener.allow_networks):
+        yield f"{where} is an open relay: allow_networks holds every address"
+
+
+def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
+    if host.user and host.password_file is None:
+        yield Mistake(f"{key}.password_file", "is required with user: a file that holds the password alone")
+    if host.password_file is not None and not host.user:
+        yield Mistake(f"{key}.user", "is required with password_file")
+    if host.user and host.tls == "none":
+        text = 'is "none", so the password would travel in the clear; set "starttls" or "implicit"'
+        yield Mistake(f"{key}.tls", text)
+    if host.tls_ca is not None and host.tls not in ("starttls", "implicit"):
+        yield Mistake(f"{key}.tls_ca", f'is of no use with tls = "{host.tls}"; only "starttls" and "implicit" verify')
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def _check_files(settings: Settings) -> Iterator[Mistake]:
+    for name in ("ca", "certificate", "key"):
+        yield from _check_file(f"cluster.{name}", getattr(settings.cluster, name), "; `smtpmesh init` makes it")
+    for number, listener in enumerate(settings.listener):
+        for name in ("certificate", "key", "auth_users"):
+            yield from _check_file(f"listener[{number}].{name}", getattr(listener, name))
+    for number, host in enumerate(settings.smart_host):
+        for name in ("password_file", "tls_ca"):
+            yield from _check_file(f"smart_host[{number}].{name}", getattr(host, name))
+
+
+def _check_file(key: str, path: Path | None, way_out: str = "") -> Iterator[Mistake]:
+    if path is None:
+        return
+    try:
+        with path.open("rb"):
+            return
+    except OSError as error:
+        yield Mistake(key, f"{path}: {error.strerror}{way_out}")
