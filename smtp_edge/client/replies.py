@@ -61,7 +61,12 @@ class ReplyStream(asyncio.Protocol):
     def _take_line(self, line: bytes) -> None:
         match = _LINE.fullmatch(line)
         self._reply_bytes += len(line)
-        if match is None or self._reply_bytes > REPLY_BYTES_MAX or len(self._replies) > REPLIES_WAITING_MAX:
+        if (
+            match is None
+            or len(line) > LINE_MAX
+            or self._reply_bytes > REPLY_BYTES_MAX
+            or len(self._replies) > REPLIES_WAITING_MAX
+        ):
             self._fail("the remote sent what is no SMTP reply")
             return
         self._lines.append((int(match[1]), match[3].decode("utf-8", "replace")))

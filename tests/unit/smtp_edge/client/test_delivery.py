@@ -1,0 +1,315 @@
+"""Attempts against a server that lies at every step: whose fault, who was answered what, what is safe to reuse."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gossip.identity import Authority, write_new
+from router.decision import Hop, OutcomeKind
+from smtp_edge.client.attempt import AttemptResult, Job, Target
+from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.envelope import BodyType, Envelope, MailData, Notify, Recipient, Transfer
+from tests.unit.smtp_edge.client.servers import DROP, HANG, KEYWORDS, Script, SmtpServer, smtp_server
+from tests.unit.smtp_edge.inbound.doors import build_identity, write_certificate
+
+ANN, BOB = Recipient("ann@example.org"), Recipient("bob@example.org")
+BODY = b"Subject: x\r\n\r\n..hello\r\n"
+PREFIX = b"Received: by relay.test\r\n"
+HOST = Hop.parse("host:sink")
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[DeliveryClient]:
+    made = DeliveryClient(hostname="relay.test", identity=None, connect_timeout_s=1, attempt_timeout_s=0.5)
+    yield made
+    await made.close()
+
+
+def target(server: SmtpServer, **changes: object) -> Target:
+    return replace(Target(HOST, "127.0.0.1", server.port, tls="none"), **changes)  # type: ignore[arg-type]
+
+
+def job(*recipients: Recipient, **changes: object) -> Job:
+    envelope = Envelope("sue@example.net", recipients or (ANN,), **changes)  # type: ignore[arg-type]
+    return Job("Q1", envelope, MailData(len(BODY), inline=BODY, header=b"Subject: x\r\n\r\n"), PREFIX)
+
+
+def codes(result: AttemptResult) -> list[int | None]:
+    return [reply.code if reply else None for reply in result.replies]
+
+
+async def test_a_message_arrives_byte_for_byte_behind_its_trace_field(client: DeliveryClient) -> None:
+    async with smtp_server() as server:
+        result = await client.attempt(target(server), job())
+        assert (result.kind, codes(result)) == (OutcomeKind.ACCEPTED, [250])
+        assert server.seen.bodies == [PREFIX + BODY]
+        assert server.seen.said("MAIL") == [f"MAIL FROM:<sue@example.net> SIZE={len(PREFIX + BODY)}"]
+        assert result.latency_s > 0
+
+
+async def test_the_connection_is_used_again(client: DeliveryClient) -> None:
+    async with smtp_server() as server:
+        for _ in range(3):
+            await client.attempt(target(server), job())
+        assert (server.seen.connections, len(server.seen.bodies)) == (1, 3)
+
+
+async def test_a_used_up_connection_is_replaced(client: DeliveryClient) -> None:
+    async with smtp_server() as server:
+        for _ in range(4):
+            await client.attempt(target(server, messages_per_connection_max=2), job())
+        assert server.seen.connections == 2
+
+
+async def test_a_stale_connection_is_replaced_without_anyone_noticing(client: DeliveryClient) -> None:
+    async with smtp_server(Script(drop_after_messages=1)) as server:
+        results = [await client.attempt(target(server), job()) for _ in range(3)]
+        assert [result.kind for result in results] == [OutcomeKind.ACCEPTED] * 3
+        assert server.seen.connections == 3
+
+
+async def test_without_pipelining_each_command_waits_for_its_reply(client: DeliveryClient) -> None:
+    async with smtp_server(Script(keywords=())) as server:
+        result = await client.attempt(target(server), job(ANN, BOB))
+        assert codes(result) == [250, 250]
+        assert server.seen.said("MAIL") == ["MAIL FROM:<sue@example.net>"]
+
+
+def some(refused: str) -> Callable[[str], str]:
+    return lambda line: refused if "bob" in line else "250 2.1.5 Ok"
+
+
+@pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+async def test_each_recipient_gets_its_own_reply(client: DeliveryClient, keywords: tuple[str, ...]) -> None:
+    async with smtp_server(Script(rcpt=some("450 4.2.0 later"), keywords=keywords)) as server:
+        result = await client.attempt(target(server), job(ANN, BOB))
+        assert (result.kind, codes(result)) == (OutcomeKind.ACCEPTED, [250, 450])
+
+
+@pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+@pytest.mark.parametrize(
+    ("script", "kind", "answers"),
+    [
+        (Script(rcpt=lambda line: "550 5.1.1 who"), OutcomeKind.MESSAGE_REFUSED, [550, 550]),
+        (Script(rcpt=lambda line: "450 4.2.0 later"), OutcomeKind.MESSAGE_REFUSED, [450, 450]),
+        (Script(rcpt=lambda line: "421 4.3.2 closing"), OutcomeKind.HOP_TEMPFAIL, [421, 421]),
+        (Script(mail="550 5.7.1 not you"), OutcomeKind.MESSAGE_REFUSED, [550, 550]),
+        (Script(mail="451 4.3.0 broken"), OutcomeKind.HOP_TEMPFAIL, [451, 451]),
+        (Script(data="451 4.3.0 broken"), OutcomeKind.HOP_TEMPFAIL, [451, 451]),
+        (Script(data="554 5.6.0 no"), OutcomeKind.MESSAGE_REFUSED, [554, 554]),
+        (Script(final="554 5.6.0 spam"), OutcomeKind.MESSAGE_REFUSED, [554, 554]),
+        (Script(final="452 4.3.1 full"), OutcomeKind.HOP_TEMPFAIL, [452, 452]),
+    ],
+)
+async def test_refusals(
+    client: DeliveryClient, script: Script, kind: OutcomeKind, answers: list[int], keywords: tuple[str, ...]
+) -> None:
+    async with smtp_server(replace(script, keywords=keywords)) as server:
+        result = await client.attempt(target(server), job(ANN, BOB))
+        assert (result.kind, codes(result)) == (kind, answers)
+        assert result.reason
+
+
+@pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+async def test_after_a_refusal_the_connection_is_in_step_again(
+    client: DeliveryClient, keywords: tuple[str, ...]
+) -> None:
+    script = Script(rcpt=lambda line: "550 5.1.1 who", keywords=keywords)
+    async with smtp_server(script) as server:
+        await client.attempt(target(server), job())
+        script.rcpt = lambda line: "250 2.1.5 Ok"
+        result = await client.attempt(target(server), job())
+        assert (result.kind, server.seen.connections) == (OutcomeKind.ACCEPTED, 1)
+        assert server.seen.said("RSET") == ["RSET"]
+        assert server.seen.bodies == [PREFIX + BODY]
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (Script(greeting=DROP), OutcomeKind.CONNECT_FAILED),
+        (Script(greeting="421 4.3.2 busy"), OutcomeKind.HOP_TEMPFAIL),
+        (Script(greeting="554 5.7.1 go away"), OutcomeKind.HOP_TEMPFAIL),
+        (Script(greeting=HANG), OutcomeKind.CONNECT_FAILED),
+        (Script(greeting="gibberish"), OutcomeKind.HOP_TEMPFAIL),
+        (Script(mail=DROP), OutcomeKind.DISCONNECTED),
+        (Script(mail=HANG), OutcomeKind.TIMEOUT),
+        (Script(mail="gibberish"), OutcomeKind.DISCONNECTED),
+        (Script(mail="250 " + "x" * 5000), OutcomeKind.DISCONNECTED),
+        (Script(rcpt=lambda line: DROP), OutcomeKind.DISCONNECTED),
+        (Script(data=DROP), OutcomeKind.DISCONNECTED),
+        (Script(data=HANG), OutcomeKind.TIMEOUT),
+        (Script(final=DROP), OutcomeKind.IN_DOUBT),
+        (Script(final=HANG), OutcomeKind.IN_DOUBT),
+        (Script(final="gibberish"), OutcomeKind.IN_DOUBT),
+    ],
+)
+async def test_broken_sessions_and_the_instant_of_doubt(
+    client: DeliveryClient, script: Script, kind: OutcomeKind
+) -> None:
+    async with smtp_server(script) as server:
+        result = await client.attempt(target(server), job())
+        assert result.kind is kind
+        assert all(reply is None or reply.code >= 400 for reply in result.replies)
+        script.mail = script.data = script.greeting = "250 2.0.0 unused"
+
+
+async def test_nobody_listening(client: DeliveryClient) -> None:
+    async with smtp_server() as server:
+        gone = target(server)
+    result = await client.attempt(gone, job())
+    assert (result.kind, result.reason) == (OutcomeKind.CONNECT_FAILED, "connect: Connection refused")
+
+
+async def test_control_characters_of_a_remote_reach_no_log(client: DeliveryClient) -> None:
+    async with smtp_server(Script(final="554 5.6.0 a\x1b[31mred\x07")) as server:
+        result = await client.attempt(target(server), job())
+        assert result.reply is not None
+        assert result.reply.text == "a?[31mred?"
+
+
+async def test_a_spool_file_is_streamed(client: DeliveryClient, tmp_path: Path) -> None:
+    body = b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 60_000
+    path = tmp_path / "spooled"
+    path.write_bytes(body)
+    large = replace(job(), data=MailData(len(body), path=path, header=b"Subject: large\r\n\r\n"))
+    async with smtp_server() as server:
+        result = await client.attempt(target(server), large)
+        assert result.kind is OutcomeKind.ACCEPTED
+        assert server.seen.bodies == [PREFIX + body]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "what", "status"),
+    [
+        (("SIZE 10",), job(), "5.3.4"),
+        ((), job(body_type=BodyType.EIGHT_BIT_MIME), "5.6.3"),
+        ((), job(Recipient("j\xf6rg@example.org"), smtputf8=True), "5.6.7"),
+    ],
+)
+async def test_what_the_remote_does_not_take_is_not_sent(
+    client: DeliveryClient, keywords: tuple[str, ...], what: Job, status: str
+) -> None:
+    async with smtp_server(Script(keywords=keywords)) as server:
+        result = await client.attempt(target(server), what)
+        assert result.kind is OutcomeKind.MESSAGE_REFUSED
+        assert [reply.status if reply else "" for reply in result.replies] == [status]
+        assert server.seen.said("MAIL") == []
+
+
+async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient) -> None:
+    ann = Recipient("j\xf6rg@example.org", "rfc822;x@y", Notify.SUCCESS)
+    what = job(ann, body_type=BodyType.EIGHT_BIT_MIME, smtputf8=True, ret="HDRS", envid="E1")
+    async with smtp_server() as server:
+        await client.attempt(target(server), what)
+        (mail,) = server.seen.said("MAIL")
+        assert mail.split(" ")[2:] == [
+            f"SIZE={len(PREFIX + BODY)}",
+            "BODY=8BITMIME",
+            "SMTPUTF8",
+            "RET=HDRS",
+            "ENVID=E1",
+        ]
+        assert server.seen.said("RCPT") == ["RCPT TO:<j\xf6rg@example.org> NOTIFY=SUCCESS ORCPT=rfc822;x@y"]
+
+
+async def test_an_ascii_message_marked_smtputf8_goes_out_without(client: DeliveryClient) -> None:
+    async with smtp_server(Script(keywords=())) as server:
+        assert (await client.attempt(target(server), job(smtputf8=True))).kind is OutcomeKind.ACCEPTED
+
+
+async def test_a_cancelled_attempt_leaves_no_connection_behind(client: DeliveryClient) -> None:
+    async with smtp_server(Script(final=HANG)) as server:
+        task = asyncio.create_task(client.attempt(target(server), job()))
+        while not server.seen.bodies:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        server.script.final = "250 2.0.0 Ok"
+        await client.attempt(target(server), job())
+        assert server.seen.connections == 2
+
+
+async def test_probes_open_a_session_and_close_it(client: DeliveryClient) -> None:
+    async with smtp_server() as server:
+        assert (await client.probe(target(server))).kind is OutcomeKind.ACCEPTED
+        assert server.seen.said("NOOP") == ["NOOP"]
+        server.script.greeting = "421 4.3.2 busy"
+        assert (await client.probe(target(server))).kind is OutcomeKind.HOP_TEMPFAIL
+
+
+# -- TLS and AUTH ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_context(tmp_path: Path) -> ssl.SSLContext:
+    certificate, key, _ = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_opportunistic_tls_takes_what_is_offered(client: DeliveryClient, server_context: ssl.SSLContext) -> None:
+    async with smtp_server(Script(keywords=("STARTTLS",), context=server_context)) as server:
+        result = await client.attempt(target(server, tls="opportunistic"), job())
+        assert result.kind is OutcomeKind.ACCEPTED
+        assert result.tls.startswith("TLSv1.3")
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 not now", "220 but nothing follows"])
+async def test_broken_opportunistic_tls_falls_back_on_a_fresh_connection(client: DeliveryClient, answer: str) -> None:
+    async with smtp_server(Script(keywords=("STARTTLS",), starttls=answer)) as server:
+        result = await client.attempt(target(server, tls="opportunistic"), job())
+        assert (result.kind, result.tls, server.seen.connections) == (OutcomeKind.ACCEPTED, "", 2)
+
+
+@pytest.mark.parametrize("keywords", [("STARTTLS",), ()])
+async def test_demanded_tls_is_never_left_out(
+    client: DeliveryClient, server_context: ssl.SSLContext, keywords: tuple[str, ...]
+) -> None:
+    async with smtp_server(Script(keywords=keywords, context=server_context)) as server:
+        result = await client.attempt(target(server, tls="starttls"), job())
+        assert result.kind is OutcomeKind.TLS_FAILED  # not offered, or a certificate of nobody we know
+        assert server.seen.said("MAIL") == []
+
+
+async def test_passwords_come_from_a_file_and_a_refusal_is_the_hosts(client: DeliveryClient, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    write_new(secret, b"secret\n", mode=0o600)
+    script = Script(keywords=("AUTH PLAIN",))
+    async with smtp_server(script) as server:
+        chosen = target(server, user="sue", password_file=secret)
+        assert (await client.attempt(chosen, job())).kind is OutcomeKind.ACCEPTED
+        assert server.seen.said("AUTH") == ["AUTH PLAIN AHN1ZQBzZWNyZXQ="]
+        client.forget(HOST)
+        script.auth = "535 5.7.8 no"
+        result = await client.attempt(chosen, job())
+        assert (result.kind, result.reason[:5]) == (OutcomeKind.HOP_TEMPFAIL, "AUTH:")
+
+
+# -- peers -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_peer_is_known_by_its_certificate_and_told_token_trace_and_age() -> None:
+    authority = Authority.create("test", at=datetime.now(UTC))
+    us, them = build_identity(authority, "us"), build_identity(authority, "them")
+    client = DeliveryClient(hostname="relay.test", identity=us, connect_timeout_s=2, attempt_timeout_s=2)
+    script = Script(keywords=("XSMTPMESH", "PIPELINING"), final="250 2.0.0 Ok: queued as X; backlog default=7")
+    what = replace(job(), transfer=Transfer(f"{us.node_id}/Q1/0", (us.node_id,), 3))
+    async with smtp_server(script, implicit=them.server_context()) as server:
+        there = target(server, tls="mesh", hop=Hop.parse(f"peer:{them.node_id}"))
+        result = await client.attempt(there, what)
+        assert (result.kind, result.peer_backlogs) == (OutcomeKind.ACCEPTED, {"default": 7})
+        (mail,) = server.seen.said("MAIL")
+        assert mail.split(" ")[2:] == [f"XTOKEN={us.node_id}/Q1/0", f"XTRACE={us.node_id}", "XAGE=3"]
+        other = await client.attempt(replace(there, hop=Hop.parse("peer:" + "0" * 32)), what)
+        assert other.kind is OutcomeKind.TLS_FAILED
+        assert them.node_id in other.reason
+    await client.close()
