@@ -127,9 +127,7 @@ def _check_addresses(settings: Settings) -> Iterator[Mistake]:
         key = f"{section}.listen"
         if not _is_address(address):
             or_path = " or unix:PATH" if section == "admin" else ""
-            text = (
-                f"{address!r} is not ADDRESS:PORT{or_path}: an IP address of this machine, a port up to 65535"
-            )
+            text = f"{address!r} is not ADDRESS:PORT{or_path}: an IP address of this machine, a port up to 65535"
             yield Mistake(key, text)
         elif address in taken and not address.endswith(":0"):
             yield Mistake(key, f"{address} is taken by {taken[address]}.listen", rests_on=(taken[address],))

@@ -9,17 +9,24 @@ Existing files are never touched. ca.key signs new members and is needed for not
 
 from __future__ import annotations
 
+import errno
+import re
+import shlex
 import socket
 import tomllib
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 from gossip.identity import Authority, IdentityError, write_new
+from smtp_edge.admin.address import is_loopback
+from smtp_edge.settings import NAME_PATTERN
 
 PORTS = {"gossip": 7946, "mesh": 7925, "smtp": 2525}
 PORT_STEP = 10
 PORT_TRIES_MAX = 100
+FILES = ("node.toml", "node.key", "node.crt", "ca.crt", "ca.key")
 
 
 class SetupError(Exception):
@@ -40,36 +47,55 @@ class Plan:
 
 
 def create_node(plan: Plan, *, at: datetime) -> list[str]:
-    """Write everything; the commands to type next. SetupError if something is in the way."""
-    folder = plan.folder
-    for name in ("node.toml", "node.key", "node.crt", "ca.crt"):
-        if (folder / name).exists():
-            raise SetupError(f"{folder / name} exists; choose another folder, nothing was changed")
-    authority = _find_authority(plan, at)
+    """Write everything; the commands to type next. SetupError if something is in the way: then nothing was written."""
+    _check_plan(plan)
+    folder, authority = plan.folder, _find_authority(plan, at)
     join = _seed_of(plan.parent) if plan.parent is not None else ""
+    configuration = _configuration(plan, _free_ports(plan), join)
+    certificate, key = authority.issue(plan.name, at=at)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        certificate, key = authority.issue(plan.name, at=at)
         if plan.parent is None:
             authority.save(folder / "ca.crt", folder / "ca.key")
         else:
             write_new(folder / "ca.crt", authority.certificate_pem, mode=0o644)
         write_new(folder / "node.crt", certificate, mode=0o644)
         write_new(folder / "node.key", key, mode=0o600)
-        write_new(folder / "node.toml", _configuration(plan, _free_ports(plan), join).encode(), mode=0o644)
+        write_new(folder / "node.toml", configuration.encode(), mode=0o644)
     except OSError as error:
         raise SetupError(f"{error.filename or folder}: {error.strerror}") from error
-    return _next_steps(plan)
+    return _next_steps(plan, join)
+
+
+def _check_plan(plan: Plan) -> None:
+    for what, name in (("node", plan.name), ("cluster", plan.cluster)):
+        if not re.fullmatch(NAME_PATTERN, name):
+            way_out = "; choose one with --name" if what == "node" else ""
+            text = f"{name!r} is no name for a {what}: letters, digits, dot, dash and underscore, at most 63{way_out}"
+            raise SetupError(text)
+    try:
+        unspecified = ip_address(plan.address).is_unspecified
+    except ValueError:
+        raise SetupError(f"--address {plan.address} is not an IP address of this machine") from None
+    if unspecified:
+        raise SetupError(f"--address {plan.address} is no address that peers can dial; name one of this machine")
+    for name in FILES:
+        if (plan.folder / name).exists():
+            raise SetupError(f"{plan.folder / name} exists; choose another folder, nothing was changed")
 
 
 def _find_authority(plan: Plan, at: datetime) -> Authority:
     if plan.parent is None:
         return Authority.create(plan.cluster, at=at)
+    if not (plan.parent / "ca.key").exists():
+        text = (
+            f"there is no {plan.parent / 'ca.key'}; --from wants the folder of the cluster's first node, which has it"
+        )
+        raise SetupError(text)
     try:
         return Authority.load(plan.parent / "ca.crt", plan.parent / "ca.key")
     except IdentityError as error:
-        text = f"{error}; --from wants the folder that `smtpmesh init` made first: it holds ca.key"
-        raise SetupError(text) from error
+        raise SetupError(str(error)) from error
 
 
 def _seed_of(parent: Path) -> str:
@@ -83,50 +109,59 @@ def _seed_of(parent: Path) -> str:
 
 def _free_ports(plan: Plan) -> dict[str, int]:
     """The usual ports, or the next ones on which nobody listens and which no sibling's file names."""
-    taken = _ports_of_siblings(plan.folder)
+    taken = _ports_of_siblings(plan)
     for step in range(PORT_TRIES_MAX):
         ports = {name: port + step * PORT_STEP for name, port in PORTS.items()}
         if not taken.intersection(ports.values()) and all(_is_free(plan.address, port) for port in ports.values()):
             return ports
-    raise SetupError(f"no free ports on {plan.address}")
+    raise SetupError(f"all ports tried on {plan.address} are in use ({PORT_TRIES_MAX} sets of three)")
 
 
-def _ports_of_siblings(folder: Path) -> set[int]:
+def _ports_of_siblings(plan: Plan) -> set[int]:
+    """Ports on the same address in the files of the folders beside this one and of the first node."""
+    files = set(plan.folder.absolute().parent.glob("*/node.toml"))
+    if plan.parent is not None:
+        files.add(plan.parent.absolute() / "node.toml")
     taken: set[int] = set()
-    for file in folder.absolute().parent.glob("*/node.toml"):
+    for file in files:
         try:
             raw = tomllib.loads(file.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        sections = [raw.get("gossip", {}), raw.get("mesh", {}), *raw.get("listener", [])]
-        taken |= {
-            int(port) for section in sections if (port := str(section.get("listen", "")).rpartition(":")[2]).isdigit()
-        }
+        for section in (raw.get("gossip", {}), raw.get("mesh", {}), *raw.get("listener", [])):
+            host, _, port = str(section.get("listen", "")).rpartition(":")
+            if host.strip("[]") == plan.address and port.isdigit():
+                taken.add(int(port))
     return taken
 
 
 def _is_free(address: str, port: int) -> bool:
+    """False if somebody listens there. An address of another machine cannot be tried: the folder will move there."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
     return True
 
 
-def _next_steps(plan: Plan) -> list[str]:
-    config = plan.folder / "node.toml"
+def _next_steps(plan: Plan, join: str) -> list[str]:
+    config = shlex.quote(str(plan.folder / "node.toml"))
+    as_first = f" as in {plan.parent / 'node.toml'}" if plan.parent is not None else ""
     steps = [
-        f"edit {config}: name your smart hosts, then",
+        f"edit {config}: name your smart hosts{as_first}",
         f"smtpmesh check-config --config {config}",
         f"smtpmesh run --config {config}",
     ]
     if plan.parent is None:
-        steps.append(
-            f"smtpmesh init FOLDER --name NAME --from {plan.folder}   (for each further node, then copy FOLDER)"
-        )
+        first = shlex.quote(str(plan.folder))
+        steps.append(f"smtpmesh init FOLDER --from {first}   (a further node; then move FOLDER to its machine)")
+    elif not join:
+        steps.insert(1, f"set gossip.join in {config} to the gossip address of any node")
+    elif is_loopback(join.rpartition(":")[0]) and not is_loopback(plan.address):
+        steps.insert(1, f"change gossip.join in {config}: {join} is reached on the first node's own machine only")
     return steps
 
 
@@ -157,7 +192,7 @@ key = "node.key"
 
 [gossip]                          # peers only, mutual TLS
 listen = "{gossip}"
-join = {join}                     # any node of the cluster; known ones are remembered
+join = {join}   # any node of the cluster, itself excepted; empty on the first
 
 [mesh]                            # mail between peers, mutual TLS
 listen = "{mesh}"

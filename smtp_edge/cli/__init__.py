@@ -79,21 +79,23 @@ def check_config(config: Path) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--name", help="The node's name. [default: the folder's]")
-@click.option("--cluster", default="mesh", show_default=True, help="Name of a new cluster.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="IP address to listen on.")
+@click.option("--cluster", help="Name of a new cluster. [default: mesh]")
+@click.option("--address", default="127.0.0.1", show_default=True, help="IP address on which the node listens.")
 @click.option(
     "--from",
     "parent",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder of the first node (it holds ca.key): join its cluster instead of making a new one.",
 )
-def init(folder: Path, name: str | None, cluster: str, address: str, parent: Path | None) -> None:
+def init(folder: Path, name: str | None, cluster: str | None, address: str, parent: Path | None) -> None:
     """Make FOLDER: keys, certificates and a commented node.toml that works. Overwrites nothing."""
     from datetime import UTC, datetime
 
     from smtp_edge.setup import Plan, SetupError, create_node
 
-    plan = Plan(folder, name or folder.absolute().name, cluster, address, parent)
+    if cluster is not None and parent is not None:
+        raise click.UsageError("a node made with --from joins that node's cluster; leave --cluster out")
+    plan = Plan(folder, name or folder.absolute().name, cluster or "mesh", address, parent)
     try:
         steps = create_node(plan, at=datetime.now(UTC))
     except SetupError as error:
@@ -102,7 +104,7 @@ def init(folder: Path, name: str | None, cluster: str, address: str, parent: Pat
     for step in steps:
         click.echo(f"  {step}")
     if parent is None:
-        click.echo(f"{folder / 'ca.key'} admits new members: keep it safe, the nodes do not need it.")
+        click.echo(f"{folder / 'ca.key'} admits new members: keep it safe; running nodes do not need it.")
 
 
 @cli.command()
