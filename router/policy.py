@@ -69,6 +69,10 @@ class RouteTable:
             found = self._cache[domain] = self._build_class(rule, domain)
         return found
 
+    def find_rule(self, domain: str) -> RouteRule | None:
+        """The rule that takes a lower-case domain, for people; None when no rule matches."""
+        return self._match(domain)
+
     def digest(self) -> str:
         """Hash of the rules, 16 hexadecimal digits: nodes that route differently are shown to the operator."""
         text = "\n".join(f"{rule.name} {','.join(rule.domains)} {','.join(rule.via)}" for rule in self.rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LISTED_DEFAULT = 100
 LISTED_MAX = 10_000
+_NODE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class AdminService(pb_grpc.AdminServicer):
@@ -68,14 +70,23 @@ class AdminService(pb_grpc.AdminServicer):
             recipient = Recipient(parse_mailbox(request.address))
         except SyntaxFault as fault:
             await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
-        wanted = view.table.classify(recipient.domain)
-        if wanted is None:
-            text = f"no [[route]] takes mail for {recipient.domain or 'an address without domain'}"
+        rule, wanted = view.table.find_rule(recipient.domain), view.table.classify(recipient.domain)
+        if rule is None or wanted is None:
+            what = f"mail for {recipient.domain}" if recipient.domain else "addresses without a domain"
+            text = f"{request.address} is unroutable: no [[route]] takes {what}; clients are answered 550"
             await _fail(context, grpc.StatusCode.NOT_FOUND, text)
-        names = {node.info.name: node.node_id for node in view.snapshot().nodes}
-        trace = tuple(names.get(step, step) for step in request.trace)
-        explanation = view.engine.explain(Query(wanted.class_id, trace), view.now())
-        return convert.convert_explanation(request.address, wanted.class_id, wanted.exits, explanation)
+        trace = [await self._find_node(step, context) for step in request.trace]
+        explanation = view.engine.explain(Query(wanted.class_id, tuple(trace)), view.now())
+        return convert.convert_explanation(request.address, rule.name, wanted.exits, explanation)
+
+    async def _find_node(self, name_or_id: str, context: Context) -> str:
+        """A node's id by its name. Ids are taken as they are: a message may have visited a node that left."""
+        names = {node.info.name: str(node.node_id) for node in self._view.snapshot().nodes}
+        found = name_or_id if _NODE_ID.fullmatch(name_or_id) else names.get(name_or_id, "")
+        if not found:
+            text = f"no node {name_or_id!r}; there are: {', '.join(sorted(names))}"
+            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+        return found
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """Members."""

@@ -26,9 +26,9 @@ def show_status(answer: Any) -> str:
         ("version", answer.version),
         ("up for", _duration(answer.uptime_s)),
         ("database", answer.database_root),
-        ("accepted", f"{answer.accepted} messages"),
-        ("relayed", f"{answer.relayed} deliveries"),
-        ("repeats", f"{answer.duplicates_dropped} transfers recognised and not stored again"),
+        ("accepted", _count(answer.accepted, "message")),
+        ("relayed", f"{answer.relayed} {'delivery' if answer.relayed == 1 else 'deliveries'}"),
+        ("repeats", f"{_count(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
         *(("listens", listener) for listener in answer.listeners),
     ]
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
@@ -40,6 +40,9 @@ def show_routes(answer: Any) -> str:
     for route in answer.routes:
         parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}")
         parts.append(_hops_table(route.next_hops))
+    if not answer.routes:
+        parts.append("\nno class yet: classes of direct delivery appear with their first mail")
+    parts += _footnote(hop for route in answer.routes for hop in route.next_hops)
     return "\n".join(parts)
 
 
@@ -52,6 +55,7 @@ def show_explanation(answer: Any) -> str:
         f"next hop now: {where}; rule: {answer.route.rule}",
         "",
         _hops_table(answer.route.next_hops),
+        *_footnote(answer.route.next_hops),
         "",
         f"at most {answer.bound_mps:.1f} msg/s from here to the exits"
         + (f"; narrow: {', '.join(answer.bottleneck)}" if answer.bottleneck else ""),
@@ -138,7 +142,7 @@ def show_message(answer: Any) -> str:
     ]
     for item in answer.deliveries:
         waits = f", next attempt {item.next_attempt_at}" if item.next_attempt_at else ""
-        lines.append(f"  {item.state:<9} {_some(item.recipients)}  ({item.attempts} attempts{waits})")
+        lines.append(f"  {item.state:<9} {_some(item.recipients)}  ({_count(item.attempts, 'attempt')}{waits})")
     lines.append("")
     rows = [(note.at, note.event, note.hop or "-", note.reply or note.detail) for note in answer.history]
     lines.append(_table(("at", "event", "hop", "what"), rows))
@@ -171,6 +175,10 @@ def _hops_table(hops: Iterable[Any]) -> str:
     return _table(head, rows)
 
 
+def _footnote(hops: Iterable[Any]) -> list[str]:
+    return ["", "? = assumed, not measured yet"] if any(not hop.capacity_proven for hop in hops) else []
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; the last one runs free."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
@@ -196,6 +204,10 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _flags(node: Any) -> str:
