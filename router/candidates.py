@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from router.backlog import Backlogs, Heard
 from router.decision import Candidate, EdgeState, HopKind, Query, Verdict
 from router.edge import Edge
-from router.forwarding import ClassView, ForwardingRule
+from router.forwarding import LARGEST_GAIN, ClassView, ForwardingRule
 
 EXIT_BACKLOG = "exit"
 NOTHING_AT_AN_EXIT = Heard(0, None, EXIT_BACKLOG)
@@ -136,13 +136,12 @@ def _judge_moment(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, 
 
 
 def _outranked_by(case: Case, edge: Edge) -> str:
-    if case.chosen is None:
-        return "it is free only since the decision"
-    if case.query.prefer == case.chosen.hop:
+    """Something was chosen, or this edge would have been."""
+    if case.chosen is not None and case.chosen.hop == case.query.prefer:
         return "another hop may have the message already"
     if edge.exit:
         return "another exit is further behind its share"
-    return "an exit comes first" if case.chosen.exit else "another relay has the larger gain"
+    return "another relay has the larger gain" if case.rule == LARGEST_GAIN else "an exit comes first"
 
 
 def _order(candidate: Candidate) -> tuple[object, ...]:

@@ -28,6 +28,7 @@ PROOF_KEPT_S = 300.0
 UNPROVEN_GROWTH = 2.0
 """Unproven capacity is this multiple of the best recent second: it doubles while demand fills it, like slow start."""
 CAPACITY_PRIOR_MPS = 10.0
+"""Unproven capacity is never less: one message an hour says nothing of what an edge could take."""
 LATENCY_MEAN_TAU_S = 5.0
 EASE_EXPONENT = 0.25
 """How strongly queueing at a hop moves mail to others. In simulation (three relays, three hosts) the full ratio swings,
@@ -146,7 +147,7 @@ class Capacity:
             rates = sorted(rate for _, rate in self.proofs)
             self.known_mps = max(rates[min(len(rates) - 1, int(len(rates) * PROOF_QUANTILE))], best)
         else:
-            self.known_mps = UNPROVEN_GROWTH * best if best else CAPACITY_PRIOR_MPS
+            self.known_mps = max(UNPROVEN_GROWTH * best, CAPACITY_PRIOR_MPS)
 
     def _roll(self, now: float) -> None:
         """End the bin if it is old enough. A long one was idle, unless its slots were taken all the time."""

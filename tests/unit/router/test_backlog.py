@@ -1,0 +1,70 @@
+"""Who told what of a backlog, and which counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from gossip.linkstate import ClassLoad, Load
+from router import backlog
+from router.backlog import Backlogs, Heard
+
+B = "b" * 32
+
+
+def gossiped(count: int) -> Load:
+    return Load(classes=(ClassLoad("x", count, 0),))
+
+
+def test_an_acknowledgement_counts_before_gossip_for_two_seconds() -> None:
+    backlogs = Backlogs(2)
+    backlogs.hear_acknowledgement(B, {"x": 5}, 10)
+    backlogs.hear_gossip(B, gossiped(70), 11.9)
+    assert backlogs.there(B, "x") == Heard(5, 10, "acknowledgement")
+    backlogs.hear_gossip(B, gossiped(80), 12.1)
+    assert backlogs.there(B, "x") == Heard(80, 12.1, "gossip")
+
+
+def test_gossip_that_is_older_never_replaces_an_acknowledgement() -> None:
+    backlogs = Backlogs(2)
+    backlogs.hear_acknowledgement(B, {"x": 5}, 10)
+    backlogs.hear_gossip(B, gossiped(70), 3)
+    assert backlogs.there(B, "x").count == 5
+
+
+def test_a_class_that_a_load_no_longer_names_has_nothing_waiting() -> None:
+    backlogs = Backlogs(2)
+    backlogs.hear_gossip(B, gossiped(70), 1)
+    backlogs.hear_gossip(B, Load(), 2)
+    assert backlogs.there(B, "x") == Heard(0, None, "unknown")
+
+
+def test_a_neighbour_that_left_is_forgotten() -> None:
+    backlogs = Backlogs(2)
+    backlogs.hear_gossip(B, gossiped(70), 1)
+    backlogs.forget(B)
+    backlogs.forget("c" * 32)
+    assert backlogs.there(B, "x").count == 0
+
+
+def test_the_memory_of_one_neighbour_is_bounded_and_keeps_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "HEARD_CLASSES_MAX", 3)
+    backlogs = Backlogs(2)
+    for number in range(10):
+        backlogs.hear_acknowledgement(B, {f"class {number}": number}, number)
+    assert [backlogs.there(B, f"class {number}").count for number in range(10)] == [0] * 7 + [7, 8, 9]
+
+
+def test_a_negative_figure_is_nothing() -> None:
+    backlogs = Backlogs(2)
+    backlogs.hear_acknowledgement(B, {"x": -4}, 0)
+    assert backlogs.there(B, "x").count == 0
+
+
+def test_own_classes_without_mail_are_not_advertised() -> None:
+    backlogs = Backlogs(2)
+    backlogs.set_own("x", 3, 1.9)
+    backlogs.set_own("a", 1, 0)
+    backlogs.set_own("x", 0, 0)
+    backlogs.set_own("never", 0, 0)
+    assert backlogs.load() == (ClassLoad("a", 1, 0),)
+    assert backlogs.here("x") == 0
