@@ -11,10 +11,15 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
+from smtp_edge.envelope import BodyType, Notify
+
 PATH_MAX = 256
 """Octets of a path with its brackets (RFC 5321 section 4.5.3.1.3)."""
 LOCAL_PART_MAX = 64
 PARAMETERS_MAX = 20
+ENVID_MAX, ORCPT_MAX = 100, 500
+BODY_TYPES = {body_type.value: body_type for body_type in BodyType}
+NOTIFY_WORDS = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -126,3 +131,53 @@ def _parse_parameters(text: str) -> dict[str, str | None]:
             raise SyntaxFault("a parameter is given twice")
         parameters[keyword.upper()] = value if equals else None
     return parameters
+
+
+@dataclass(frozen=True, slots=True)
+class MailParameters:
+    """What the ESMTP parameters of MAIL say."""
+
+    size_bytes: int = 0
+    body_type: BodyType = BodyType.SEVEN_BIT
+    smtputf8: bool = False
+    envid: str = ""
+    ret: str = ""
+
+
+def take_mail_parameters(parameters: dict[str, str | None]) -> MailParameters:
+    """Take the known ones out of `parameters`; what is left is not known here. SyntaxFault for bad values."""
+    size = parameters.pop("SIZE", "0") or "0"
+    body = (parameters.pop("BODY", "") or "7BIT").upper()
+    ret = (parameters.pop("RET", "") or "").upper()
+    envid = parameters.pop("ENVID", "") or ""
+    utf8 = "SMTPUTF8" in parameters
+    parameters.pop("SMTPUTF8", None)
+    parameters.pop("AUTH", None)  # RFC 4954 section 5: a server that does not trust it may ignore it
+    if not (size.isascii() and size.isdigit()) or len(size) > 20 or body not in BODY_TYPES:
+        raise SyntaxFault("bad parameter value")
+    if ret not in ("", "FULL", "HDRS") or len(envid) > ENVID_MAX or not envid.isascii():
+        raise SyntaxFault("bad parameter value")
+    return MailParameters(int(size), BODY_TYPES[body], utf8, envid, ret)
+
+
+def take_rcpt_parameters(parameters: dict[str, str | None]) -> tuple[Notify, str]:
+    """Take NOTIFY and ORCPT out of `parameters` (RFC 3461 section 4). SyntaxFault for bad values."""
+    notify = _parse_notify(parameters.pop("NOTIFY", None))
+    orcpt = parameters.pop("ORCPT", "") or ""
+    if len(orcpt) > ORCPT_MAX or (orcpt and ";" not in orcpt):
+        raise SyntaxFault("bad ORCPT")
+    return notify, orcpt
+
+
+def _parse_notify(value: str | None) -> Notify:
+    if value is None:
+        return Notify.FAILURE | Notify.DELAY
+    words = value.upper().split(",")
+    if words == ["NEVER"]:
+        return Notify.NEVER
+    if not set(words) <= NOTIFY_WORDS.keys():
+        raise SyntaxFault("bad NOTIFY")
+    chosen = Notify.NEVER
+    for word in words:
+        chosen |= NOTIFY_WORDS[word]
+    return chosen

@@ -19,6 +19,7 @@ import structlog
 from gossip.identity import Identity, IdentityError
 from smtp_edge.auth import UsersError, UsersFile
 from smtp_edge.envelope import Client, Recipient
+from smtp_edge.intake import IntakeOptions
 from smtp_edge.relay import RelayPolicy
 from smtp_edge.reply import Reply
 from smtp_edge.session import Acceptor, Session, SessionOptions
@@ -153,11 +154,9 @@ class Listener(_Door):
             listener=settings.name,
             hostname=self._hostname,
             policy=RelayPolicy(settings),
-            size_bytes_max=settings.size_bytes_max,
-            inline_bytes_max=self._inline_bytes_max,
+            intake=IntakeOptions(settings.size_bytes_max, self._inline_bytes_max, settings.bare_newlines),
             recipients_max=settings.recipients_max,
             idle_timeout_s=settings.idle_timeout_s,
-            bare_newlines=settings.bare_newlines,
             starttls=None if implicit else context,
             implicit_tls=implicit,
             users=self._load_users(),
@@ -217,8 +216,7 @@ class MeshListener(_Door):
             listener="mesh",
             hostname=hostname,
             policy=_PeersMayAll(),
-            size_bytes_max=size_bytes_max,
-            inline_bytes_max=inline_bytes_max,
+            intake=IntakeOptions(size_bytes_max, inline_bytes_max),
             recipients_max=50_000,
             implicit_tls=True,
             mesh=True,

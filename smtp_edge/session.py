@@ -17,26 +17,23 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
 
 from smtp_edge.auth import UsersFile
-from smtp_edge.bulk import LineEnds, TooLarge, read_mail_data
-from smtp_edge.commands import PathArgument, SyntaxFault, parse_path_argument
-from smtp_edge.envelope import (
-    HEADER_KEPT_MAX,
-    BodyType,
-    Client,
-    Envelope,
-    MailData,
-    Notify,
-    ReceivedMessage,
-    Recipient,
-    Transfer,
+from smtp_edge.bulk import TooLarge, read_mail_data
+from smtp_edge.commands import (
+    MailParameters,
+    PathArgument,
+    SyntaxFault,
+    parse_path_argument,
+    take_mail_parameters,
+    take_rcpt_parameters,
 )
-from smtp_edge.queue.store import StoreError, StoreFull
+from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
+from smtp_edge.intake import LOCAL_ERROR, TOO_LARGE, Intake, IntakeOptions, SpoolWriter
 from smtp_edge.reply import Reply
 from smtp_edge.trace import protocol_word
 from smtp_edge.transfer import TransferFault, parse_transfer
@@ -51,32 +48,9 @@ BAD_COMMANDS_MAX = 20
 FAILED_AUTH_MAX = 3
 DRAIN_FACTOR = 2
 """Mail data beyond SIZE is read on this far for the sake of a proper 552; past it the connection is closed."""
-BODY_TYPES = {body_type.value: body_type for body_type in BodyType}
 
 OK = Reply(250, "Ok", "2.0.0")
 BAD_SEQUENCE = "bad sequence of commands"
-NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
-LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
-TOO_LARGE = Reply(552, "message exceeds the size limit", "5.3.4")
-BARE_NEWLINE = Reply(550, "bare CR or LF in mail data", "5.6.0")
-
-
-class SpoolWriter(Protocol):
-    """Where a large body goes (`smtp_edge.queue.spool.SpoolWriter`)."""
-
-    size_bytes: int
-
-    def write(self, chunk: bytes) -> None:
-        """Append."""
-        ...
-
-    async def commit(self, header: bytes) -> MailData:
-        """Make it durable."""
-        ...
-
-    async def abort(self) -> None:
-        """Remove it."""
-        ...
 
 
 class Acceptor(Protocol):
@@ -114,11 +88,9 @@ class SessionOptions:
     listener: str
     hostname: str
     policy: Permits
-    size_bytes_max: int
-    inline_bytes_max: int
+    intake: IntakeOptions
     recipients_max: int = 1000
     idle_timeout_s: float = 300
-    bare_newlines: Literal["refuse", "normalise"] = "refuse"
     starttls: ssl.SSLContext | None = None
     implicit_tls: bool = False
     users: UsersFile | None = None
@@ -132,10 +104,7 @@ class Transaction:
     """MAIL and RCPT so far."""
 
     sender: str
-    body_type: BodyType
-    smtputf8: bool
-    envid: str
-    ret: str
+    mail: MailParameters
     transfer: Transfer | None
     recipients: list[Recipient]
 
@@ -340,7 +309,7 @@ class Session(SMTP):
 
     def _keywords(self) -> list[str]:
         options = self._options
-        words = [options.hostname, "PIPELINING", f"SIZE {options.size_bytes_max}", "8BITMIME", "SMTPUTF8", "DSN"]
+        words = [options.hostname, "PIPELINING", f"SIZE {options.intake.size_bytes_max}", "8BITMIME", "SMTPUTF8", "DSN"]
         words.append("ENHANCEDSTATUSCODES")
         if options.starttls is not None and not self._client.tls:
             words.append("STARTTLS")
@@ -360,9 +329,9 @@ class Session(SMTP):
             return Reply(503, BAD_SEQUENCE, "5.5.1")
         path = parse_path_argument(argument, "FROM", null_allowed=True)
         transaction, size_bytes = self._parse_mail(path)
-        if not (path.address.isascii() or transaction.smtputf8):
+        if not (path.address.isascii() or transaction.mail.smtputf8):
             return Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
-        if size_bytes > self._options.size_bytes_max:
+        if size_bytes > self._options.intake.size_bytes_max:
             return TOO_LARGE
         refusal = self._acceptor.admit(size_bytes)
         if refusal is not None:
@@ -371,24 +340,12 @@ class Session(SMTP):
         return Reply(250, "Ok", "2.1.0")
 
     def _parse_mail(self, path: PathArgument) -> tuple[Transaction, int]:
-        parameters = dict(path.parameters)
-        if parameters and not self._extended:
-            raise SyntaxFault("parameters need EHLO")
-        size = parameters.pop("SIZE", "0") or "0"
-        body = (parameters.pop("BODY", "") or "7BIT").upper()
-        ret = (parameters.pop("RET", "") or "").upper()
-        utf8 = "SMTPUTF8" in parameters
-        parameters.pop("SMTPUTF8", None)
-        envid = parameters.pop("ENVID", "") or ""
-        parameters.pop("AUTH", None)  # RFC 4954 section 5: a server that does not trust it may ignore it
-        if not size.isdigit() or len(size) > 20 or body not in BODY_TYPES or ret not in ("", "FULL", "HDRS"):
-            raise SyntaxFault("bad parameter value")
-        if len(envid) > 100 or not envid.isascii():
-            raise SyntaxFault("bad ENVID")
+        parameters = self._parameters(path)
+        mail = take_mail_parameters(parameters)
         transfer = self._parse_transfer(parameters)
         if parameters:
             raise SyntaxFault("parameter not recognised")
-        return Transaction(path.address, BODY_TYPES[body], utf8, envid, ret, transfer, []), int(size)
+        return Transaction(path.address, mail, transfer, []), mail.size_bytes
 
     def _parse_transfer(self, parameters: dict[str, str | None]) -> Transfer | None:
         if not self._client.peer_id:
@@ -404,7 +361,7 @@ class Session(SMTP):
             return Reply(503, "MAIL first", "5.5.1")
         path = parse_path_argument(argument, "TO", null_allowed=False)
         recipient = self._parse_recipient(path)
-        if not (path.address.isascii() or transaction.smtputf8):
+        if not (path.address.isascii() or transaction.mail.smtputf8):
             return Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
         if len(transaction.recipients) >= self._options.recipients_max:
             return Reply(452, "too many recipients", "4.5.3")
@@ -419,16 +376,17 @@ class Session(SMTP):
         return Reply(250, "Ok", "2.1.5")
 
     def _parse_recipient(self, path: PathArgument) -> Recipient:
-        parameters = dict(path.parameters)
-        if parameters and not self._extended:
-            raise SyntaxFault("parameters need EHLO")
-        notify = _parse_notify(parameters.pop("NOTIFY", None))
-        orcpt = parameters.pop("ORCPT", "") or ""
-        if len(orcpt) > 500 or (orcpt and ";" not in orcpt):
-            raise SyntaxFault("bad ORCPT")
+        parameters = self._parameters(path)
+        notify, orcpt = take_rcpt_parameters(parameters)
         if parameters:
             raise SyntaxFault("parameter not recognised")
         return Recipient(path.address, orcpt, notify)
+
+    def _parameters(self, path: PathArgument) -> dict[str, str | None]:
+        """A copy to take from; what is left over is not known."""
+        if path.parameters and not self._extended:
+            raise SyntaxFault("parameters need EHLO")
+        return dict(path.parameters)
 
     async def _rset(self, argument: str) -> Reply:
         self._transaction = None
@@ -545,8 +503,8 @@ class Session(SMTP):
 
     async def _receive(self) -> MailData | Reply:
         """Read the mail data; a refusal once it is complete."""
-        intake = Intake(self._options, self._acceptor)
-        drain_max = self._options.size_bytes_max * DRAIN_FACTOR
+        intake = Intake(self._options.intake, self._acceptor.spool)
+        drain_max = self._options.intake.size_bytes_max * DRAIN_FACTOR
         try:
             async with asyncio.timeout(None) as limit:
                 loop = asyncio.get_running_loop()
@@ -570,15 +528,15 @@ class Session(SMTP):
             extended=self._extended,
             tls=bool(self._client.tls),
             authenticated=bool(self._client.user),
-            utf8=transaction.smtputf8,
+            utf8=transaction.mail.smtputf8,
         )
         envelope = Envelope(
             transaction.sender,
             tuple(transaction.recipients),
-            transaction.body_type,
-            transaction.smtputf8,
-            transaction.envid,
-            transaction.ret,
+            transaction.mail.body_type,
+            transaction.mail.smtputf8,
+            transaction.mail.envid,
+            transaction.mail.ret,
         )
         return ReceivedMessage(replace(self._client, protocol=word), envelope, data, transaction.transfer)
 
@@ -596,108 +554,12 @@ class Session(SMTP):
         )
 
 
-class Intake:
-    """Mail data on its way in: to memory, and to a spool file once it is larger than the inline bound."""
-
-    def __init__(self, options: SessionOptions, acceptor: Acceptor) -> None:
-        self._options, self._acceptor = options, acceptor
-        self._ends = LineEnds(repair=options.bare_newlines == "normalise")
-        self._parts: list[bytes] = []
-        self._inline_bytes = 0
-        self._header = bytearray()
-        self._header_done = False
-        self._size_bytes = 0
-        self._writer: SpoolWriter | None = None
-        self._refusal: Reply | None = None
-
-    def feed(self, chunk: bytes) -> None:
-        """Take a chunk; after a refusal it only counts."""
-        self._take(self._ends.feed(chunk))
-
-    async def finish(self) -> MailData | Reply:
-        """The complete data, durable if it is a file; or why it is refused."""
-        self._take(self._ends.finish())
-        if self._ends.bare and self._options.bare_newlines == "refuse":
-            self._refusal = self._refusal or BARE_NEWLINE
-        if self._refusal is not None:
-            await self.abort()
-            return self._refusal
-        header = bytes(self._header)
-        if self._writer is None:
-            return MailData(self._size_bytes, inline=b"".join(self._parts), header=header)
-        try:
-            return await self._writer.commit(header)
-        except StoreError as error:
-            return self._refuse(error)
-
-    async def abort(self) -> None:
-        """Forget it all."""
-        self._parts.clear()
-        if self._writer is not None:
-            await self._writer.abort()
-
-    def _take(self, chunk: bytes) -> None:
-        self._size_bytes += len(chunk)
-        if self._size_bytes > self._options.size_bytes_max:
-            self._refusal = self._refusal or TOO_LARGE
-        if self._refusal is not None:
-            self._parts.clear()
-            return
-        if not self._header_done:
-            self._collect_header(chunk)
-        try:
-            self._keep(chunk)
-        except StoreError as error:
-            self._refusal = self._refuse(error)
-
-    def _keep(self, chunk: bytes) -> None:
-        if self._writer is None and self._size_bytes > self._options.inline_bytes_max:
-            self._writer = self._acceptor.spool()
-            for part in self._parts:
-                self._writer.write(part)
-            self._parts.clear()
-        if self._writer is None:
-            self._parts.append(chunk)
-        else:
-            self._writer.write(chunk)
-
-    def _collect_header(self, chunk: bytes) -> None:
-        start = max(0, len(self._header) - 3)
-        self._header += chunk[: HEADER_KEPT_MAX - len(self._header)]
-        end = 2 if self._header.startswith(b"\r\n") else self._header.find(b"\r\n\r\n", start) + 4
-        if end >= 4 or self._header.startswith(b"\r\n"):
-            del self._header[end:]
-            self._header_done = True
-        elif len(self._header) >= HEADER_KEPT_MAX:
-            self._header_done = True
-
-    @staticmethod
-    def _refuse(error: StoreError) -> Reply:
-        log.error("spool.failed", reason=str(error))
-        return NO_SPACE if isinstance(error, StoreFull) else LOCAL_ERROR
-
-
 def _describe_tls(transport: asyncio.BaseTransport) -> str:
     tls = cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object"))
     if tls is None:
         return ""
     cipher = tls.cipher()
     return f"{tls.version()} {cipher[0] if cipher else ''}".strip()
-
-
-def _parse_notify(value: str | None) -> Notify:
-    if value is None:
-        return Notify.FAILURE | Notify.DELAY
-    words = value.upper().split(",")
-    if words == ["NEVER"]:
-        return Notify.NEVER
-    known = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
-    if not set(words) <= known.keys():
-        raise SyntaxFault("bad NOTIFY")
-    chosen = Notify.NEVER
-    for word in words:
-        chosen |= known[word]
-    return chosen
 
 
 def _parse_plain(answer: bytes) -> tuple[str, str]:
