@@ -1,0 +1,233 @@
+"""Every question of the command line against a real admin server, through click's runner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smtp_edge import __version__
+from smtp_edge.cli import cli
+from smtp_edge.queue.entry import DeliveryState
+from tests.e2e import reflection_client
+from tests.unit.smtp_edge.operator.views import PEER, Served
+from tests.unit.smtp_edge.queue.builders import build_deferral, build_new
+
+
+def ask(served: Served, *words: str) -> Result:
+    return CliRunner().invoke(cli, [*words, "--admin", served.address])
+
+
+def show(served: Served, *words: str) -> str:
+    result = ask(served, *words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The row of a table that begins with a word, its cells parted by two spaces or more."""
+    (row,) = [line for line in text.splitlines() if line.split("  ")[0] == first]
+    return [cell.strip() for cell in row.split("  ") if cell.strip()]
+
+
+def test_status_says_who_the_node_is_and_what_it_did(served: Served) -> None:
+    text = show(served, "status")
+    assert f"node      relay-a  {served.view.identity.node_id}" in text
+    assert "cluster   test" in text
+    assert f"version   {__version__}" in text
+    assert "up for    2 min" in text
+    assert "accepted  7 messages" in text
+    assert "relayed   1 delivery" in text
+    assert "repeats   0 transfers recognised" in text
+    assert "listens   smtp 127.0.0.1:2525" in text
+
+
+def test_routes_shows_every_term_of_every_next_hop(served: Served) -> None:
+    text = show(served, "routes", "default")
+    head = next(line for line in text.splitlines() if line.startswith("next hop"))
+    for column in ("share", "state", "available", "reliable", "capacity", "latency", "backlog", "because"):
+        assert column in head
+    assert "routing table of relay-a, database 0123456789abcdef" in text
+    assert "class default: 0 waiting, planned share" in text
+    assert cells(text, "a")[:3] == ["a", "host", "chosen"]
+    assert cells(text, "b")[:3] == ["b", "host", "outranked"]
+    assert cells(text, "relay-b")[1] == "peer"
+    assert "? = assumed, not measured yet" in text
+
+
+def test_routes_without_a_class_shows_all_of_them(served: Served) -> None:
+    assert {"class default:", "class partners:"} <= {
+        line[: line.find(":") + 1] for line in show(served, "routes").splitlines()
+    }
+
+
+def test_routes_of_an_unknown_class_names_the_known_ones(served: Served) -> None:
+    result = ask(served, "routes", "nope")
+    assert result.exit_code == 1
+    assert result.stderr == "smtpmesh: no class 'nope' here; there are: default, partners\n"
+
+
+def test_explain_names_every_candidate_and_why_it_lost(served: Served) -> None:
+    text = show(served, "explain", "Reader@Sub.Partner.example")
+    assert "Reader@Sub.Partner.example is of the class partners (route partners)" in text
+    assert "next hop now: a (host:a); rule: planned share" in text
+    assert cells(text, "a")[2] == "chosen"
+    for loser in ("relay-b", "relay-c"):
+        row = cells(text, loser)
+        assert row[2] not in ("chosen", ""), row
+        assert row[-1] not in ("", "-"), row
+    assert "msg/s from here to the exits; narrow: " in text
+    assert "path  relay-a -> host:a" in text
+
+
+def test_explain_names_the_rule_of_direct_delivery(served: Served) -> None:
+    text = show(served, "explain", "x@direct.example")
+    assert "x@direct.example is of the class mx:direct.example (route direct)" in text
+    assert "mx:direct.example" in text
+
+
+def test_explain_takes_the_names_of_nodes_as_trace(served: Served) -> None:
+    answer = json.loads(show(served, "explain", "x@y.test", "--trace", "relay-b", "--json"))
+    verdicts = {hop["label"]: hop["verdict"] for hop in answer["route"]["next_hops"]}
+    assert verdicts["relay-b"] == "in-trace"
+
+
+def test_explain_with_an_unknown_trace_names_the_nodes(served: Served) -> None:
+    result = ask(served, "explain", "x@y.test", "--trace", "relay-z")
+    assert result.exit_code == 1
+    assert result.stderr == "smtpmesh: no node 'relay-z'; there are: relay-a, relay-b, relay-c\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("x@else.example", "x@else.example is unroutable: no [[route]] takes mail for else.example; "
+                           "clients are answered 550"),
+        ("postmaster", "postmaster is unroutable: no [[route]] takes addresses without a domain; "
+                       "clients are answered 550"),
+        ("nonsense@", "'nonsense@' is no address: bad domain syntax"),
+    ],
+)  # fmt: skip
+def test_explain_of_what_cannot_be_routed_says_so(served: Served, address: str, text: str) -> None:
+    result = ask(served, "explain", address)
+    assert result.exit_code == 1
+    assert result.stderr == f"smtpmesh: {text}\n"
+
+
+def test_nodes_shows_members_sessions_and_flags(served: Served) -> None:
+    text = show(served, "nodes")
+    assert cells(text, "relay-a")[1] == "this node"
+    assert cells(text, "relay-b")[1:3] == ["up", PEER]
+    assert cells(text, "relay-b")[-1] == "4"
+    row = cells(text, "relay-c")
+    assert row[1] == "no session"
+    assert "draining, routes differ" in row
+
+
+def test_links_shows_every_link_of_every_node(served: Served) -> None:
+    text = show(served, "links")
+    rows = [line.split() for line in text.splitlines() if line.startswith("relay-")]
+    assert [row[:4] for row in rows] == [
+        ["relay-a", "a", "host", "up"],
+        ["relay-a", "b", "host", "up"],
+        ["relay-b", "a", "host", "up"],
+        ["relay-b", "b", "host", "up"],
+    ]
+    assert rows[0][4:9] == ["100%", "99.0%", "20.0/s", "5", "ms"]
+
+
+def test_queue_shows_totals_and_what_waits(served: Served) -> None:
+    fill(served)
+    text = show(served, "queue")
+    assert cells(text, "default")[:3] == ["default", "2", "1"]
+    assert "451 later" in text
+    assert "rcpt@example.org and 1 more" in text
+    assert show(served, "queue", "list") == text
+
+
+def test_queue_is_narrowed_by_state_and_class(served: Served) -> None:
+    deferred, _ = fill(served)
+    answer = json.loads(show(served, "queue", "--state", "deferred", "--class", "default", "--json"))
+    assert [item["queue_id"] for item in answer["deliveries"]] == [deferred]
+    assert answer["deliveries"][0]["last_reply"] == "451 later"
+    assert json.loads(show(served, "queue", "--class", "other", "--json"))["deliveries"] == []
+
+
+def test_options_of_queue_may_stand_before_or_after_the_second_word(served: Served) -> None:
+    fill(served)
+    before = CliRunner().invoke(cli, ["queue", "--admin", served.address, "--json", "--limit", "1", "list"])
+    after = CliRunner().invoke(cli, ["queue", "list", "--limit", "1", "--json", "--admin", served.address])
+    assert before.exit_code == after.exit_code == 0
+    shown = [json.loads(result.stdout)["deliveries"] for result in (before, after)]
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 1
+
+
+def test_an_unknown_state_names_the_known_ones(served: Served) -> None:
+    result = ask(served, "queue", "--state", "lost")
+    assert result.exit_code == 1
+    known = ", ".join(state.value for state in DeliveryState)
+    assert result.stderr == f"smtpmesh: no state 'lost'; there are: {known}\n"
+
+
+def test_queue_show_tells_one_messages_story(served: Served) -> None:
+    deferred, _ = fill(served)
+    text = show(served, "queue", "show", deferred)
+    assert f"message {deferred} of a@sender.example" in text
+    assert "deferred  rcpt@example.org and 1 more  (1 attempt, next attempt 2026-03-01T12:05:00.000Z)" in text
+
+
+def test_queue_show_of_an_unknown_message_says_what_that_may_mean(served: Served) -> None:
+    result = ask(served, "queue", "show", "nope")
+    assert result.exit_code == 1
+    assert result.stderr == ("smtpmesh: no message 'nope' here: unknown, or finished longer ago than queue.history_s\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "fields"),
+    [
+        (["routes"], "GetRoutes", {}),
+        (["routes", "partners"], "GetRoutes", {"class_id": "partners"}),
+        (["explain", "x@y.test"], "Explain", {"address": "x@y.test"}),
+        (["status"], "GetStatus", {}),
+        (["nodes"], "ListNodes", {}),
+        (["links"], "ListLinks", {}),
+        (["queue"], "GetQueue", {}),
+    ],
+)
+def test_json_is_what_a_generic_client_sees(
+    served: Served, words: list[str], method: str, fields: dict[str, str]
+) -> None:
+    shown = json.loads(show(served, *words, "--json"))
+    generic = reflection_client.call(served.address, reflection_client.ADMIN, method, fields)
+    assert shown == generic
+    assert shown
+
+
+def test_tables_have_no_colour(served: Served) -> None:
+    assert "\x1b" not in show(served, "routes")
+
+
+def test_the_address_may_come_from_the_environment(served: Served) -> None:
+    result = CliRunner().invoke(cli, ["status"], env={"SMTPMESH_ADMIN": served.address})
+    assert result.exit_code == 0
+    assert "relay-a" in result.stdout
+
+
+def test_the_address_may_come_from_the_configuration(served: Served, folder: Path) -> None:
+    config = folder / "node.toml"
+    config.write_text(f'[node]\nname = "relay-a"\ndata_dir = "{folder}"\n[[route]]\nvia = ["mx"]\n')
+    result = CliRunner().invoke(cli, ["status", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert "relay-a" in result.stdout
+
+
+def fill(served: Served) -> tuple[str, str]:
+    """A deferred delivery and one in work, both of the class default; their queue ids."""
+    first, second = (build_new("default", addresses=("rcpt@example.org", "b@example.org")) for _ in range(2))
+    (claim,) = served.run(served.view.store.put(first)).claims
+    served.run(served.view.store.settle([build_deferral(claim, 5)]))
+    served.run(served.view.store.put(second))
+    return first.entry.queue_id, second.entry.queue_id

@@ -1,0 +1,153 @@
+"""A node's view for tests of the admin service: real engine, table, identity and store; a snapshot made by hand.
+
+The server runs on an event loop of its own thread, as the blocking client needs it answered meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Coroutine, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gossip.identity import Authority, Identity
+from gossip.linkstate import (
+    ClassLoad,
+    LinkState,
+    LinkStatus,
+    Load,
+    NodeId,
+    NodeInfo,
+    NodeRecord,
+    SessionStatus,
+    Snapshot,
+    Version,
+)
+from router.decision import ExitHop, Hop, HopKind
+from router.engine import RoutingEngine
+from router.policy import RouteRule, RouteTable
+from router.settings import RouterSettings
+from smtp_edge.admin.server import AdminServer
+from smtp_edge.counters import Counters
+from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
+
+T = TypeVar("T")
+NOW = 1000.0
+PEER = NodeId("b" * 32)
+OTHER = NodeId("c" * 32)
+WAIT_S = 10.0
+ROUTES = (
+    RouteRule("partners", ("partner.example", "*.partner.example"), ("a",)),
+    RouteRule("direct", ("direct.example",), ("mx",)),
+    RouteRule("default", ("*.test",), ("a", "b")),
+)
+
+
+def make_identity(folder: Path, name: str = "relay-a", authority: Authority | None = None) -> Identity:
+    """An identity with files `ca.crt`, `node.crt` and `node.key` in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = authority or Authority.create("test", at=datetime.now(UTC))
+    certificate, key = authority.issue(name, at=datetime.now(UTC))
+    (folder / "ca.crt").write_bytes(authority.certificate_pem)
+    (folder / "node.crt").write_bytes(certificate)
+    (folder / "node.key").touch(mode=0o600)
+    (folder / "node.key").write_bytes(key)
+    return Identity.load(folder / "ca.crt", folder / "node.crt", folder / "node.key")
+
+
+class FakeView:
+    """A node of three: this one and a peer have sessions, the third is only known."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.identity = identity
+        self.settings = Settings(
+            node=NodeSettings(name="relay-a", data_dir=folder),
+            smart_host=tuple(SmartHostSettings(name=name, host=f"{name}.example") for name in "ab"),
+            route=tuple(RouteSettings(name=rule.name, domains=rule.domains, via=rule.via) for rule in ROUTES),
+        )
+        self.table = RouteTable(ROUTES)
+        self.counters = Counters(accepted=7, relayed=1)
+        self.bound: Mapping[str, str] = {"smtp": "127.0.0.1:2525", "mesh": "127.0.0.1:7925"}
+        self.engine = RoutingEngine(
+            node_id=identity.node_id,
+            node_name="relay-a",
+            table=self.table,
+            exits=[ExitHop(Hop(HopKind.SMART_HOST, name), name) for name in "ab"],
+            settings=RouterSettings(),
+            rng=random.Random(1),
+            now=NOW,
+        )
+        self.engine.apply(self.snapshot(), NOW)
+        self.store = SQLiteStore(
+            folder / "queue", incarnation="test", history_s=3600, entries_max=1000, clock=lambda: datetime.now(UTC)
+        )
+
+    def snapshot(self) -> Snapshot:
+        exits = tuple(
+            LinkState(f"host:{name}", LinkStatus.UP, 1000, 990, 20_000, 5_000, 40, classes=("default",))
+            for name in "ab"
+        )
+        own = NodeRecord(self.identity.node_id, self._info("relay-a", 1), exits, version=Version(1, 3))
+        load = Load(10_000, classes=(ClassLoad("default", 4, 9),))
+        peer = NodeRecord(PEER, self._info("relay-b", 2), exits, load, Version(1, 9), 0.5)
+        other = NodeRecord(OTHER, self._info("relay-c", 3, draining=True, digest="other"), age_s=40)
+        return Snapshot("0123456789abcdef", tuple(sorted((own, peer, other), key=lambda node: node.node_id)))
+
+    def _info(self, name: str, number: int, *, draining: bool = False, digest: str = "") -> NodeInfo:
+        return NodeInfo(
+            name,
+            f"192.0.2.{number}:7946",
+            f"192.0.2.{number}:7925",
+            draining=draining,
+            routes_digest=digest or self.table.digest(),
+        )
+
+    def sessions(self) -> tuple[SessionStatus, ...]:
+        return (
+            SessionStatus(PEER, "192.0.2.2:7946", True, 60, 0.2),
+            SessionStatus(OTHER, "192.0.2.3:7946", False, 40, 40, "connection refused"),
+        )
+
+    def uptime_s(self) -> float:
+        return 120.0
+
+    def now(self) -> float:
+        return NOW
+
+
+class Served:
+    """An admin server on its own loop; `address` is what clients dial."""
+
+    def __init__(self, view: FakeView, listen: str) -> None:
+        self.view = view
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        try:
+            self.run(view.store.open())
+            self._server = self.run(self._build(listen))
+            self.address = self.run(self._server.start())
+        except BaseException:
+            self._end()
+            raise
+
+    async def _build(self, listen: str) -> AdminServer:
+        return AdminServer(self.view, listen, self.view.identity)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
+
+    def close(self) -> None:
+        self.run(self._server.stop())
+        self._end()
+
+    def _end(self) -> None:
+        self.run(self.view.store.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(WAIT_S)
+        self._loop.close()
