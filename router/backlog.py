@@ -75,11 +75,7 @@ class Backlogs:
         """A peer's whole load, as advertised."""
         known = self._heard.get(node_id, {})
         kept = {class_id: heard for class_id, heard in known.items() if self._outlives(heard, heard_at)}
-        fresh = {
-            entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP)
-            for entry in load.classes
-            if entry.class_id not in kept
-        }
+        fresh = {entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP) for entry in load.classes}
         self._heard[node_id] = {**fresh, **kept}
 
     def forget(self, node_id: str) -> None:

@@ -71,10 +71,10 @@ def test_an_attempt_from_before_the_outage_does_not_close_the_edge_again() -> No
     edge.note_state(3)
     end(edge, OK, 3.1)
     end(edge, TIMEOUT, 3.2, began=0.5)
-    assert edge.breaker.state is EdgeState.HALF_OPEN
+    states = [edge.breaker.state]
     assert edge.window.size == 2
     end(edge, TIMEOUT, 3.3, began=3.2)
-    assert edge.breaker.state is EdgeState.DOWN
+    assert [*states, edge.breaker.state] == [EdgeState.HALF_OPEN, EdgeState.DOWN]
 
 
 def test_a_late_success_of_a_dead_edge_starts_a_trial() -> None:
@@ -99,6 +99,17 @@ def test_one_slot_on_trial_is_no_proof_of_the_capacity() -> None:
     for second in range(5):
         edge.begin(second)
         edge.capacity.observe_accepted(second + 0.5)
+    assert not edge.capacity.proven(6)
+
+
+def test_a_window_that_still_grows_is_no_proof_of_the_capacity() -> None:
+    edge = build()
+    end(edge, OK, 0)
+    for second in range(1, 5):
+        edge.begin(second)
+        edge.begin(second)
+        edge.capacity.observe_accepted(second + 0.5)
+        edge.inflight = 1
     assert not edge.capacity.proven(6)
 
 

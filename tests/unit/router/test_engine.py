@@ -258,7 +258,8 @@ def test_no_message_visits_a_relay_twice_on_random_meshes_with_differing_views(c
         engine.apply(Snapshot(f"view of {n}", tuple(view)), 0.0)
         if n in exits and rng.random() < 0.7:
             fail(engine, host("a"))
-    here, trace = rng.choice(list(engines)), ()
+    here = rng.choice(list(engines))
+    trace: tuple[str, ...] = ()
     for _ in range(2 * count):
         decision = engines[here].decide(Query(CLASS, trace), 0.5, explain=False)
         if decision.chosen is None or decision.chosen.kind.value != "peer":

@@ -62,8 +62,10 @@ def test_a_message_is_the_trial_when_nothing_else_would_take_it() -> None:
 def test_after_one_good_probe_the_exit_takes_one_message_at_a_time() -> None:
     engine = build_engine(1, ("a", "b"), via=("a",))
     back_on_trial(engine, host("a"), 2)
+    assert candidate(engine.decide(Query(CLASS), 2), host("a")).rank_here is None
     probe(engine, host("a"), 2.1)
-    assert engine.decide(Query(CLASS), 2.2).rule == "planned share"
+    decision = engine.decide(Query(CLASS), 2.2)
+    assert (decision.rule, candidate(decision, host("a")).rank_here) == ("planned share", 1)
     engine.begin(host("a"), CLASS, 2.2)
     assert engine.decide(Query(CLASS), 2.2).chosen is None
 
@@ -113,11 +115,14 @@ def test_a_reliability_that_fell_changes_the_routes() -> None:
     succeed(engine, host("a"))
     engine.on_timer(0.1)
     assert not engine.on_timer(0.2)
+    assert engine.decide(Query(CLASS), 0.2).candidates[0].rank_here == 1
     for number in range(12):
         engine.begin(host("a"), CLASS, 0.3)
         kind = OutcomeKind.ACCEPTED if number % 2 else OutcomeKind.HOP_TEMPFAIL
         engine.record(Outcome(host("a"), kind, 0.3, 0.01), CLASS, 0.3)
+    assert engine.decide(Query(CLASS), 0.4).candidates[0].rank_here == 1
     assert engine.on_timer(0.4).routes_changed
+    assert engine.decide(Query(CLASS), 0.4).candidates[0].rank_here == 1.75
 
 
 # -- panic -------------------------------------------------------------------------------------------------------------
@@ -177,9 +182,15 @@ def test_a_deep_backlog_goes_sideways_only_when_the_peer_is_clearly_emptier() ->
     assert engine.decide(Query(CLASS), 0).chosen == peer(2)
 
 
-@pytest.mark.parametrize("trouble", ["overloaded", "draining", "no_transit"])
-def test_a_peer_that_takes_nothing_is_named_and_not_used(trouble: str) -> None:
-    info = NodeInfo("r2", "g", "m", **{trouble: True})
+@pytest.mark.parametrize(
+    "info",
+    [
+        NodeInfo("r2", "g", "m", overloaded=True),
+        NodeInfo("r2", "g", "m", draining=True),
+        NodeInfo("r2", "g", "m", no_transit=True),
+    ],
+)
+def test_a_peer_that_takes_nothing_is_named_and_not_used(info: NodeInfo) -> None:
     engine = with_peers(NodeRecord(record(2).node_id, info, (link(host("a")),), age_s=0.1))
     fail(engine, host("a"))
     decision = engine.decide(Query(CLASS), 0.1)
@@ -218,6 +229,14 @@ def test_gossip_alone_turns_mail_away_from_a_peer_whose_exits_died() -> None:
     decision = engine.decide(Query(CLASS), 1)
     assert decision.chosen == peer(3)
     assert candidate(decision, peer(2)).verdict is Verdict.NO_PATH
+
+
+def test_a_peer_that_needs_us_to_reach_an_exit_gets_nothing_however_deep_our_backlog() -> None:
+    engine = with_peers(record(2, [link(peer(1))]))
+    engine.set_backlog(CLASS, 1000)
+    engine.begin(host("a"), CLASS, 0)
+    engine.begin(host("a"), CLASS, 0)
+    assert engine.decide(Query(CLASS), 0).rule == "hold: no slot"
 
 
 def test_a_peer_that_others_reach_an_exit_through_is_two_steps_away() -> None:
@@ -359,7 +378,8 @@ def test_walks_end_within_twice_the_relays_however_views_differ(count: int, seed
     rng = random.Random(seed)
     engines = {n: build_engine(n, ("a",), via=("a",), settings=RouterSettings()) for n in range(1, count + 1)}
     names = {node_id(n): n for n in engines}
-    here, trace, transfers, now = 1, (), 0, 0.0
+    trace: tuple[str, ...] = ()
+    here, transfers, now = 1, 0, 0.0
     for _ in range(6 * count):
         now += rng.random() * 3
         records = [
