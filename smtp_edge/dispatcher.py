@@ -98,6 +98,8 @@ class ClassQueue:
     progress_at: float
     """When an attempt was last started, or the class began to wait; monotonic seconds."""
     waiting: deque[Waiting] = field(default_factory=deque)
+    resting: list[Waiting] = field(default_factory=list)
+    """Deliveries that only their own history holds (backing off, or in doubt): they must not stand before others."""
     task: asyncio.Task[None] | None = None
     again: bool = False
     held_because: str = ""
@@ -183,10 +185,14 @@ class Dispatcher:
         self._unclaimed = True
         self._refill.set()
 
-    def ask_again(self, class_ids: Sequence[str] | None = None) -> None:
-        """Something changed (slot, link, backlog): ask for held deliveries again; None = all classes, deepest first."""
-        chosen = [name for name in (class_ids if class_ids is not None else self._classes) if name in self._classes]
-        for class_id in sorted(chosen, key=lambda name: -len(self._classes[name].waiting)):
+    def ask_again(self, *, news: bool = False) -> None:
+        """A slot or a link changed: ask for held deliveries again, the deepest class first.
+
+        With `news` (a link came or went) those that rest are asked again too.
+        """
+        for class_id in sorted(self._classes, key=lambda name: -len(self._classes[name].waiting)):
+            if news:
+                self._end_rest(self._classes[class_id], everybody=True)
             self._kick(class_id)
 
     async def wake(self, class_ids: Sequence[str]) -> None:
@@ -239,11 +245,12 @@ class Dispatcher:
                     break
         finally:
             queue.task = None
-            if not queue.waiting and self._classes.get(class_id) is queue:
+            if not (queue.waiting or queue.resting) and self._classes.get(class_id) is queue:
                 del self._classes[class_id]
 
     async def _serve_heads(self, queue: ClassQueue) -> bool:
-        """Ask for the first few deliveries; True if one was started or settled."""
+        """Ask for the first few deliveries; True if one was started, settled, or laid to rest."""
+        moved = False
         for waiting in [queue.waiting[i] for i in range(min(HEADS_SCANNED_MAX, len(queue.waiting)))]:
             answer = await self._sinks.route(self._request(waiting))
             match answer:
@@ -260,7 +267,24 @@ class Dispatcher:
                         queue.waiting.remove(waiting)
                         self._spawn(self._park(waiting, answer.reason, answer.for_good, answer.retry_in_s))
                         return True
-        return False
+            if self._is_held_alone(waiting):
+                queue.waiting.remove(waiting)
+                queue.resting.append(waiting)
+                moved = True
+        return moved
+
+    def _is_held_alone(self, waiting: Waiting) -> bool:
+        now = self._now()
+        return now < waiting.prefer_until or any(now < until for until, _ in waiting.avoid.values())
+
+    def _end_rest(self, queue: ClassQueue, *, everybody: bool) -> None:
+        """Those whose pause is over wait again, before the others: they are the oldest."""
+        resting, queue.resting = queue.resting, []
+        for waiting in resting:
+            if everybody or not self._is_held_alone(waiting):
+                queue.waiting.appendleft(waiting)
+            else:
+                queue.resting.append(waiting)
 
     def _request(self, waiting: Waiting) -> RouteRequest:
         claim, now = waiting.claim, self._now()
@@ -447,6 +471,7 @@ class Dispatcher:
             await asyncio.sleep(SWEEP_S)
             now = self._now()
             for class_id, queue in list(self._classes.items()):
+                self._end_rest(queue, everybody=False)
                 if now - queue.progress_at >= PARK_AFTER_S:
                     self._park_all(queue, now)
                 self._kick(class_id)

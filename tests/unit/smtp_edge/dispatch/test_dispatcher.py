@@ -114,6 +114,39 @@ async def test_lost_final_reply_of_a_peer_is_asked_of_the_same_peer_only(tmp_pat
         assert sink.requests[-1].prefer == peer
 
 
+async def test_mail_in_doubt_does_not_stand_before_the_rest(tmp_path: Path) -> None:
+    peer = "peer:" + "b" * 32
+    doubt = AttemptResult(OutcomeKind.IN_DOUBT, reason="connection lost after the final dot")
+    sink = Ordered(peer)
+    async with Bench(tmp_path, sink, connections_max=20) as bench:
+        bench.client.answer = lambda hop, job: doubt if hop == peer else accepted(hop, job)
+        for _ in range(12):
+            await bench.acceptor.accept(message())
+        await until(lambda: len(bench.client.attempts) == 12)
+        sink.hops = ["host:a"]
+        await asyncio.sleep(1.3)  # the deliveries in doubt are claimed again
+        assert bench.counters.relayed == 0
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        assert [hop for hop, _ in bench.client.attempts[12:]] == ["host:a"]
+
+
+async def test_mail_that_backs_off_does_not_stand_before_the_rest(tmp_path: Path) -> None:
+    later = Reply(451, "not now", "4.3.0")
+
+    def moody(hop: str, job: Job) -> AttemptResult:
+        if "bad" in job.envelope.recipients[0].address:
+            return AttemptResult(OutcomeKind.HOP_TEMPFAIL, (later,), later)
+        return accepted(hop, job)
+
+    async with Bench(tmp_path, Ordered("host:a"), connections_max=1) as bench:
+        bench.client.answer = moody
+        for number in range(12):
+            await bench.acceptor.accept(message(f"bad{number}@example.org"))
+        await bench.acceptor.accept(message("good@example.org"))
+        await until(lambda: bench.counters.relayed == 1, limit_s=1.0)
+
+
 async def test_a_peer_gets_trace_and_age(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered("peer:" + "b" * 32)) as bench:
         await bench.acceptor.accept(message())
