@@ -111,7 +111,7 @@ class ListenerSettings(Section):
     recipients_max: Annotated[int, Field(ge=1, le=50_000)] = 1000
     connections_max: Annotated[int, Field(ge=1)] = 1000
     connections_per_client_max: Annotated[int, Field(ge=1)] = 100
-    idle_timeout_s: Seconds = 300
+    idle_timeout_s: Annotated[float, Field(gt=0)] = 300
     bare_newlines: Literal["refuse", "normalise"] = "refuse"
 
 

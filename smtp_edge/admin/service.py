@@ -70,9 +70,10 @@ class AdminService(pb_grpc.AdminServicer):
             recipient = Recipient(parse_mailbox(request.address))
         except SyntaxFault as fault:
             await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
-        rule, wanted = view.table.find_rule(recipient.domain), view.table.classify(recipient.domain)
+        domain = recipient.domain or view.settings.node.hostname.lower()
+        rule, wanted = view.table.find_rule(domain), view.table.classify(domain)
         if rule is None or wanted is None:
-            what = f"mail for {recipient.domain}" if recipient.domain else "addresses without a domain"
+            what = f"mail for {domain}" if domain else "addresses without a domain"
             text = f"{request.address} is unroutable: no [[route]] takes {what}; clients are answered 550"
             await _fail(context, grpc.StatusCode.NOT_FOUND, text)
         trace = [await self._find_node(step, context) for step in request.trace]
