@@ -24,6 +24,7 @@ from typing import Protocol
 import structlog
 
 from router.decision import Hop, HopKind, OutcomeKind
+from router.forwarding import EVERY_WAY_BACK
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
@@ -287,15 +288,21 @@ class Dispatcher:
                 queue.resting.append(waiting)
 
     def _request(self, waiting: Waiting) -> RouteRequest:
+        """The question for the sinks.
+
+        A delivery that was parked because every relay had seen it begins a second round: one of them may have a way out
+        by now. The trace that travels goes on growing, and its length bounds the rounds.
+        """
         claim, now = waiting.claim, self._now()
         prefer = claim.delivery.in_doubt_hop if now < waiting.prefer_until else ""
+        again = claim.delivery.last_reply == EVERY_WAY_BACK
         return RouteRequest(
             queue_id=claim.delivery.queue_id,
             sender=claim.entry.envelope.sender,
             recipients=claim.delivery.recipients,
             class_id=claim.delivery.class_id,
             size_bytes=claim.entry.data.size_bytes,
-            trace=claim.entry.trace,
+            trace=() if again else claim.entry.trace,
             attempts=claim.delivery.attempts,
             avoid=tuple(hop for hop, (until, _) in waiting.avoid.items() if now < until),
             prefer=prefer,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from router.decision import OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.api import Route, RouteRequest, Sink, Unreachable
@@ -200,3 +201,19 @@ async def test_permanent_refusal_sends_one_report_which_is_attempted_too(tmp_pat
         (_, first), (_, report) = bench.client.attempts
         assert (first.envelope.sender, report.envelope.sender) == ("sue@example.net", "")
         assert [r.address for r in report.envelope.recipients] == ["sue@example.net"]
+
+
+async def test_after_a_rest_a_message_that_saw_every_relay_begins_a_second_round(tmp_path: Path) -> None:
+    class Exhausted(Sink):
+        requests: list[RouteRequest] = []  # noqa: RUF012
+
+        async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+            self.requests.append(delivery)
+            return Unreachable("hold: every way leads back", retry_in_s=0.01)
+
+    sink = Exhausted()
+    async with Bench(tmp_path, sink) as bench:
+        transfer = Transfer(f"{'c' * 32}/Q1/0", ("c" * 32, NODE, "b" * 32))
+        await bench.acceptor.accept(message(transfer=transfer, peer="b" * 32))
+        await until(lambda: len(sink.requests) >= 2)
+        assert [request.trace for request in sink.requests[:2]] == [transfer.trace, ()]
