@@ -88,9 +88,7 @@ def _find_authority(plan: Plan, at: datetime) -> Authority:
     if plan.parent is None:
         return Authority.create(plan.cluster, at=at)
     if not (plan.parent / "ca.key").exists():
-        text = (
-            f"there is no {plan.parent / 'ca.key'}; --from wants the folder of the cluster's first node, which has it"
-        )
+        text = f"there is no {plan.parent / 'ca.key'}; --from wants the first node's folder, which holds it"
         raise SetupError(text)
     try:
         return Authority.load(plan.parent / "ca.crt", plan.parent / "ca.key")
