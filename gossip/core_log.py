@@ -1,24 +1,29 @@
 """gRPC's C core says on descriptor 2, and nowhere else, that it refused a TLS handshake. Here it becomes a log event.
 
 Python's own `sys.stderr` keeps the real descriptor; only what the core writes goes through a pipe. Lines about refused
-handshakes are re-emitted as one `gossip.handshake_refused` event each; the core's chatter (level I) ends here, and
-everything else passes unchanged.
+handshakes become `gossip.handshake_refused` events, the same reason once a minute (the core does not say who called);
+the core's chatter (level I) ends here, and everything else passes unchanged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import threading
+import time
 from typing import BinaryIO
 
 import structlog
+
+from gossip.repeats import Repeats
 
 log = structlog.get_logger()
 
 _HANDSHAKE = re.compile(rb"Handshake failed with error (.*)")
 _CHATTER = re.compile(rb"I\d{4} \d\d:")
+LINE_BYTES_MAX = 64 * 1024
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the caller's certificate is not of this cluster's authority",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the caller showed no certificate",
@@ -37,15 +42,24 @@ def install_core_log() -> None:
 
 
 def _pump(source: BinaryIO, real: int) -> None:
-    pending = b""
+    """Must never end: a pipe that nobody reads would block the core, and everybody who writes to descriptor 2."""
+    pending, said = b"", Repeats()
     while chunk := source.read(4096):
         *lines, pending = (pending + chunk).split(b"\n")
+        if len(pending) > LINE_BYTES_MAX:
+            lines, pending = [*lines, pending], b""
         for line in lines:
-            reason = parse_refusal(line)
-            if reason is not None:
-                log.warning("gossip.handshake_refused", reason=reason)
-            elif not _CHATTER.match(line):
-                os.write(real, line + b"\n")
+            with contextlib.suppress(Exception):
+                _handle(line, real, said)
+
+
+def _handle(line: bytes, real: int, said: Repeats) -> None:
+    reason = parse_refusal(line)
+    if reason is None:
+        if not _CHATTER.match(line):
+            os.write(real, line + b"\n")
+    elif said.is_new(reason, time.monotonic()):
+        log.warning("gossip.handshake_refused", reason=reason)
 
 
 def parse_refusal(line: bytes) -> str | None:

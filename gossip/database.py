@@ -43,6 +43,8 @@ class Held:
     record: Record
     received: float
     expires: float
+    age_s: float
+    """How old it was when it was received."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,20 @@ class Database:
     """Records by key. `member_of` checks a certificate against the cluster's authority (IdentityError if it fails)."""
 
     def __init__(self, cluster: str, member_of: Callable[[bytes], Member]) -> None:
-        self._cluster, self._member_of = cluster, member_of
+        self._cluster, self.member_of = cluster, member_of
         self._held: dict[Key, Held] = {}
         self._stones: dict[Key, Stone] = {}
         self._members: dict[NodeId, Member] = {}
         self._root: str | None = None
 
-    def offer(self, record: Record, now: float) -> tuple[Verdict, str]:
-        """Store a record if it deserves it; with the reason of a refusal."""
+    def offer(self, record: Record, now: float, age_s: float = 0.0) -> tuple[Verdict, str]:
+        """Store a record if it deserves it; with the reason of a refusal. `age_s`: since its origin issued it."""
         held, stone = self._held.get(record.key), self._stones.get(record.key)
         if held is not None and (held.record.version > record.version or held.record.body == record.body):
             return Verdict.KNOWN, ""
         if held is None and stone is not None and stone.version >= record.version:
+            return Verdict.KNOWN, "expired"
+        if age_s >= record.lifetime_s:
             return Verdict.KNOWN, "expired"
         if record.cluster != self._cluster:
             return Verdict.REFUSED, "it is of another cluster"
@@ -80,7 +84,7 @@ class Database:
         conflict = held is not None and held.record.version == record.version
         if conflict and held is not None and _hash(held.record.body) > _hash(record.body):
             return Verdict.CONFLICT, "same version, other content; the one held stays"
-        self._store(record, now)
+        self._store(record, now, max(0.0, age_s))
         return (Verdict.CONFLICT, "same version, other content; replaced") if conflict else (Verdict.STORED, "")
 
     def expire(self, now: float, own: NodeId) -> bool:
@@ -99,6 +103,11 @@ class Database:
         """The record held for a key."""
         held = self._held.get(key)
         return held.record if held is not None else None
+
+    def age_s(self, key: Key, now: float) -> float:
+        """How long ago the origin issued what is held for a key; 0 if nothing is."""
+        held = self._held.get(key)
+        return held.age_s + max(0.0, now - held.received) if held is not None else 0.0
 
     def versions(self) -> Iterator[tuple[Key, Version]]:
         """Every key with its version, NODE records first."""
@@ -140,7 +149,7 @@ class Database:
         member = self._members.get(record.key.origin)
         if record.key.kind is Kind.NODE and (member is None or member.certificate_der != record.certificate):
             try:
-                member = self._member_of(record.certificate)
+                member = self.member_of(record.certificate)
             except IdentityError as error:
                 return Verdict.REFUSED, str(error)
             if member.node_id != record.key.origin:
@@ -152,8 +161,8 @@ class Database:
         self._members[record.key.origin] = member
         return Verdict.STORED, ""
 
-    def _store(self, record: Record, now: float) -> None:
-        self._held[record.key] = Held(record, now, now + record.lifetime_s)
+    def _store(self, record: Record, now: float, age_s: float) -> None:
+        self._held[record.key] = Held(record, now, now + record.lifetime_s - age_s, age_s)
         self._stones.pop(record.key, None)
         if record.key.kind is not Kind.LOAD:
             self._root = None

@@ -17,15 +17,26 @@ from dataclasses import dataclass, field
 
 from gossip.database import Database, Verdict
 from gossip.detector import Silence
+from gossip.fit import fit
 from gossip.identity import IdentityError, Member
-from gossip.linkstate import Key, Kind, Links, LinkState, Load, NodeId, NodeInfo, Payload, Snapshot, Version
+from gossip.linkstate import Key, Kind, Links, NodeId, Payload, Snapshot, Version
 from gossip.settings import GossipSettings
-from gossip.wire import Record, WireError, decode_held, decode_key, decode_record, encode_body, encode_held, encode_key
+from gossip.wire import (
+    UINT32_MAX,
+    Record,
+    WireError,
+    decode_held,
+    decode_key,
+    decode_record,
+    encode_body,
+    encode_held,
+    encode_key,
+)
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
 
 PUSH_MAX = 64
 """Advertisements in one frame."""
-LINKS_IN_SHARD_MAX = 128
+REQUEST_KEYS_MAX = 30_000
 REFUSALS_MAX = 20
 """Refused advertisements after which a session is dropped: a member that forges is not worth listening to."""
 MISMATCHES_BEFORE_REPAIR = 2
@@ -49,6 +60,8 @@ class Effects:
     drops: list[tuple[NodeId, str]] = field(default_factory=list)
     """Sessions to close, with the reason."""
     refusals: list[Refusal] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    """What of our own could not be advertised."""
     changed: bool = False
     """The database is different."""
 
@@ -57,6 +70,7 @@ class Effects:
         self.frames += other.frames
         self.drops += other.drops
         self.refusals += other.refusals
+        self.complaints += other.complaints
         self.changed = self.changed or other.changed
 
 
@@ -67,7 +81,7 @@ class SessionState:
     silence: Silence
     since: float
     known: dict[Key, Version] = field(default_factory=dict)
-    """What the peer has, as far as it showed or was sent."""
+    """What the peer has of the records held here, as far as it showed or was sent."""
     hello_sequence: int = 0
     mismatches: int = 0
     refusals: int = 0
@@ -81,6 +95,10 @@ class Own:
     issued: tuple[Payload, ...] = ()
     issued_at: float = float("-inf")
     refresh_at: float = float("inf")
+
+    def latest(self) -> tuple[Payload, ...]:
+        """What was said last, issued or not."""
+        return self.pending if self.pending is not None else self.issued
 
 
 class Machine:
@@ -117,12 +135,17 @@ class Machine:
         self, kind: Kind, payloads: Sequence[Payload], now: float, wall: int, *, urgent: bool = False
     ) -> Effects:
         """Say something new about this node. Held back for a moment if the last version is too fresh."""
+        fitted = [fit(payload) for payload in payloads]
+        effects = Effects(complaints=[text for _, texts in fitted for text in texts])
         own = self._own[kind]
-        latest = own.pending if own.pending is not None else own.issued
-        if tuple(payloads) == latest:
-            return Effects()
-        own.pending = tuple(payloads)
-        return self._issue_due(now, wall, urgent=kind if urgent else None)
+        latest = own.latest()
+        wanted = tuple(payload for payload, _ in fitted)
+        if kind is Kind.LINKS:  # a shard that is no longer needed says so, or its links would stay at the peers
+            wanted += (Links(),) * (max(len(latest), len(own.issued)) - len(wanted))
+        if wanted != latest:
+            own.pending = wanted
+            effects.add(self._issue_due(now, wall, urgent=kind if urgent else None))
+        return effects
 
     def on_session(self, peer: NodeId, now: float) -> Effects:
         """A session with an authenticated peer is up (or was replaced by a newer one)."""
@@ -149,9 +172,9 @@ class Machine:
             case "push":
                 self._on_push(peer, session, frame.push, effects, now, wall)
             case "digest":
-                self._on_digest(peer, session, frame.digest, effects)
+                self._on_digest(peer, session, frame.digest, effects, now)
             case "request":
-                self._on_request(peer, session, frame.request, effects)
+                self._on_request(peer, session, frame.request, effects, now)
             case _:
                 pass  # a newer peer's frame
         return effects
@@ -172,7 +195,9 @@ class Machine:
             self._find_silent(effects, now)
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_S
-            effects.changed |= self.database.expire(now, self._node_id)
+            if self.database.expire(now, self._node_id):
+                effects.changed = True
+                self._forget_expired()
         self._timer_due = self.next_timer(now)
         return effects
 
@@ -236,7 +261,7 @@ class Machine:
             verdict, reason = self.database.offer(record, now)
             assert verdict is Verdict.STORED, reason
             effects.changed = True
-            self._push(record, effects)
+            self._push(record, effects, now)
 
     def _fight_back(self, heard: Version, effects: Effects, now: float, wall: int) -> None:
         """Someone holds a newer record of ours than we do (lost state, or a clock that went back): start above it."""
@@ -244,9 +269,8 @@ class Machine:
             return
         self.epoch, self._sequence = max(heard.epoch + 1, wall), 0
         for kind, own in self._own.items():
-            payloads = own.pending if own.pending is not None else own.issued
-            if payloads:
-                self._issue(kind, own, payloads, effects, now, wall)
+            if own.latest():
+                self._issue(kind, own, own.latest(), effects, now, wall)
 
     # -- frames --------------------------------------------------------------------------------------------------------
 
@@ -271,13 +295,16 @@ class Machine:
             if record.key.origin == self._node_id:
                 self._on_own_record(peer, session, record, effects, now, wall)
             else:
-                self._on_record(peer, session, record, effects, now)
+                self._on_record(peer, session, record, effects, now, item.age_ms / 1000)
 
-    def _on_record(self, peer: NodeId, session: SessionState, record: Record, effects: Effects, now: float) -> None:
-        verdict, reason = self.database.offer(record, now)
+    def _on_record(
+        self, peer: NodeId, session: SessionState, record: Record, effects: Effects, now: float, age_s: float
+    ) -> None:
+        verdict, reason = self.database.offer(record, now, age_s)
         match verdict:
             case Verdict.STORED | Verdict.CONFLICT | Verdict.KNOWN:
-                session.known[record.key] = max(record.version, session.known.get(record.key, record.version))
+                if self.database.get(record.key) is not None:
+                    session.known[record.key] = max(record.version, session.known.get(record.key, record.version))
             case Verdict.REFUSED:
                 self._refuse(peer, session, record.key.origin, reason, effects)
             case Verdict.UNKNOWN_ORIGIN:
@@ -286,7 +313,7 @@ class Machine:
             effects.refusals.append(Refusal(peer, record.key.origin, reason))
         if verdict is Verdict.STORED or (verdict is Verdict.CONFLICT and self.database.get(record.key) == record):
             effects.changed = True
-            self._push(record, effects)
+            self._push(record, effects, now)
 
     def _on_own_record(
         self, peer: NodeId, session: SessionState, record: Record, effects: Effects, now: float, wall: int
@@ -297,64 +324,77 @@ class Machine:
             session.known[record.key] = record.version
             return
         if held is None or record.version >= held.version:
-            verdict, reason = self._check_own(record)
-            if verdict:
-                self._fight_back(record.version, effects, now, wall)
-            else:
+            genuine, reason = self._check_own(record)
+            if not genuine:
                 self._refuse(peer, session, record.key.origin, reason, effects)
+                return
+            self._cover(record.key)
+            self._fight_back(record.version, effects, now, wall)
+            effects.add(self._issue_due(now, wall))
+
+    def _cover(self, key: Key) -> None:
+        """A shard of links from before a restart: there is nothing in it any more, which others must hear."""
+        own = self._own[Kind.LINKS]
+        latest = own.latest()
+        if key.kind is Kind.LINKS and latest and key.shard >= len(latest):
+            own.pending = latest + (Links(),) * (key.shard + 1 - len(latest))
 
     def _check_own(self, record: Record) -> tuple[bool, str]:
         try:
-            member = self.database._member_of(self._certificate)
+            member = self.database.member_of(self._certificate)
         except IdentityError as error:
             return False, str(error)
         if not member.verify(record.signature, record.body):
             return False, "it claims to be ours and is not"
         return True, ""
 
-    def _on_digest(self, peer: NodeId, session: SessionState, digest: pb.Digest, effects: Effects) -> None:
+    def _on_digest(self, peer: NodeId, session: SessionState, digest: pb.Digest, effects: Effects, now: float) -> None:
         theirs = decode_held(digest)
-        session.known.update(theirs)
+        ours = dict(self.database.versions())
+        session.known.update((key, version) for key, version in theirs.items() if key in ours)
         newer: list[Record] = []
-        for key, version in self.database.versions():
+        for key, version in ours.items():
             record = self.database.get(key)
             if record is not None and (key not in theirs or theirs[key] < version):
                 newer.append(record)
-        self._send_records(peer, session, newer, effects)
-        ours = dict(self.database.versions())
+        self._send_records(peer, session, newer, effects, now)
         missing = [key for key, version in theirs.items() if key not in ours or ours[key] < version]
-        missing.sort(key=lambda key: (key.kind, key))
+        missing = sorted(missing, key=lambda key: (key.kind, key))[:REQUEST_KEYS_MAX]
         if missing:
             effects.frames.append((peer, pb.Frame(request=pb.Request(keys=[encode_key(key) for key in missing]))))
 
-    def _on_request(self, peer: NodeId, session: SessionState, request: pb.Request, effects: Effects) -> None:
-        records: list[Record] = []
+    def _on_request(
+        self, peer: NodeId, session: SessionState, request: pb.Request, effects: Effects, now: float
+    ) -> None:
+        records: dict[Key, Record] = {}
         for item in request.keys:
             try:
                 record = self.database.get(decode_key(item))
             except WireError:
                 continue
             if record is not None:
-                records.append(record)
-        self._send_records(peer, session, records, effects)
+                records[record.key] = record
+        self._send_records(peer, session, list(records.values()), effects, now)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
-    def _push(self, record: Record, effects: Effects) -> None:
+    def _push(self, record: Record, effects: Effects, now: float) -> None:
         """To every peer not known to have it, except its origin."""
-        frame = pb.Frame(push=pb.Push(advertisements=[_advertisement(record)]))
+        frame = pb.Frame(push=pb.Push(advertisements=[self._advertisement(record, now)]))
         for peer, session in self._sessions.items():
             known = session.known.get(record.key)
             if peer != record.key.origin and (known is None or known < record.version):
                 session.known[record.key] = record.version
                 effects.frames.append((peer, frame))
 
-    def _send_records(self, peer: NodeId, session: SessionState, records: Sequence[Record], effects: Effects) -> None:
+    def _send_records(
+        self, peer: NodeId, session: SessionState, records: Sequence[Record], effects: Effects, now: float
+    ) -> None:
         for start in range(0, len(records), PUSH_MAX):
             group = records[start : start + PUSH_MAX]
             for record in group:
                 session.known[record.key] = record.version
-            push = pb.Push(advertisements=[_advertisement(record) for record in group])
+            push = pb.Push(advertisements=[self._advertisement(record, now) for record in group])
             effects.frames.append((peer, pb.Frame(push=push)))
 
     def _send_hello(self, peer: NodeId, effects: Effects, now: float, *, lag_ms: int = 0) -> None:
@@ -366,6 +406,14 @@ class Machine:
     def _send_digest(self, peer: NodeId, effects: Effects) -> None:
         effects.frames.append((peer, pb.Frame(digest=pb.Digest(held=encode_held(self.database.versions())))))
 
+    def _forget_expired(self) -> None:
+        for session in self._sessions.values():
+            session.known = {key: version for key, version in session.known.items() if self.database.get(key)}
+
+    def _advertisement(self, record: Record, now: float) -> pb.Advertisement:
+        age_ms = min(UINT32_MAX, int(1000 * self.database.age_s(record.key, now)))
+        return pb.Advertisement(body=record.body, signature=record.signature, age_ms=age_ms)
+
     def _find_silent(self, effects: Effects, now: float) -> None:
         for peer, session in self._sessions.items():
             if session.silence.lost(now):
@@ -376,16 +424,3 @@ class Machine:
         effects.refusals.append(Refusal(peer, origin, reason))
         if session.refusals >= REFUSALS_MAX:
             effects.drops.append((peer, "too many refused advertisements"))
-
-
-def shard_links(links: Sequence[LinkState]) -> list[Payload]:
-    """LINKS payloads of bounded size; at least one, so that an empty set is an advertisement too."""
-    groups = [links[start : start + LINKS_IN_SHARD_MAX] for start in range(0, len(links), LINKS_IN_SHARD_MAX)]
-    return [Links(tuple(group)) for group in groups] or [Links()]
-
-
-def _advertisement(record: Record) -> pb.Advertisement:
-    return pb.Advertisement(body=record.body, signature=record.signature)
-
-
-__all__ = ["Effects", "Load", "Machine", "NodeInfo", "Refusal", "shard_links"]

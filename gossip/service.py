@@ -25,9 +25,11 @@ from typing import Any
 import grpc
 import structlog
 
+from gossip.fit import shard_links
 from gossip.identity import Identity, IdentityError, Member, server_name
 from gossip.linkstate import Kind, LinkState, LinkStatus, Load, NodeId, NodeInfo, SessionStatus, Snapshot
-from gossip.machine import Effects, Machine, shard_links
+from gossip.machine import Effects, Machine
+from gossip.repeats import Repeats
 from gossip.settings import GossipSettings
 from gossip.wire import WireError, decode_record
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
@@ -39,6 +41,7 @@ FRAME_BYTES_MAX = 4 * 1024 * 1024
 OUTBOX_MAX = 1000
 """Frames waiting for one peer; a peer that does not read is dropped and gets a digest when it is back."""
 SAVE_S = 10.0
+AFTER_BUG_S = 1.0
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
     ("grpc.so_reuseport", 0),
@@ -108,6 +111,10 @@ class GossipService(pb_grpc.GossipServicer):
         self._saved_at = 0.0
         self._states: tuple[tuple[str, LinkStatus], ...] | None = None
         self._bound = ""
+        self._said = Repeats()
+        self._seeds = list(settings.join)
+        self._answered: dict[str, NodeId] = {}
+        """Which node answered at a seed: its advertised address may be another."""
         state = _load_state(state_path)
         wall = int(time.time())
         self._machine = Machine(
@@ -171,7 +178,8 @@ class GossipService(pb_grpc.GossipServicer):
         states = tuple((link.hop, link.status) for link in links)
         urgent = states != self._states
         self._states = states
-        payloads = shard_links(links)
+        payloads, complaints = shard_links(links)
+        self._act(Effects(complaints=complaints))
         self._act(self._machine.publish(Kind.LINKS, payloads, time.monotonic(), int(time.time()), urgent=urgent))
 
     def publish_load(self, load: Load) -> None:
@@ -209,7 +217,9 @@ class GossipService(pb_grpc.GossipServicer):
         try:
             member = self._member_of(_certificate_of(context))
         except IdentityError as error:
-            log.warning("gossip.peer_refused", client=context.peer(), reason=str(error))
+            client = context.peer()
+            if self._said.is_new(("client", client.rpartition(":")[0], str(error)), time.monotonic()):
+                log.warning("gossip.peer_refused", client=client, reason=str(error))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member of this cluster")
             return
         link = Link(member.node_id, context.peer(), dialled=False)
@@ -247,8 +257,10 @@ class GossipService(pb_grpc.GossipServicer):
             address: node for node, address in self._machine.dials() if address != self._bound
         }
         known = {info.gossip_address for node in self._known_peers() if (info := self._machine.database.info(node))}
-        for seed in self._settings.join:
-            if seed not in known and seed not in (self._bound, self._settings.advertise):
+        for seed in self._seeds:
+            answered = self._answered.get(seed)
+            met = answered is not None and (answered in self._links or answered == self._identity.node_id)
+            if not met and seed not in known and seed not in (self._bound, self._settings.advertise):
                 wanted.setdefault(seed, None)
         for address in [address for address in self._dials if address not in wanted]:
             if self._dials[address].task is None:
@@ -268,7 +280,8 @@ class GossipService(pb_grpc.GossipServicer):
         except (OSError, ssl.SSLError, TimeoutError, grpc.RpcError) as error:
             log.debug("gossip.dial_failed", address=address, reason=_describe(error))
         except IdentityError as error:
-            log.warning("gossip.peer_refused", address=address, reason=str(error))
+            if self._said.is_new(("address", address, str(error)), time.monotonic()):
+                log.warning("gossip.peer_refused", address=address, reason=str(error))
         finally:
             dial.task = None
             jitter = 1 + 0.2 * (random.random() * 2 - 1)
@@ -279,6 +292,8 @@ class GossipService(pb_grpc.GossipServicer):
     async def _dial_once(self, address: str, expected: NodeId | None) -> None:
         async with asyncio.timeout(self._settings.dial_timeout_s):
             member = await self._look(address)
+        if address in self._seeds:
+            self._answered[address] = member.node_id
         if member.node_id == self._identity.node_id:
             return
         if expected is not None and member.node_id != expected:
@@ -358,22 +373,36 @@ class GossipService(pb_grpc.GossipServicer):
 
     async def _run(self) -> None:
         while True:
-            now = time.monotonic()
-            self._act(self._machine.on_timer(now, int(time.time())))
-            self._plan_dials(now)
-            if now - self._saved_at > SAVE_S:
-                self._saved_at = now
-                await asyncio.to_thread(_save_state, self._state_path, _encode_state(self._machine))
-            dues = [dial.due for dial in self._dials.values() if dial.task is None]
-            due = min([self._machine.next_timer(now), *dues], default=now + 1.0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.01, due - time.monotonic())):
-                    await self._wake.wait()
-            self._wake.clear()
+            try:
+                await self._run_once()
+            except Exception:  # without the timer this node would fall silent: whatever it was, go on
+                log.exception("gossip.bug", task="timer")
+                await asyncio.sleep(AFTER_BUG_S)
+
+    async def _run_once(self) -> None:
+        now = time.monotonic()
+        self._act(self._machine.on_timer(now, int(time.time())))
+        self._plan_dials(now)
+        if now - self._saved_at > SAVE_S:
+            self._saved_at = now
+            await asyncio.to_thread(_save_state, self._state_path, _encode_state(self._machine))
+        dues = [dial.due for dial in self._dials.values() if dial.task is None]
+        due = min([self._machine.next_timer(now), *dues], default=now + 1.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.01, due - time.monotonic())):
+                await self._wake.wait()
+        self._wake.clear()
 
     def _act(self, effects: Effects) -> None:
+        now = time.monotonic()
         for refusal in effects.refusals:
-            log.warning("gossip.advertisement_refused", peer=refusal.peer, origin=refusal.origin, reason=refusal.reason)
+            if self._said.is_new(refusal, now):
+                log.warning(
+                    "gossip.advertisement_refused", peer=refusal.peer, origin=refusal.origin, reason=refusal.reason
+                )
+        for complaint in effects.complaints:
+            if self._said.is_new(complaint, now):
+                log.warning("gossip.not_advertised", reason=complaint)
         for peer, frame in effects.frames:
             link = self._links.get(peer)
             if link is None:
@@ -396,11 +425,15 @@ class GossipService(pb_grpc.GossipServicer):
 
     def _remember(self, state: SavedState) -> None:
         """The nodes known before a restart: whom to dial, and where mail may go while nobody answers yet."""
-        for body, signature in state.records:
+        for body, signature, expires_at in state.records:
             with contextlib.suppress(WireError):
                 record = decode_record(body, signature)
-                if record.key.origin != self._identity.node_id:
-                    self._machine.database.offer(record, time.monotonic())
+                if record.key.origin == self._identity.node_id:
+                    continue
+                age_s = record.lifetime_s - (expires_at - time.time())
+                self._machine.database.offer(record, time.monotonic(), age_s)
+                if age_s >= record.lifetime_s and isinstance(record.payload, NodeInfo):
+                    self._seeds.append(record.payload.gossip_address)  # too old to believe, good enough to ask
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -417,15 +450,16 @@ class SavedState:
     """What survives a restart."""
 
     epoch: int = 0
-    records: tuple[tuple[bytes, bytes], ...] = ()
+    records: tuple[tuple[bytes, bytes, int], ...] = ()
+    """Body, signature, end of life (Unix seconds)."""
 
 
 def _load_state(path: Path) -> SavedState:
     """The saved state; an empty one if there is none, or none that can be read (the cluster knows better soon)."""
     try:
         raw = json.loads(path.read_text("ascii"))
-        pairs = ((base64.b64decode(body), base64.b64decode(signature)) for body, signature in raw["records"])
-        return SavedState(int(raw["epoch"]), tuple(pairs))
+        records = ((base64.b64decode(body), base64.b64decode(sign), int(end)) for body, sign, end in raw["records"])
+        return SavedState(int(raw["epoch"]), tuple(records))
     except FileNotFoundError:
         return SavedState()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -434,9 +468,14 @@ def _load_state(path: Path) -> SavedState:
 
 
 def _encode_state(machine: Machine) -> str:
+    now, wall, database = time.monotonic(), time.time(), machine.database
     records = [
-        [base64.b64encode(record.body).decode(), base64.b64encode(record.signature).decode()]
-        for record in machine.database.records()
+        [
+            base64.b64encode(record.body).decode(),
+            base64.b64encode(record.signature).decode(),
+            int(wall + record.lifetime_s - database.age_s(record.key, now)),
+        ]
+        for record in database.records()
         if record.key.kind is Kind.NODE
     ]
     return json.dumps({"epoch": machine.epoch, "records": records})

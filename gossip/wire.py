@@ -31,9 +31,11 @@ CAPACITY_MAX_MMPS = 10**12
 LATENCY_MAX_US = 3600 * 10**6
 COUNT_MAX = 2**53
 LIFETIME_MAX_S = 86_400
+SHARD_MAX = 1000
+UINT32_MAX = 2**32 - 1
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
-_HOP = re.compile(r"(?:peer:[0-9a-f]{32}|host:[A-Za-z0-9._-]{1,64}|mx:[^\s:,\x00-\x20\x7f]{1,255})")
+_HOP = re.compile(r"(?:peer:[0-9a-f]{32}|host:[A-Za-z0-9._-]{1,64}|mx:[^\s,\x00-\x20\x7f]{1,255})")
 
 
 class WireError(ValueError):
@@ -101,7 +103,7 @@ def encode_key(key: Key) -> pb.RecordKey:
 
 def decode_key(message: pb.RecordKey) -> Key:
     """A key from the wire. WireError for an unknown kind or a malformed origin."""
-    if not _NODE_ID.fullmatch(message.origin) or message.shard > 1000:
+    if not _NODE_ID.fullmatch(message.origin) or message.shard > SHARD_MAX:
         raise WireError("bad record key")
     try:
         return Key(NodeId(message.origin), Kind(message.kind), message.shard)
@@ -123,6 +125,27 @@ def decode_held(message: pb.Digest) -> dict[Key, Version]:
         except WireError:
             continue
     return held
+
+
+def check_link(link: LinkState) -> LinkState:
+    """The link as every receiver will read it. WireError if they would reject it."""
+    try:
+        return _decode_link(_encode_link(link))
+    except (TypeError, ValueError) as error:
+        raise WireError(str(error)) from error
+
+
+def check_class_load(item: ClassLoad) -> ClassLoad:
+    """The load of a class as every receiver will read it. WireError if they would reject it."""
+    try:
+        return _decode_load(_encode_load(Load(classes=(item,)))).classes[0]
+    except (TypeError, ValueError) as error:
+        raise WireError(str(error)) from error
+
+
+def link_bytes(link: LinkState) -> int:
+    """Size of a link in a LINKS record, with its frame."""
+    return _encode_link(link).ByteSize() + 4
 
 
 def _decode_payload(message: pb.Body, kind: Kind) -> tuple[Payload, bytes]:
@@ -177,8 +200,8 @@ def _encode_link(link: LinkState) -> pb.LinkPayload:
         reliability_permille=link.reliability_permille,
         capacity_mmps=link.capacity_mmps,
         latency_us=link.latency_us,
-        samples=link.samples,
-        cost=link.cost,
+        samples=min(UINT32_MAX, link.samples),
+        cost=min(UINT32_MAX, link.cost),
         classes=list(link.classes),
     )
 
@@ -213,10 +236,10 @@ def _encode_load(load: Load) -> pb.LoadPayload:
             pb.ClassLoadPayload(
                 class_id=item.class_id,
                 backlog_count=item.backlog_count,
-                oldest_s=min(2**32 - 1, item.oldest_s),
+                oldest_s=min(UINT32_MAX, item.oldest_s),
                 ingress_mmps=item.ingress_mmps,
             )
-            for item in load.classes[:CLASSES_MAX]
+            for item in load.classes
         ],
     )
 
@@ -227,15 +250,16 @@ def _decode_load(message: pb.LoadPayload) -> Load:
     return Load(
         accept_capacity_mmps=min(CAPACITY_MAX_MMPS, message.accept_capacity_mmps),
         headroom_permille=min(1000, message.headroom_permille),
-        classes=tuple(
-            ClassLoad(
-                _text(item.class_id),
-                min(COUNT_MAX, item.backlog_count),
-                item.oldest_s,
-                min(CAPACITY_MAX_MMPS, item.ingress_mmps),
-            )
-            for item in message.classes
-        ),
+        classes=tuple(_decode_class_load(item) for item in message.classes),
+    )
+
+
+def _decode_class_load(message: pb.ClassLoadPayload) -> ClassLoad:
+    return ClassLoad(
+        _text(message.class_id),
+        min(COUNT_MAX, message.backlog_count),
+        message.oldest_s,
+        min(CAPACITY_MAX_MMPS, message.ingress_mmps),
     )
 
 
