@@ -311,7 +311,12 @@ class Machine:
                 pass  # its certificate is on the way; the digest brings the record again
         if verdict is Verdict.CONFLICT:
             effects.refusals.append(Refusal(peer, record.key.origin, reason))
-        if verdict is Verdict.STORED or (verdict is Verdict.CONFLICT and self.database.get(record.key) == record):
+        replaced = verdict is Verdict.CONFLICT and self.database.get(record.key) == record
+        if replaced:  # others hold the same version with the other content, and no digest would show it
+            for other in self._sessions.values():
+                other.known.pop(record.key, None)
+            session.known[record.key] = record.version
+        if verdict is Verdict.STORED or replaced:
             effects.changed = True
             self._push(record, effects, now)
 
