@@ -101,9 +101,10 @@ def protos(arguments):
 def bench(arguments):
     """Run tests/bench/NAME.py."""
     folder = os.path.join(ROOT, "tests", "bench")
-    names = sorted(name[:-3] for name in os.listdir(folder) if name.endswith(".py") and name != "__init__.py")
+    files = os.listdir(folder) if os.path.isdir(folder) else []
+    names = sorted(name[:-3] for name in files if name.endswith(".py") and name != "__init__.py")
     if not arguments or arguments[0] not in names:
-        return fail("bench wants one of: {}".format(", ".join(names)))
+        return fail("bench wants one of: {}".format(", ".join(names) or "(this release has none yet)"))
     prepare([RUN_LOCK, DEV_LOCK])
     return call([PYTHON, "-m", f"tests.bench.{arguments[0]}", *arguments[1:]])
 

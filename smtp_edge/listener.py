@@ -7,6 +7,7 @@ on both sides, nothing else gets as far as a greeting.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class _Door:
         try:
             self._server = await loop.create_server(build_door, host, port, backlog=BACKLOG)
         except OSError as error:
-            raise ListenerError(f"cannot listen on {self._listen}: {error.strerror or error}") from error
+            raise ListenerError(f"cannot listen on {self._listen}: {_explain(error)}") from error
         bound = self._server.sockets[0].getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
@@ -240,3 +241,16 @@ def split_address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ListenerError(f"{text!r} is not host:port")
     return host.strip("[]"), int(port)
+
+
+def _explain(error: OSError) -> str:
+    """The reason with the way out."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "the port is in use; stop what listens there (`ss -ltnp` names it) or choose another port"
+        case errno.EADDRNOTAVAIL:
+            return "this machine does not have that address"
+        case errno.EACCES:
+            return "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE"
+        case _:
+            return error.strerror or str(error)
