@@ -13,10 +13,12 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from gossip.identity import Authority
+from gossip.identity import Authority, Identity
 from smtp_edge.admin.address import find_fault, is_loopback, needs_certificates
 from smtp_edge.admin.server import AdminError
 from smtp_edge.cli import cli
+from smtpmesh.admin.v1 import admin_pb2 as pb
+from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
 from tests.e2e import reflection_client
 from tests.unit.smtp_edge.operator.views import FakeView, Served, make_identity
 
@@ -111,10 +113,42 @@ def test_loopback_answers_without_certificates(folder: Path) -> None:
 # -- beyond loopback ---------------------------------------------------------------------------------------------------
 
 
-def test_over_the_network_nobody_is_answered_without_a_certificate(networked: Served) -> None:
+def call_over_tls(served: Served, caller: Identity | None) -> pb.GetStatusResponse:
+    """A caller who trusts the cluster's authority and expects this node, so that only the server can refuse."""
+    own = served.view.identity
+    credentials = grpc.ssl_channel_credentials(
+        own.ca_pem, caller.key_pem if caller else None, caller.certificate_pem if caller else None
+    )
+    options = [("grpc.ssl_target_name_override", f"{own.node_id}.smtpmesh"), ("grpc.enable_http_proxy", 0)]
+    with grpc.secure_channel(f"127.0.0.1:{port_of(served)}", credentials, options=options) as channel:
+        answer: pb.GetStatusResponse = pb_grpc.AdminStub(channel).GetStatus(pb.GetStatusRequest(), timeout=5)
+        return answer
+
+
+def test_over_the_network_nobody_is_answered_in_the_clear(networked: Served) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         reflection_client.list_services(f"127.0.0.1:{port_of(networked)}")
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_over_the_network_nobody_is_answered_without_a_certificate(networked: Served) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call_over_tls(networked, None)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_over_the_network_nobody_is_answered_with_a_certificate_of_another_authority(
+    networked: Served, tmp_path: Path
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call_over_tls(networked, make_identity(tmp_path, "stranger"))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_over_the_network_a_certificate_of_the_cluster_opens(
+    networked: Served, authority: Authority, tmp_path: Path
+) -> None:
+    assert call_over_tls(networked, make_identity(tmp_path, "caller", authority)).name == "relay-a"
 
 
 def test_over_the_network_a_member_is_answered(networked: Served, authority: Authority, tmp_path: Path) -> None:

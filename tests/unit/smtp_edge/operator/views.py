@@ -125,7 +125,7 @@ class Served:
     def __init__(self, view: FakeView, listen: str) -> None:
         self.view = view
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         try:
             self.run(view.store.open())
