@@ -1,7 +1,8 @@
 """What waits, by class: here, and at the neighbours as they told. Pure.
 
-A neighbour's figure on an acknowledgement is fresher than gossip's, which was measured before it was sent around; so it
-counts first for `fresh_s`, and after that whichever was heard last. A class that a neighbour's load no longer names has
+A neighbour's figure on an acknowledgement is fresher than its advertised load, which was measured before it was sent
+around; so it counts for `fresh_s`. After that the advertised load counts again, even if it is older: a load that did
+not change is not advertised again, so what stands is what the neighbour stands for. A class that it does not name has
 nothing waiting there.
 """
 
@@ -44,7 +45,8 @@ class Backlogs:
     def __init__(self, fresh_s: float) -> None:
         self._fresh_s = fresh_s
         self._own: dict[str, Waiting] = {}
-        self._heard: dict[str, dict[str, Heard]] = {}
+        self._acknowledged: dict[str, dict[str, Heard]] = {}
+        self._advertised: dict[str, dict[str, Heard]] = {}
 
     def set_own(self, class_id: str, count: int, oldest_s: float) -> None:
         """Own stored messages of a class."""
@@ -58,13 +60,16 @@ class Backlogs:
         waiting = self._own.get(class_id)
         return waiting.count if waiting is not None else 0
 
-    def there(self, node_id: str, class_id: str) -> Heard:
-        """The freshest figure of a neighbour; unknown counts as nothing waiting."""
-        return self._heard.get(node_id, {}).get(class_id, NOTHING_HEARD)
+    def there(self, node_id: str, class_id: str, now: float) -> Heard:
+        """What counts of a neighbour; unknown counts as nothing waiting."""
+        told = self._acknowledged.get(node_id, {}).get(class_id)
+        if told is not None and told.at is not None and now - told.at < self._fresh_s:
+            return told
+        return self._advertised.get(node_id, {}).get(class_id, NOTHING_HEARD)
 
     def hear_acknowledgement(self, node_id: str, backlogs: Mapping[str, int], now: float) -> None:
         """A peer named some of its backlogs on an acknowledgement."""
-        known = self._heard.setdefault(node_id, {})
+        known = self._acknowledged.setdefault(node_id, {})
         for class_id, count in backlogs.items():
             known.pop(class_id, None)
             known[class_id] = Heard(max(0, count), now, ACKNOWLEDGEMENT)
@@ -73,20 +78,17 @@ class Backlogs:
 
     def hear_gossip(self, node_id: str, load: Load, heard_at: float) -> None:
         """A peer's whole load, as advertised."""
-        known = self._heard.get(node_id, {})
-        kept = {class_id: heard for class_id, heard in known.items() if self._outlives(heard, heard_at)}
-        fresh = {entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP) for entry in load.classes}
-        self._heard[node_id] = {**fresh, **kept}
+        self._advertised[node_id] = {
+            entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP) for entry in load.classes
+        }
 
     def forget(self, node_id: str) -> None:
         """The neighbour left."""
-        self._heard.pop(node_id, None)
+        self._acknowledged.pop(node_id, None)
+        self._advertised.pop(node_id, None)
 
     def load(self) -> tuple[ClassLoad, ...]:
         """Own backlogs for an advertisement, sorted."""
         return tuple(
             ClassLoad(class_id, waiting.count, int(waiting.oldest_s)) for class_id, waiting in sorted(self._own.items())
         )
-
-    def _outlives(self, heard: Heard, heard_at: float) -> bool:
-        return heard.source == ACKNOWLEDGEMENT and heard.at is not None and heard_at - heard.at < self._fresh_s

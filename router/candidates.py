@@ -81,8 +81,8 @@ def _terms(
     if edge.exit:
         return NOTHING_AT_AN_EXIT, 0.0, forwarding.exit_gain(edge, class_id, case.view)
     there = case.view.there.get(edge.hop.name)
-    gain = None if there is None else forwarding.gain(edge, there, class_id, case.view)
-    return backlogs.there(edge.hop.name, class_id), there, gain
+    gain = None if there is None else forwarding.gain(edge, there, class_id, case.view, case.now)
+    return backlogs.there(edge.hop.name, class_id, case.now), there, gain
 
 
 def _judge(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:

@@ -82,12 +82,12 @@ class ForwardingRule:
             return found, STEP_BACK
         return None, self._explain_hold(query, view, now)
 
-    def gain(self, edge: Edge, there: float, class_id: str, view: ClassView) -> float:
+    def gain(self, edge: Edge, there: float, class_id: str, view: ClassView, now: float) -> float:
         """Gain of a peer with rank `there`."""
         settings = self._settings
         here = view.here if view.here is not None else there + 1
         waiting = self._backlogs.here(class_id)
-        gradient = waiting - self._backlogs.there(edge.hop.name, class_id).count
+        gradient = waiting - self._backlogs.there(edge.hop.name, class_id, now).count
         bias = settings.beta_messages * (here - there)
         return edge.reliability.value * (gradient + bias - self._sideways(waiting, there >= here))
 
@@ -141,7 +141,7 @@ class ForwardingRule:
                 continue
             if edge.awaits_probe:
                 continue
-            gain = self.gain(edge, there, query.class_id, view)
+            gain = self.gain(edge, there, query.class_id, view, now)
             if gain > best_gain:
                 best, best_gain = edge, gain
         return best
@@ -185,7 +185,9 @@ class ForwardingRule:
         open_ = [(edge, there) for edge, there in fresh if edge.hop not in query.avoid]
         if not open_:
             return BACKING_OFF
-        return NO_SLOT if any(self.gain(edge, there, query.class_id, view) > 0 for edge, there in open_) else NO_GAIN
+        return (
+            NO_SLOT if any(self.gain(edge, there, query.class_id, view, now) > 0 for edge, there in open_) else NO_GAIN
+        )
 
 
 def build_view(
