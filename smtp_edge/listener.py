@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import structlog
 
@@ -30,6 +30,10 @@ log = structlog.get_logger()
 
 BACKLOG = 1024
 HANDSHAKE_TIMEOUT_S = 30.0
+HANDSHAKES_MAX = 200
+"""TLS handshakes under way at once; further callers wait in the kernel's backlog."""
+ACCEPT_PAUSE_S = 0.5
+MESH = "mesh"
 MESH_CONNECTIONS_MAX = 2000
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster's authority",
@@ -54,6 +58,10 @@ class _Door:
         self._clients: Counter[str] = Counter()
         self._counted: dict[Session, str] = {}
         self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def _open(self, options: SessionOptions, tls: ssl.SSLContext | None) -> str:
         loop = asyncio.get_running_loop()
@@ -62,21 +70,27 @@ class _Door:
         def build() -> Session:
             return Session(options, self._acceptor, loop=loop, on_open=self._admit, on_close=self._forget)
 
-        def build_door() -> asyncio.Protocol:
-            return _TlsDoor(build, tls, self._name) if tls is not None else build()
-
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = await loop.create_server(build_door, host, port, backlog=BACKLOG)
+            listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise ListenerError(f"cannot listen on {self._listen}: {_explain(error)}") from error
-        bound = self._server.sockets[0].getsockname()
+        if tls is None:
+            self._server = await loop.create_server(build, sock=listening)
+        else:
+            listening.setblocking(False)
+            self._listening, self._accepting = listening, loop.create_task(self._accept(listening, build, tls))
+        bound = listening.getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
     async def stop(self, grace_s: float) -> None:
         """Accept nobody, let transactions finish within `grace_s`, then hang up."""
-        if self._server is None:
-            return
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
+        if self._accepting is not None and self._listening is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+            self._listening.close()
         for session in list(self._sessions):
             session.close_soon()
         deadline = asyncio.get_running_loop().time() + grace_s
@@ -84,6 +98,37 @@ class _Door:
             await asyncio.sleep(0.05)
         for session in list(self._sessions):
             session.abort()
+
+    async def _accept(self, listening: socket.socket, build: Callable[[], Session], tls: ssl.SSLContext) -> None:
+        """Implicit TLS, accepted by hand: a server made with `ssl=` says nothing about a handshake that failed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._handshakes.acquire()
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:  # too many open files: those that are open will end
+                log.error("listener.accept_failed", listener=self._name, reason=str(error))
+                self._handshakes.release()
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            task = loop.create_task(self._secure(accepted, address[0], build, tls))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _secure(
+        self, accepted: socket.socket, address: str, build: Callable[[], Session], tls: ssl.SSLContext
+    ) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                build, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except (OSError, ssl.SSLError) as error:
+            reason = getattr(error, "reason", None) or str(error) or "the client hung up"
+            event = "mesh.peer_refused" if self._name == MESH else "tls.failed"
+            log.warning(event, client=address, listener=self._name, reason=REASONS.get(reason, reason))
+            accepted.close()
+        finally:
+            self._handshakes.release()
 
     def _admit(self, session: Session, address: str) -> Reply | None:
         self._sessions.add(session)
@@ -101,36 +146,6 @@ class _Door:
             self._clients[address] -= 1
             if not self._clients[address]:
                 del self._clients[address]
-
-
-class _TlsDoor(asyncio.Protocol):
-    """Implicit TLS before the session begins. asyncio's own way says nothing about a handshake that failed."""
-
-    def __init__(self, build: Callable[[], Session], context: ssl.SSLContext, listener: str) -> None:
-        self._build, self._context, self._listener = build, context, listener
-        self._task: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake; nothing is read before it."""
-        secured = cast(asyncio.Transport, transport)
-        secured.pause_reading()
-        self._task = asyncio.get_running_loop().create_task(self._secure(secured))
-
-    async def _secure(self, transport: asyncio.Transport) -> None:
-        session, loop = self._build(), asyncio.get_running_loop()
-        address = (transport.get_extra_info("peername") or ("unknown",))[0]
-        try:
-            secured = await loop.start_tls(
-                transport, session, self._context, server_side=True, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-            )
-        except (OSError, ssl.SSLError) as error:
-            reason = getattr(error, "reason", None) or str(error) or "the client hung up"
-            event = "mesh.peer_refused" if self._listener == "mesh" else "tls.failed"
-            log.warning(event, client=address, listener=self._listener, reason=REASONS.get(reason, reason))
-            transport.abort()
-            return
-        if secured is not None:
-            session.connection_made(secured)
 
 
 class Listener(_Door):
@@ -206,7 +221,7 @@ class MeshListener(_Door):
         size_bytes_max: int,
     ) -> None:
         super().__init__(
-            "mesh",
+            MESH,
             listen,
             acceptor,
             connections_max=MESH_CONNECTIONS_MAX,
@@ -214,7 +229,7 @@ class MeshListener(_Door):
         )
         self._identity = identity
         self._options = SessionOptions(
-            listener="mesh",
+            listener=MESH,
             hostname=hostname,
             policy=_PeersMayAll(),
             intake=IntakeOptions(size_bytes_max, inline_bytes_max),
