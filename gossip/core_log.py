@@ -22,6 +22,8 @@ from gossip.repeats import Repeats
 log = structlog.get_logger()
 
 _HANDSHAKE = re.compile(rb"Handshake failed with error (.*)")
+PERIOD_S = 1.0
+"""The core names no caller, so callers with the same fault are one line only within this."""
 _CHATTER = re.compile(rb"I\d{4} \d\d:")
 LINE_BYTES_MAX = 64 * 1024
 REASONS = {
@@ -43,7 +45,7 @@ def install_core_log() -> None:
 
 def _pump(source: BinaryIO, real: int) -> None:
     """Must never end: a pipe that nobody reads would block the core, and everybody who writes to descriptor 2."""
-    pending, said = b"", Repeats()
+    pending, said = b"", Repeats(PERIOD_S)
     while chunk := source.read(4096):
         *lines, pending = (pending + chunk).split(b"\n")
         if len(pending) > LINE_BYTES_MAX:

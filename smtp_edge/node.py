@@ -90,7 +90,7 @@ class Node:
 
     def _build_queue(self) -> None:
         data_dir, queue = self.settings.node.data_dir, self.settings.queue
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _blame("node.data_dir", lambda: data_dir.mkdir(parents=True, exist_ok=True, mode=0o700))
         incarnation = uuid.uuid4().hex
         self._ids = QueueIds(self.identity.node_id)
         self._spool = Spool(data_dir / "queue")
