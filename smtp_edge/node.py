@@ -299,14 +299,20 @@ def _blame(key: str, build: Callable[[], T]) -> T:
     try:
         return build()
     except START_ERRORS as error:
-        raise NodeError(f"{key}: {error}") from error
+        raise NodeError(f"{key}: {_describe(error)}") from error
 
 
 async def _blame_async(key: str, work: Awaitable[T]) -> T:
     try:
         return await work
     except START_ERRORS as error:
-        raise NodeError(f"{key}: {error}") from error
+        raise NodeError(f"{key}: {_describe(error)}") from error
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def run(settings: Settings, config_path: Path) -> int:
