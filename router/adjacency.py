@@ -188,8 +188,8 @@ class Adjacency:
         if edge.probing or edge.inflight or not edge.usable or edge.hop.kind is HopKind.MX:
             return False
         idle_s = now - edge.used_at
-        if edge.breaker.state in ON_TRIAL:
-            return idle_s >= self._settings.trial_interval_s
+        if edge.breaker.state in ON_TRIAL or edge.breaker.state is EdgeState.UNKNOWN:
+            return idle_s >= self._settings.trial_interval_s  # a new edge is looked at before mail has to find out
         return edge.exit and idle_s >= self._settings.probe_interval_s
 
     def _classes_of(self, hop: Hop) -> tuple[str, ...]:

@@ -137,6 +137,7 @@ def test_gossip_tells_backlogs_and_acknowledgements_are_fresher() -> None:
 def test_a_lost_gossip_session_closes_the_peer_at_once_and_a_new_one_opens_it() -> None:
     engine = with_peers(record(2, [link(host("a"))]))
     succeed(engine, peer(2))
+    succeed(engine, host("a"))
     changes = engine.peer_session(node_id(2), False, 1.0)
     assert [(t.before, t.after) for t in changes.transitions] == [(EdgeState.UP, EdgeState.DOWN)]
     changes = engine.peer_session(node_id(2), True, 2.0)

@@ -345,8 +345,18 @@ def test_a_peer_that_leaves_in_mid_transaction_is_kept_until_its_end() -> None:
     assert engine.load(3) == Load()
 
 
+def test_a_new_edge_is_looked_at_before_mail_has_to_find_out() -> None:
+    engine = with_peers(record(2))
+    assert engine.probes_due(0.1) == ()
+    assert engine.probes_due(0.5) == (host("a"), peer(2))
+    probe(engine, host("a"), 0.6)
+    assert candidate(engine.decide(Query(CLASS), 0.7), host("a")).state is EdgeState.UP
+
+
 def test_an_idle_exit_is_probed_now_and_then_and_an_idle_peer_is_not() -> None:
     engine = with_peers(record(2))
+    succeed(engine, host("a"))
+    succeed(engine, peer(2))
     assert engine.probes_due(59) == ()
     assert engine.probes_due(60) == (host("a"),)
     assert engine.probes_due(200) == ()  # still being probed
