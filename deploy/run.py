@@ -13,6 +13,7 @@ with hashes; a stamp makes the next start immediate. Never calls sudo: as root o
 apt-get and says so, otherwise it prints the line to run.
 """
 
+import glob
 import hashlib
 import os
 import shutil
@@ -29,8 +30,9 @@ PYTHON_MIN = (3, 11)
 APT_PEERS = {"swaks": "swaks", "postfix": "postfix", "openssl": "openssl", "setpriv": "util-linux"}
 """Commands that tests drive, and the Debian packages that bring them."""
 PROTOS = ["smtpmesh/admin/v1/admin.proto", "smtpmesh/gossip/v1/gossip.proto"]
-SOURCES = ["gossip", "router", "smtp_edge", "tests", "deploy"]
-CONSOLE_SCRIPT = """#!{python}
+CONSOLE_SCRIPT = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import sys
 from smtp_edge.cli import main
 sys.exit(main())
@@ -126,7 +128,7 @@ def prepare(locks):
     began = time.monotonic()
     say("setting up .venv from {} ...".format(" and ".join(os.path.basename(lock) for lock in locks)))
     uv = shutil.which("uv")
-    if not os.path.exists(PYTHON) or not (uv or has_pip()):
+    if not is_usable(uv):
         make_environment(uv)
     install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
     for lock in locks:
@@ -138,6 +140,14 @@ def prepare(locks):
     say(f"set up in {time.monotonic() - began:.0f} s")
 
 
+def is_usable(uv):
+    """The environment has its interpreter and was made for this folder, which its commands name."""
+    if not os.path.exists(PYTHON) or not (uv or has_pip()):
+        return False
+    noted = glob.glob(os.path.join(VENV, "lib", "python*", "site-packages", "smtpmesh.pth"))
+    return all(read(path).splitlines()[:1] == [ROOT] for path in noted)
+
+
 def has_pip():
     """The environment was made with pip in it."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -145,7 +155,11 @@ def has_pip():
 
 
 def make_environment(uv):
-    """Create .venv; without ensurepip Debian's package is installed, or named."""
+    """Create .venv anew; without ensurepip Debian's package is installed, or named."""
+    if os.path.realpath(sys.prefix) == os.path.realpath(VENV):
+        sys.exit(fail("the .venv must be made anew; run this with the system's python3 instead of the one in .venv"))
+    if os.path.isdir(VENV):
+        shutil.rmtree(VENV)
     if uv:
         run([uv, "venv", "--quiet", "--python", sys.executable, VENV])
         return
