@@ -1,0 +1,140 @@
+"""The wire: values survive it, nonsense is only ever a WireError."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossip.linkstate import (
+    ClassLoad,
+    Key,
+    Kind,
+    Links,
+    LinkState,
+    LinkStatus,
+    Load,
+    NodeId,
+    NodeInfo,
+    Payload,
+    Version,
+)
+from gossip.wire import (
+    BODY_BYTES_MAX,
+    WireError,
+    decode_held,
+    decode_key,
+    decode_record,
+    encode_body,
+    encode_held,
+    encode_key,
+)
+from smtpmesh.gossip.v1 import gossip_pb2 as pb
+
+ORIGIN = NodeId("ab" * 16)
+words = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+hops = st.one_of(
+    st.integers(0, 2**128 - 1).map(lambda number: f"peer:{number:032x}"),
+    st.from_regex(r"host:[A-Za-z0-9._-]{1,63}", fullmatch=True),
+    st.from_regex(r"mx:[a-z0-9-]{1,40}\.test", fullmatch=True),
+)
+links = st.builds(
+    LinkState,
+    hop=hops,
+    status=st.sampled_from(LinkStatus),
+    availability_permille=st.integers(0, 1000),
+    reliability_permille=st.integers(0, 1000),
+    capacity_mmps=st.integers(0, 10**9),
+    latency_us=st.integers(0, 10**8),
+    samples=st.integers(0, 10**6),
+    cost=st.integers(0, 1000),
+    classes=st.lists(words, max_size=3).map(tuple),
+)
+loads = st.builds(
+    Load,
+    accept_capacity_mmps=st.integers(0, 10**9),
+    headroom_permille=st.integers(0, 1000),
+    classes=st.lists(
+        st.builds(ClassLoad, words, st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 10**9)), max_size=4
+    ).map(tuple),
+)
+infos = st.builds(NodeInfo, words, words, words, words, words, *[st.booleans()] * 4, words)
+payloads = st.one_of(
+    infos.map(lambda info: (Kind.NODE, info)),
+    st.lists(links, max_size=5).map(lambda found: (Kind.LINKS, Links(tuple(found)))),
+    loads.map(lambda load: (Kind.LOAD, load)),
+)
+
+
+def encode(kind: Kind, payload: Payload, *, lifetime_s: int = 60) -> bytes:
+    return encode_body(
+        Key(ORIGIN, kind),
+        Version(7, 9),
+        "test",
+        payload,
+        certificate=b"certificate" if kind is Kind.NODE else b"",
+        issued_at=1,
+        lifetime_s=lifetime_s,
+    )
+
+
+@given(payloads)
+def test_every_payload_survives_the_wire(given_payload: tuple[Kind, Payload]) -> None:
+    kind, payload = given_payload
+    record = decode_record(encode(kind, payload), b"signature")
+    assert (record.payload, record.key, record.version) == (payload, Key(ORIGIN, kind), Version(7, 9))
+    assert (record.cluster, record.lifetime_s) == ("test", 60)
+
+
+@given(st.binary(max_size=400))
+def test_garbage_is_only_ever_a_wire_error(garbage: bytes) -> None:
+    try:
+        decode_record(garbage, b"")
+    except WireError:
+        pass
+
+
+@given(payloads, st.integers(0, 10**6), st.integers(0, 255))
+def test_a_flipped_byte_is_a_record_or_a_wire_error(given_payload: tuple[Kind, Payload], place: int, byte: int) -> None:
+    body = bytearray(encode(*given_payload))
+    body[place % len(body)] = byte
+    try:
+        decode_record(bytes(body), b"")
+    except WireError:
+        pass
+
+
+def test_a_payload_of_another_kind_is_nonsense() -> None:
+    body = pb.Body.FromString(encode(Kind.LOAD, Load()))
+    body.key.kind = int(Kind.LINKS)
+    with pytest.raises(WireError, match="does not fit"):
+        decode_record(body.SerializeToString(), b"")
+
+
+@pytest.mark.parametrize("lifetime_s", [0, 86_401])
+def test_lifetimes_have_bounds(lifetime_s: int) -> None:
+    with pytest.raises(WireError, match="lifetime"):
+        decode_record(encode(Kind.LOAD, Load(), lifetime_s=lifetime_s), b"")
+
+
+def test_too_long_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(WireError, match="too long"):
+        decode_record(b"\0" * (BODY_BYTES_MAX + 1), b"")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pb.RecordKey(origin="short", kind=1),
+        pb.RecordKey(origin="AB" * 16, kind=1),
+        pb.RecordKey(origin="ab" * 16, kind=9),
+        pb.RecordKey(origin="ab" * 16, kind=1, shard=100_000),
+    ],
+)
+def test_malformed_keys_are_nonsense_and_skipped_in_digests(key: pb.RecordKey) -> None:
+    with pytest.raises(WireError):
+        decode_key(key)
+    good = Key(ORIGIN, Kind.NODE, 3)
+    digest = pb.Digest(held=[pb.Held(key=key, epoch=1), *encode_held([(good, Version(2, 3))])])
+    assert decode_held(digest) == {good: Version(2, 3)}
+    assert decode_key(encode_key(good)) == good
