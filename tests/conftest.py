@@ -24,8 +24,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {command}")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One visible list of what did not run."""
+    """One visible list of what did not run, after everything else."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("not tested here")
