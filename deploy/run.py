@@ -13,8 +13,6 @@ with hashes; a stamp makes the next start immediate. Never calls sudo: as root o
 apt-get and says so, otherwise it prints the line to run.
 """
 
-import contextlib
-import fcntl
 import glob
 import hashlib
 import os
@@ -31,8 +29,6 @@ DEV_LOCK = os.path.join(ROOT, "deploy", "requirements-dev.lock")
 PYTHON_MIN = (3, 11)
 APT_PEERS = {"swaks": "swaks", "postfix": "postfix", "openssl": "openssl", "setpriv": "util-linux"}
 """Commands that tests drive, and the Debian packages that bring them."""
-START_POLICY = "/usr/sbin/policy-rc.d"
-"""Debian's maintainer scripts ask it before they start a service; 101 means no."""
 PROTOS = ["smtpmesh/admin/v1/admin.proto", "smtpmesh/gossip/v1/gossip.proto"]
 CONSOLE_SCRIPT = """#!/bin/sh
 '''exec' "{python}" "$0" "$@"
@@ -70,7 +66,10 @@ def test(arguments):
     code = check()
     if code:
         return code
-    return call([PYTHON, "-m", "pytest", "--cov", "--cov-report=term:skip-covered"])
+    code = call([tool("coverage"), "run", "-m", "pytest"])
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.call([tool("coverage"), "combine"], cwd=ROOT, env=environment(), **quiet)
+    return code or call([tool("coverage"), "report", "--skip-covered"])
 
 
 def lint(_arguments):
@@ -124,42 +123,18 @@ def setup_only(_arguments):
 def prepare(locks):
     """Make .venv hold what the locks name; immediate when a stamp says that it does."""
     wanted = {lock: stamp_of(lock) for lock in locks}
-    if is_stamped(wanted):
+    if os.path.exists(PYTHON) and all(read(stamp_path(lock)) == stamp for lock, stamp in wanted.items()):
         return
-    with only_one():
-        if not is_stamped(wanted):
-            install(wanted)
-
-
-def is_stamped(wanted):
-    """The environment is there, and holds what is wanted."""
-    return os.path.exists(PYTHON) and all(read(stamp_path(lock)) == stamp for lock, stamp in wanted.items())
-
-
-@contextlib.contextmanager
-def only_one():
-    """Two who start at once: the second waits, and finds all done."""
-    with open(RUN_LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say("another run.py is setting up .venv; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def install(locks):
-    """Install what the locks name, and note it."""
     began = time.monotonic()
     say("setting up .venv from {} ...".format(" and ".join(os.path.basename(lock) for lock in locks)))
     uv = shutil.which("uv")
     if not is_usable(uv):
         make_environment(uv)
-    words = uv_install(uv) if uv else pip_install()
+    install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
     for lock in locks:
-        run([*words, "--require-hashes", "--only-binary", ":all:", "-r", lock])
+        run([*install, "--require-hashes", "--only-binary", ":all:", "-r", lock])
     add_checkout()
-    for lock, stamp in locks.items():
+    for lock, stamp in wanted.items():
         with open(stamp_path(lock), "w") as file:
             file.write(stamp)
     say(f"set up in {time.monotonic() - began:.0f} s")
@@ -193,11 +168,6 @@ def make_environment(uv):
     except ImportError:
         install_packages([f"python3.{sys.version_info[1]}-venv"], "to create .venv")
     run([sys.executable, "-m", "venv", "--clear", VENV])
-
-
-def uv_install(uv):
-    """The words of a quiet uv; compiled once here, or every process of the demo would do it again."""
-    return [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", PYTHON]
 
 
 def pip_install():
@@ -253,27 +223,11 @@ def install_packages(packages, purpose, optional=False):
     if "postfix" in packages and shutil.which("debconf-set-selections"):
         subprocess.run(["debconf-set-selections"], input=selections, text=True, env=silent, check=False)
     subprocess.call(["apt-get", "update", "-qq"], env=silent)
-    with nothing_started():
-        code = subprocess.call([*line.split(), "-qq"], env=silent, stdout=subprocess.DEVNULL)
+    code = subprocess.call([*line.split(), "-qq"], env=silent, stdout=subprocess.DEVNULL)
     if code and not optional:
         sys.exit(fail(f"apt-get failed; by hand: {line}"))
     if code:
         say("apt-get failed; tests that need {} will be skipped".format(", ".join(packages)))
-
-
-@contextlib.contextmanager
-def nothing_started():
-    """No service is started by its installation, unless this machine has a policy of its own."""
-    if os.path.lexists(START_POLICY):
-        yield
-        return
-    with open(START_POLICY, "w") as file:
-        file.write("#!/bin/sh\nexit 101\n")
-    os.chmod(START_POLICY, 0o755)
-    try:
-        yield
-    finally:
-        os.unlink(START_POLICY)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

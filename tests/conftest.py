@@ -24,9 +24,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {command}")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One visible list of what did not run, after everything else."""
+    """One visible list of what did not run."""
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("not tested here")
