@@ -60,6 +60,14 @@ def node_id_of(certificate_der: bytes) -> NodeId:
         raise IdentityError("the peer's certificate cannot be read") from error
 
 
+def certificate_der(pem: bytes) -> bytes:
+    """The first certificate of a PEM file, as it travels. IdentityError if there is none."""
+    try:
+        return x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    except ValueError as error:
+        raise IdentityError("it is not a PEM certificate") from error
+
+
 def server_name(node_id: NodeId) -> str:
     """The DNS name in a node's certificate: what a dialling TLS library must be told to expect."""
     return f"{node_id}.{SCHEME}"
@@ -134,6 +142,14 @@ class TrustBundle:
         node_id = _check_names(certificate, self.cluster)
         not_after = min(certificate.not_valid_after_utc, max(ends))
         return Member(node_id, self.cluster, _common_name(certificate), certificate_der, key, not_after)
+
+    def check_issued(self, certificate_der: bytes) -> None:
+        """IdentityError if these authorities did not sign it. Whether it is still valid is not asked."""
+        try:
+            certificate = x509.load_der_x509_certificate(certificate_der)
+        except ValueError as error:
+            raise IdentityError("the certificate cannot be read") from error
+        self.issuers(certificate)
 
     def issuers(self, certificate: x509.Certificate) -> list[x509.Certificate]:
         """The authorities whose key signed a certificate: more than one if an authority was renewed. IdentityError."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gossip.identity import Identity, IdentityError
+from gossip.revocation import RevocationError, load_revocations
 from smtp_edge.auth import UsersError, UsersFile
 from smtp_edge.relations import Mistake
 from smtp_edge.settings import ListenerSettings, Settings, SinkSettings, SmartHostSettings
@@ -29,9 +30,11 @@ def find_mistakes(settings: Settings) -> list[Mistake]:
 
 def _find(settings: Settings) -> Iterator[Mistake]:
     try:
-        load_identity(settings)
+        load_revocations(settings.cluster.revocations_folder, load_identity(settings))
     except IdentityError as error:
         yield Mistake("cluster", str(error))
+    except RevocationError as error:
+        yield Mistake("cluster.revocations", str(error))
     for number, listener in enumerate(settings.listener):
         yield from _check_listener(f"listener[{number}]", listener)
     for number, host in enumerate(settings.smart_host):

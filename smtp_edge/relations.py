@@ -223,6 +223,9 @@ def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
 def _check_files(settings: Settings) -> Iterator[Mistake]:
     for name in ("ca", "certificate", "key"):
         yield from _check_file(f"cluster.{name}", getattr(settings.cluster, name), "; `smtpmesh init` makes it")
+    revocations = settings.cluster.revocations
+    if revocations is not None and not revocations.is_dir():
+        yield Mistake("cluster.revocations", f"{revocations} is no folder; make it, or leave the key out")
     for number, listener in enumerate(settings.listener):
         for name in ("certificate", "key", "auth_users"):
             yield from _check_file(f"listener[{number}].{name}", getattr(listener, name))

@@ -75,6 +75,13 @@ class ClusterSettings(Section):
     ca: Path = Path("ca.crt")
     certificate: Path = Path("node.crt")
     key: Path = Path("node.key")
+    revocations: Path | None = None
+    """Folder of `*.revoked` files (`smtpmesh revoke`); `revocations` beside the ca file if absent."""
+
+    @property
+    def revocations_folder(self) -> Path:
+        """Where revocations are read, whether or not there is such a folder."""
+        return self.revocations if self.revocations is not None else self.ca.parent / "revocations"
 
 
 class GossipSection(Section):

@@ -1,10 +1,12 @@
-"""`smtpmesh init`: the folder of a new node, ready to run.
+"""What needs the authority's key. `smtpmesh init`: the folder of a new node, ready to run.
 
     first node       a new cluster: its authority (ca.crt, ca.key), a key and certificate, a commented node.toml
     further nodes    `--from FOLDER` of a node that holds ca.key: a certificate from the same authority, ports of
                      their own, and the first node as the one to join
 
-Existing files are never touched. ca.key signs new members and is needed for nothing else: keep it off the relays.
+`smtpmesh renew` gives such a node a new certificate for its key, `smtpmesh revoke` writes the authority's word that a
+node is none any more. Files that exist are never touched, but for the certificate that is renewed. ca.key signs
+members in and out and is needed for nothing else: keep it off the relays.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 
-from gossip.identity import Authority, IdentityError, write_new
+from gossip.identity import Authority, IdentityError, TrustBundle, certificate_der, node_id_of, replace_file, write_new
+from gossip.linkstate import NodeId
+from gossip.revocation import SUFFIX, Revocation, RevocationError, build_text
 from smtp_edge.admin.address import is_loopback
 from smtp_edge.settings import NAME_PATTERN
 
@@ -58,13 +62,104 @@ def create_node(plan: Plan, *, at: datetime) -> list[str]:
         if plan.parent is None:
             authority.save(folder / "ca.crt", folder / "ca.key")
         else:
-            write_new(folder / "ca.crt", authority.certificate_pem, mode=0o644)
+            write_new(folder / "ca.crt", authority.trust.pem, mode=0o644)
         write_new(folder / "node.crt", certificate, mode=0o644)
         write_new(folder / "node.key", key, mode=0o600)
         write_new(folder / "node.toml", configuration.encode(), mode=0o644)
     except OSError as error:
         raise SetupError(f"{error.filename or folder}: {error.strerror}") from error
     return _next_steps(plan, join)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What `renew_node` did."""
+
+    certificate: Path
+    node_id: NodeId
+    not_after: datetime
+
+
+def renew_node(folder: Path, parent: Path, *, at: datetime, days: int) -> Renewal:
+    """Replace the certificate in a node's folder by a new one for the same key. SetupError: then nothing changed.
+
+    The node's own ca.crt must hold the authority that signs, or the node would not start: during a rotation every
+    node gets both authorities first.
+    """
+    authority = _load_authority(parent)
+    ca, path = _cluster_file(folder, "ca", "ca.crt"), _cluster_file(folder, "certificate", "node.crt")
+    try:
+        trust = TrustBundle.load(ca)
+    except IdentityError as error:
+        raise SetupError(str(error)) from error
+    old = _read_certificate(path)
+    try:
+        renewed = authority.renew(old, at=at, days=days)
+    except IdentityError as error:
+        raise SetupError(f"{path} is not renewed: {error}") from error
+    try:
+        member = trust.member(certificate_der(renewed), at=at)
+    except IdentityError as error:
+        text = (
+            f"{ca} does not know the authority in {parent}; add its certificate there, on every node, before renewing"
+        )
+        raise SetupError(text) from error
+    try:
+        replace_file(path, renewed, mode=0o644)
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from error
+    return Renewal(path, member.node_id, member.not_after)
+
+
+def revoke_node(node: str, parent: Path, output: Path | None, *, at: datetime, reason: str) -> tuple[Revocation, Path]:
+    """Write the authority's revocation of a node, named by its id or by a file with its certificate. SetupError."""
+    authority = _load_authority(parent)
+    try:
+        revocation = authority.revoke(_find_node(node, authority), at=at, reason=reason)
+    except RevocationError as error:
+        raise SetupError(str(error)) from error
+    file = output or Path(f"{revocation.node_id}{SUFFIX}")
+    if not file.name.endswith(SUFFIX):
+        raise SetupError(f"{file} would not be read: the name must end in {SUFFIX}")
+    text = build_text(revocation.encode(), authority.sign_revocation(revocation))
+    try:
+        write_new(file, text.encode("ascii"), mode=0o644)
+    except FileExistsError:
+        raise SetupError(f"{file} exists; name another with -o") from None
+    except OSError as error:
+        raise SetupError(f"{file}: {error.strerror}") from error
+    return revocation, file
+
+
+def _find_node(node: str, authority: Authority) -> NodeId:
+    if re.fullmatch(r"[0-9a-f]{32}", node):
+        return NodeId(node)
+    if not Path(node).exists():
+        raise SetupError(f"{node} is neither a node id (32 hexadecimal digits, see `smtpmesh nodes`) nor a certificate")
+    found = _read_certificate(Path(node))
+    try:
+        authority.trust.check_issued(found)
+    except IdentityError as error:
+        raise SetupError(f"{node} is not revoked: {error}") from error
+    return node_id_of(found)
+
+
+def _read_certificate(path: Path) -> bytes:
+    try:
+        return certificate_der(path.read_bytes())
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from error
+    except IdentityError as error:
+        raise SetupError(f"{path}: {error}") from error
+
+
+def _cluster_file(folder: Path, key: str, usual: str) -> Path:
+    """A file of [cluster], where node.toml says it is."""
+    try:
+        cluster = tomllib.loads((folder / "node.toml").read_text("utf-8")).get("cluster", {})
+    except (OSError, ValueError):
+        return folder / usual
+    return folder / str(cluster.get(key, usual) if isinstance(cluster, dict) else usual)
 
 
 def _check_plan(plan: Plan) -> None:
@@ -85,13 +180,15 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _find_authority(plan: Plan, at: datetime) -> Authority:
-    if plan.parent is None:
-        return Authority.create(plan.cluster, at=at)
-    if not (plan.parent / "ca.key").exists():
-        text = f"there is no {plan.parent / 'ca.key'}; --from wants the first node's folder, which holds it"
+    return Authority.create(plan.cluster, at=at) if plan.parent is None else _load_authority(plan.parent)
+
+
+def _load_authority(folder: Path) -> Authority:
+    if not (folder / "ca.key").exists():
+        text = f"there is no {folder / 'ca.key'}; --from wants the first node's folder, which holds it"
         raise SetupError(text)
     try:
-        return Authority.load(plan.parent / "ca.crt", plan.parent / "ca.key")
+        return Authority.load(folder / "ca.crt", folder / "ca.key")
     except IdentityError as error:
         raise SetupError(str(error)) from error
 

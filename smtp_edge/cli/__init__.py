@@ -107,6 +107,57 @@ def init(folder: Path, name: str | None, cluster: str | None, address: str, pare
         click.echo(f"{folder / 'ca.key'} admits new members: keep it safe; running nodes do not need it.")
 
 
+AUTHORITY = click.option(
+    "--from",
+    "parent",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="Folder that holds ca.crt and ca.key.",
+)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@AUTHORITY
+@click.option(
+    "--days", default=825, show_default=True, type=click.IntRange(1, 3650), help="How long the new one is valid."
+)
+def renew(folder: Path, parent: Path, days: int) -> None:
+    """Give the node in FOLDER a new certificate for the key that it has: the same node for longer."""
+    from datetime import UTC, datetime
+
+    from smtp_edge.setup import SetupError, renew_node
+
+    try:
+        renewal = renew_node(folder, parent, at=datetime.now(UTC), days=days)
+    except SetupError as error:
+        _fail(str(error), EXIT_NOT_DONE)
+    click.echo(f"{renewal.certificate}: node {renewal.node_id}, valid until {renewal.not_after:%Y-%m-%d}")
+    click.echo("Restart the node to use it.")
+
+
+@cli.command()
+@click.argument("node", metavar="NODE_ID|CERTIFICATE")
+@AUTHORITY
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file. [default: NODE_ID.revoked]"
+)
+@click.option("--reason", default="", help="For people: one line, at most 200 characters.")
+def revoke(node: str, parent: Path, output: Path | None, reason: str) -> None:
+    """Remove a node from its cluster for ever. Writes a file that the other nodes are to be given."""
+    from datetime import UTC, datetime
+
+    from smtp_edge.setup import SetupError, revoke_node
+
+    try:
+        revocation, file = revoke_node(node, parent, output, at=datetime.now(UTC), reason=reason)
+    except SetupError as error:
+        _fail(str(error), EXIT_NOT_DONE)
+    click.echo(f"{file} revokes the node {revocation.node_id} of the cluster {revocation.cluster}. It does so where")
+    click.echo("it lies in the folder `cluster.revocations` (revocations, beside ca.crt) of a node that starts or gets")
+    click.echo("SIGHUP. There is no way back: the machine needs a new key, from `smtpmesh init`.")
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="The ledger as one JSON object.")
 @click.option("--keep", is_flag=True, help="Leave the cluster up until Ctrl-C, for your own mail.")
