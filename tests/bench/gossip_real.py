@@ -90,7 +90,7 @@ def _trials(cluster: GossipCluster, kind: str, count: int, rng: random.Random) -
     outcomes = []
     for victim in rng.sample(cluster.names, min(count, len(cluster.names))):
         outcomes.append(run(cluster, victim))
-        _say(f"{kind} of {victim}: {outcomes[-1]}"[:300])
+        _say(f"{kind} of {victim}: {outcomes[-1]}")
     label = {"crash": "kill -9", "silence": "SIGSTOP", "pause": "12 s pause", "restart": "restart in place"}[kind]
     rows: dict[str, str] = {}
     if kind in ("crash", "silence"):

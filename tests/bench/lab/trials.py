@@ -43,6 +43,21 @@ class Outcome:
         """Different members falsely declared lost."""
         return len({loss.member for loss in self.false_losses})
 
+    def __str__(self) -> str:
+        """For the running commentary."""
+        words = [f"false losses {self.pairs} about {self.accused} members"]
+        if self.observers:
+            words.insert(
+                0, f"seen by {self.seen_by} of {self.observers}, first {_s(self.first_s)}, all {_s(self.all_s)}"
+            )
+        if self.back_s is not None:
+            words.append(f"whole again after {_s(self.back_s)}")
+        return ", ".join(words)
+
+
+def _s(seconds: float | None) -> str:
+    return f"{seconds:.3f} s" if seconds is not None else "never"
+
 
 def crash(cluster: Cluster, victim: str) -> Outcome:
     """kill -9, until all the others know; then it is started again."""
