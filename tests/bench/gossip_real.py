@@ -63,9 +63,9 @@ def _size(size: int, arguments: argparse.Namespace, rng: random.Random) -> dict[
             rows["start to whole"] = f"{cluster.wait_equal(60) - began:.1f} s"
             _say(f"{size} nodes: whole")
             parts: dict[str, Callable[[], dict[str, str]]] = {
-                "cost": lambda: _cost(cluster),
                 "spread": lambda: _spread(cluster, rng),
                 **{kind: lambda kind=kind: _trials(cluster, kind, arguments.trials, rng) for kind in KINDS[:4]},
+                "cost": lambda: _cost(cluster),  # the last: its load may leave a backlog of half a minute
             }
             for kind, part in parts.items():
                 if kind not in arguments.only:
@@ -167,6 +167,7 @@ def _cost_during(cluster: GossipCluster, label: str) -> dict[str, str]:
     return {
         f"{label}: sent per node": spread(speeds, "KB/s"),
         f"{label}: CPU per node": spread(shares, "%"),
+        f"{label}: CPU of all": f"{sum(shares):.0f} of {100 * (os.cpu_count() or 1)} %",
         f"{label}: RSS": spread([pairs(name)[1].rss_bytes / 1e6 for name in before], "MB", 0),
         f"{label}: PSS": spread([pairs(name)[1].pss_bytes / 1e6 for name in before], "MB", 0),
         f"{label}: sessions": spread([float(len(told["sessions"])) for told, _ in after.values()], digits=0),
