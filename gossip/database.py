@@ -11,17 +11,44 @@ again by repair. Expired records leave a stone, so that nothing older returns fr
 from __future__ import annotations
 
 import enum
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from gossip.identity import IdentityError, Member
-from gossip.linkstate import Key, Kind, Links, LinkState, Load, NodeId, NodeInfo, NodeRecord, Snapshot, Version
-from gossip.wire import Record
+from gossip.frames import Held as HeldLine
+from gossip.frames import Record
+from gossip.identity import IdentityError
+from gossip.linkstate import (
+    Key,
+    Kind,
+    Links,
+    LinkState,
+    Load,
+    NodeId,
+    NodeInfo,
+    NodeRecord,
+    Sessions,
+    Snapshot,
+    Version,
+)
 
-RECORDS_MAX = 30_000
-ROOT_DIGITS = 16
+RECORDS_MAX = 60_000
+ORIGIN_RECORDS_MAX = 1000
+"""Of one origin: a member may fill its own corner only."""
+BUCKETS = 256
+SUM_MASK = 2**64 - 1
+MARK_MASK = 2**32 - 1
 STONE_FACTOR = 2
+
+
+class Verifier(Protocol):
+    """A member by its certificate (`identity.Member`), or a simulator's."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+    @property
+    def certificate_der(self) -> bytes: ...
+    def verify(self, signature: bytes, message: bytes) -> bool: ...
 
 
 class Verdict(enum.Enum):
@@ -56,19 +83,34 @@ class Stone:
 
 
 class Database:
-    """Records by key. `member_of` checks a certificate against the cluster's authority (IdentityError if it fails)."""
+    """Records by key. `member_of` checks a certificate against the cluster's authority (IdentityError if it fails).
 
-    def __init__(self, cluster: str, member_of: Callable[[bytes], Member]) -> None:
+    `held` is where records are kept; a simulator gives one that shares what all its nodes have in common.
+    """
+
+    def __init__(
+        self,
+        cluster: str,
+        member_of: Callable[[bytes], Verifier],
+        held: MutableMapping[Key, Held] | None = None,
+        sums: Iterable[int] = (0,) * BUCKETS,
+        members: MutableMapping[NodeId, Verifier] | None = None,
+        expire_from: float = float("-inf"),
+    ) -> None:
         self._cluster, self.member_of = cluster, member_of
-        self._held: dict[Key, Held] = {}
+        self._held: MutableMapping[Key, Held] = held if held is not None else {}
         self._stones: dict[Key, Stone] = {}
-        self._members: dict[NodeId, Member] = {}
-        self._root: str | None = None
+        self._members: MutableMapping[NodeId, Verifier] = members if members is not None else {}
+        self._counts: dict[NodeId, int] = {}
+        self._sums = list(sums)
+        self._root = sum(self._sums) & SUM_MASK
+        self._expire_from = expire_from
+        """Nothing ends before this."""
 
     def offer(self, record: Record, now: float, age_s: float = 0.0) -> tuple[Verdict, str]:
         """Store a record if it deserves it; with the reason of a refusal. `age_s`: since its origin issued it."""
         held, stone = self._held.get(record.key), self._stones.get(record.key)
-        if held is not None and (held.record.version > record.version or held.record.body == record.body):
+        if held is not None and (held.record.version > record.version or held.record.mark == record.mark):
             return Verdict.KNOWN, ""
         if held is None and stone is not None and stone.version >= record.version:
             return Verdict.KNOWN, "expired"
@@ -78,26 +120,37 @@ class Database:
             return Verdict.REFUSED, "it is of another cluster"
         if held is None and len(self._held) >= RECORDS_MAX:
             return Verdict.REFUSED, "the database is full"
+        if held is None and self._counts.get(record.key.origin, 0) >= ORIGIN_RECORDS_MAX:
+            return Verdict.REFUSED, "its origin has too many records"
         verdict, reason = self._verify(record)
         if verdict is not Verdict.STORED:
             return verdict, reason
         conflict = held is not None and held.record.version == record.version
-        if conflict and held is not None and _hash(held.record.body) > _hash(record.body):
+        if conflict and held is not None and held.record.mark > record.mark:
             return Verdict.CONFLICT, "same version, other content; the one held stays"
         self._store(record, now, max(0.0, age_s))
         return (Verdict.CONFLICT, "same version, other content; replaced") if conflict else (Verdict.STORED, "")
 
-    def expire(self, now: float, own: NodeId) -> bool:
-        """Remove what is past its lifetime; True if anything was."""
+    def expire(self, now: float, own: NodeId) -> list[Key]:
+        """Remove what is past its lifetime; what was."""
+        if now < self._expire_from:
+            return []
         gone = [key for key, held in self._held.items() if held.expires <= now and key.origin != own]
         for key in gone:
-            held = self._held.pop(key)
-            self._stones[key] = Stone(held.record.version, now + STONE_FACTOR * held.record.lifetime_s)
+            self._remove(key, now)
         for key in [key for key, stone in self._stones.items() if stone.until <= now]:
             del self._stones[key]
-        if gone:
-            self._root = None
-        return bool(gone)
+        ends = [held.expires for key, held in self._held.items() if key.origin != own]
+        self._expire_from = min([*ends, *(stone.until for stone in self._stones.values())], default=float("inf"))
+        return gone
+
+    def forget(self, origin: NodeId, now: float) -> list[Key]:
+        """Remove everything of an origin (it was revoked); what was."""
+        gone = [key for key in self._held if key.origin == origin]
+        for key in gone:
+            self._remove(key, now)
+        self._members.pop(origin, None)
+        return gone
 
     def get(self, key: Key) -> Record | None:
         """The record held for a key."""
@@ -109,24 +162,70 @@ class Database:
         held = self._held.get(key)
         return held.age_s + max(0.0, now - held.received) if held is not None else 0.0
 
-    def versions(self) -> Iterator[tuple[Key, Version]]:
-        """Every key with its version, NODE records first."""
-        for key in sorted(self._held, key=lambda key: (key.kind, key)):
-            yield key, self._held[key].record.version
+    def buried(self, key: Key, version: Version) -> bool:
+        """True if this version, or a newer one, has ended here."""
+        stone = self._stones.get(key)
+        return stone is not None and stone.version >= version
+
+    def is_news(self, record: Record) -> bool:
+        """True if it is worth a look at its signature."""
+        held = self._held.get(record.key)
+        if held is None:
+            return not self.buried(record.key, record.version)
+        return held.record.version < record.version or (
+            held.record.version == record.version and held.record.mark != record.mark
+        )
+
+    def sessions(self, node_id: NodeId) -> tuple[NodeId, ...]:
+        """The peers that a node lists."""
+        held = self._held.get(Key(node_id, Kind.SESSIONS))
+        payload = held.record.payload if held is not None else None
+        return payload.peers if isinstance(payload, Sessions) else ()
+
+    def isolated(self, node_id: NodeId) -> bool:
+        """It lists peers, and none of them lists it: all of its neighbours have lost it."""
+        peers = self.sessions(node_id)
+        return bool(peers) and not any(node_id in self.sessions(peer) for peer in peers)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def stones(self) -> int:
+        """Remembered versions of what is gone."""
+        return len(self._stones)
 
     def records(self) -> list[Record]:
         """Every record, NODE records first."""
-        return [self._held[key].record for key, _ in self.versions()]
+        return [self._held[key].record for key in sorted(self._held, key=order)]
 
-    def root(self) -> str:
-        """Digest of the NODE and LINKS records. LOAD changes all the time and repairs itself."""
-        if self._root is None:
-            digest = hashlib.sha256()
-            for key, version in self.versions():
-                if key.kind is not Kind.LOAD:
-                    digest.update(f"{key.origin}/{key.kind}/{key.shard}/{version.epoch}.{version.sequence}\n".encode())
-            self._root = digest.hexdigest()[:ROOT_DIGITS]
+    def root(self) -> int:
+        """64-bit sum over the marks of all records but LOAD, which changes all the time and repairs itself."""
         return self._root
+
+    def sums(self) -> tuple[int, ...]:
+        """The same for each bucket of origins."""
+        return tuple(self._sums)
+
+    def lines(self, buckets: frozenset[int]) -> list[HeldLine]:
+        """What some buckets hold, LOAD left out."""
+        return [
+            HeldLine(key, held.record.version, held.record.mark & MARK_MASK)
+            for key, held in sorted(self._held.items(), key=lambda item: order(item[0]))
+            if key.kind != Kind.LOAD and bucket_of(key) in buckets
+        ]
+
+    def after(self, key: Key | None, bytes_max: int) -> tuple[list[Record], bool]:
+        """The next records in `order` after a key, at most so many bytes (but one at least); True if it was the end."""
+        keys = sorted((found for found in self._held if key is None or order(found) > order(key)), key=order)
+        chunk: list[Record] = []
+        for found in keys:
+            record = self._held[found].record
+            bytes_max -= len(record.body) + len(record.signature)
+            if chunk and bytes_max < 0:
+                return chunk, False
+            chunk.append(record)
+        return chunk, True
 
     def info(self, node_id: NodeId) -> NodeInfo | None:
         """What a node says of itself."""
@@ -135,7 +234,7 @@ class Database:
 
     def nodes(self) -> list[NodeId]:
         """Nodes with a NODE record, sorted."""
-        return sorted(key.origin for key in self._held if key.kind is Kind.NODE)
+        return sorted(key.origin for key in self._held if key.kind == Kind.NODE)
 
     def snapshot(self, now: float) -> Snapshot:
         """A consistent copy."""
@@ -143,11 +242,11 @@ class Database:
         for key in sorted(self._held):
             by_origin.setdefault(key.origin, []).append(self._held[key])
         nodes = [_node_record(origin, held, now) for origin, held in sorted(by_origin.items())]
-        return Snapshot(self.root(), tuple(node for node in nodes if node is not None))
+        return Snapshot(f"{self.root():016x}", tuple(node for node in nodes if node is not None))
 
     def _verify(self, record: Record) -> tuple[Verdict, str]:
         member = self._members.get(record.key.origin)
-        if record.key.kind is Kind.NODE and (member is None or member.certificate_der != record.certificate):
+        if record.key.kind == Kind.NODE and (member is None or member.certificate_der != record.certificate):
             try:
                 member = self.member_of(record.certificate)
             except IdentityError as error:
@@ -162,16 +261,45 @@ class Database:
         return Verdict.STORED, ""
 
     def _store(self, record: Record, now: float, age_s: float) -> None:
-        self._held[record.key] = Held(record, now, now + record.lifetime_s - age_s, age_s)
-        self._stones.pop(record.key, None)
-        if record.key.kind is not Kind.LOAD:
-            self._root = None
+        key, old = record.key, self._held.get(record.key)
+        expires = now + record.lifetime_s - age_s
+        self._held[key] = Held(record, now, expires, age_s)
+        self._expire_from = min(self._expire_from, expires)
+        self._stones.pop(key, None)
+        if old is None:
+            self._counts[key.origin] = self._counts.get(key.origin, 0) + 1
+        self._count(key, record.mark - (old.record.mark if old is not None else 0))
+
+    def _remove(self, key: Key, now: float) -> None:
+        held = self._held.pop(key)
+        until = now + STONE_FACTOR * held.record.lifetime_s
+        self._stones[key] = Stone(held.record.version, until)
+        self._expire_from = min(self._expire_from, until)
+        self._counts[key.origin] = self._counts.get(key.origin, 1) - 1
+        self._count(key, -held.record.mark)
+
+    def _count(self, key: Key, difference: int) -> None:
+        if key.kind != Kind.LOAD:
+            bucket = bucket_of(key)
+            self._sums[bucket] = (self._sums[bucket] + difference) & SUM_MASK
+            self._root = (self._root + difference) & SUM_MASK
+
+
+def order(key: Key) -> tuple[int, NodeId, int]:
+    """NODE records first: they carry the certificates that verify the others."""
+    return key.kind, key.origin, key.shard
+
+
+def bucket_of(key: Key) -> int:
+    """0..255, by origin."""
+    return int(key.origin[:2], 16)
 
 
 def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | None:
     info: NodeInfo | None = None
     links: list[LinkState] = []
     load = Load()
+    sessions: tuple[NodeId, ...] = ()
     for item in held:
         match item.record.payload:
             case NodeInfo() as found:
@@ -180,11 +308,12 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
                 links += found_links
             case Load() as found_load:
                 load = found_load
+            case Sessions(peers=peers):
+                sessions = peers
+            case _:
+                pass
     if info is None:
         return None
+    age_s = now - max(item.received for item in held)
     newest = max(item.record.version for item in held)
-    return NodeRecord(origin, info, tuple(links), load, newest, now - max(item.received for item in held))
-
-
-def _hash(body: bytes) -> bytes:
-    return hashlib.sha256(body).digest()
+    return NodeRecord(origin, info, tuple(links), load, newest, age_s, sessions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from gossip.linkstate import ClassLoad, Links, LinkState, Load, NodeInfo, Payload
+from gossip.linkstate import ClassLoad, Links, LinkState, Load, NodeInfo, Opaque, Payload, Sessions
 from gossip.wire import CLASSES_MAX, SHARD_MAX, TEXT_MAX, WireError, check_class_load, check_link, link_bytes
 
 PAYLOAD_BYTES_MAX = 48 * 1024
@@ -28,6 +28,8 @@ def fit(payload: Payload) -> tuple[Payload, list[str]]:
             return Links(tuple(links)), complaints
         case Load():
             return _fit_load(payload)
+        case Sessions() | Opaque():
+            return payload, []
 
 
 def shard_links(links: Sequence[LinkState]) -> tuple[list[Payload], list[str]]:

@@ -41,6 +41,8 @@ AUTHORITIES_MAX = 16
 """Certificates in a trust bundle: a rotation needs two."""
 BACKDATE = timedelta(hours=1)
 """Certificates are valid from a little before their making, for machines whose clock is behind."""
+MALFORMED = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What parsing a damaged certificate raises."""
 SIGNATURE = ec.ECDSA(hashes.SHA256())
 
 
@@ -56,7 +58,7 @@ def node_id_of(certificate_der: bytes) -> NodeId:
     """The node id of the key in a certificate. IdentityError if it is not a certificate."""
     try:
         return _id_of_key(x509.load_der_x509_certificate(certificate_der))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise IdentityError("the peer's certificate cannot be read") from error
 
 
@@ -127,7 +129,7 @@ class TrustBundle:
         """The member that a certificate speaks for. IdentityError: other authority or cluster, expired, wrong id."""
         try:
             certificate = x509.load_der_x509_certificate(certificate_der)
-        except ValueError as error:
+        except MALFORMED as error:
             raise IdentityError("the certificate was not issued by this cluster's authority") from error
         issuers = self.issuers(certificate)
         if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
@@ -147,7 +149,7 @@ class TrustBundle:
         """IdentityError if these authorities did not sign it. Whether it is still valid is not asked."""
         try:
             certificate = x509.load_der_x509_certificate(certificate_der)
-        except ValueError as error:
+        except MALFORMED as error:
             raise IdentityError("the certificate cannot be read") from error
         self.issuers(certificate)
 
@@ -237,7 +239,7 @@ class Authority:
         """
         try:
             certificate = x509.load_der_x509_certificate(certificate_der)
-        except ValueError as error:
+        except MALFORMED as error:
             raise IdentityError("the certificate cannot be read") from error
         self.trust.issuers(certificate)
         _check_names(certificate, self.cluster)

@@ -20,6 +20,20 @@ class Kind(enum.IntEnum):
     NODE = 1
     LINKS = 2
     LOAD = 3
+    SESSIONS = 4
+
+
+KIND_MAX = 255
+"""Kinds that this version does not know are kept and passed on as they are: a newer version may have issued them."""
+
+
+class Urgency(enum.IntEnum):
+    """How a new version differs from the last one; what waits for the wire goes in this order."""
+
+    WITHDRAW = 0
+    DEGRADE = 1
+    RECOVER = 2
+    REFRESH = 3
 
 
 class LinkStatus(enum.IntEnum):
@@ -46,7 +60,8 @@ class Key:
     """Names one record of the database."""
 
     origin: NodeId
-    kind: Kind
+    kind: int
+    """A `Kind`, or a number that only newer versions know."""
     shard: int = 0
 
 
@@ -119,7 +134,22 @@ class Links:
     links: tuple[LinkState, ...] = ()
 
 
-Payload = NodeInfo | Links | Load
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Payload of a SESSIONS record: the peers with which the origin has a two-way gossip session.
+
+    A session counts only if both ends list it, as in OSPF (RFC 2328 section 16.1): nobody can claim a link alone.
+    """
+
+    peers: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Payload of a kind that this version does not know."""
+
+
+Payload = NodeInfo | Links | Load | Sessions | Opaque
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +164,8 @@ class NodeRecord:
     """The newest version among the origin's records."""
     age_s: float = 0.0
     """Seconds since the newest of the records was received (0 for the own node)."""
+    sessions: tuple[NodeId, ...] = ()
+    """Peers with which it has a gossip session, as it says itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +173,7 @@ class Snapshot:
     """A consistent copy of the database, sorted by node id. Equal roots mean equal databases."""
 
     root: str
-    """Digest over all keys and versions, 16 hexadecimal digits."""
+    """Digest over all records but LOAD, 16 hexadecimal digits."""
     nodes: tuple[NodeRecord, ...] = ()
 
 

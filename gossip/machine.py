@@ -1,108 +1,77 @@
 """The gossip protocol as a state machine without I/O: frames, sessions and time in, effects out.
 
-    session up     both send Hello and Digest; each pushes what the other lacks and asks for what it lacks itself
-    change         the origin signs a new version and pushes it; receivers verify, store, push on to those without it
-    hello          every second; a root that differs twice in a row starts a Digest exchange (repair)
-    silence        too long: the session is dropped; its origin's records stay: only their owner speaks about them
+    session up     both say Hello; if the roots differ, sums of buckets and digests follow (`repair`)
+    change         the origin signs a new version (`origination`); receivers verify, store, pass it on (`spread`)
+    hello          every second; carries what was heard back, the root, the own lateness
+    reset          the peer is dialled again at once; refused, or not back in a moment: the link is withdrawn
+    silence        too long: others are asked (`suspicion`); nobody hears it: the link is withdrawn
 
-A dead node leaves the routes because its neighbours withdraw their own links to it. Nobody announces anybody's death.
-The shell (`gossip.service`, or a simulator) sends the frames, keeps the timer and dials what `dials` names.
+A node's SESSIONS record lists the peers that it hears and that hear it. A dead node leaves the routes because its
+neighbours withdraw their own links to it; nobody announces anybody's death. Every entry takes `now` (monotonic
+seconds) and returns what the shell is to do; nothing here reads a clock, a socket or a random source of its own.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from gossip.database import Database, Verdict
-from gossip.detector import Silence
-from gossip.fit import fit
-from gossip.identity import IdentityError, Member
-from gossip.linkstate import Key, Kind, Links, NodeId, Payload, Snapshot, Version
-from gossip.settings import GossipSettings
-from gossip.wire import (
-    UINT32_MAX,
+from gossip.budget import Budget, Quarantine
+from gossip.contacts import Contacts
+from gossip.damping import Damping
+from gossip.database import Database, Verdict, Verifier
+from gossip.detector import PEER_LAG_MAX_S, Patience, Silence
+from gossip.effects import Effects, PeerChange, Refusal
+from gossip.frames import (
+    Aged,
+    Announce,
+    Answer,
+    Buckets,
+    Check,
+    Chunk,
+    Digest,
+    Fetch,
+    Frame,
+    Graft,
+    Hello,
+    Prune,
+    Push,
     Record,
-    WireError,
-    decode_held,
-    decode_key,
-    decode_record,
-    encode_body,
-    encode_held,
-    encode_key,
+    Request,
 )
-from smtpmesh.gossip.v1 import gossip_pb2 as pb
+from gossip.identity import IdentityError
+from gossip.linkstate import Key, Kind, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
+from gossip.origination import Origination
+from gossip.overlay import Rings
+from gossip.reach import path_to_neighbour, reachable
+from gossip.repair import CHUNK_BYTES_MAX, FETCH_ABOVE, buckets_frame, compare, differing, digests, request
+from gossip.session import PUSH_MAX, Session
+from gossip.settings import GossipSettings
+from gossip.spread import Spread, announce
+from gossip.status import Event, EventKind, GossipStats
+from gossip.suspicion import ASKED_MAX, FRESH_S, HOPS_MAX, Suspicion
 
-PUSH_MAX = 64
-"""Advertisements in one frame."""
-REQUEST_KEYS_MAX = 30_000
 REFUSALS_MAX = 20
-"""Refused advertisements after which a session is dropped: a member that forges is not worth listening to."""
+"""Refused advertisements after which a session is dropped and its peer shut out: a forger is not worth listening to."""
 MISMATCHES_BEFORE_REPAIR = 2
+REPAIR_FIRST_S = 2.0
+REPAIR_MAX_S = 30.0
+FETCH_TOKENS = 2000
+CHECKS_PER_S = 50.0
 EXPIRE_S = 5.0
+ROOTS_KEPT = 128
+SENT_KEPT = 8
+REACH_MIN_S = 0.05
+REACH_S_PER_MEMBER = 0.001
+"""The walk over all sessions costs about a microsecond for each session of each member; this keeps it below 2 %."""
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An advertisement that was not stored, and why. One log line each."""
-
-    peer: NodeId
-    origin: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Effects:
-    """What the shell is to do."""
-
-    frames: list[tuple[NodeId, pb.Frame]] = field(default_factory=list)
-    drops: list[tuple[NodeId, str]] = field(default_factory=list)
-    """Sessions to close, with the reason."""
-    refusals: list[Refusal] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    """What of our own could not be advertised."""
-    changed: bool = False
-    """The database is different."""
-
-    def add(self, other: Effects) -> None:
-        """Take over another's effects."""
-        self.frames += other.frames
-        self.drops += other.drops
-        self.refusals += other.refusals
-        self.complaints += other.complaints
-        self.changed = self.changed or other.changed
-
-
-@dataclass(slots=True)
-class SessionState:
-    """One session, as the machine sees it."""
-
-    silence: Silence
-    since: float
-    known: dict[Key, Version] = field(default_factory=dict)
-    """What the peer has of the records held here, as far as it showed or was sent."""
-    hello_sequence: int = 0
-    mismatches: int = 0
-    refusals: int = 0
-
-
-@dataclass(slots=True)
-class Own:
-    """Own records of one kind: what is issued, and what waits for its turn."""
-
-    pending: tuple[Payload, ...] | None = None
-    issued: tuple[Payload, ...] = ()
-    issued_at: float = float("-inf")
-    refresh_at: float = float("inf")
-
-    def latest(self) -> tuple[Payload, ...]:
-        """What was said last, issued or not."""
-        return self.pending if self.pending is not None else self.issued
+RingsOf = Callable[[int, dict[NodeId, str]], Rings]
+"""Rings of members by zone; the number names the set, for those who keep the last answer."""
 
 
 class Machine:
-    """See the module. `sign` and `member_of` are the identity's; `wall` are Unix seconds, for people only."""
+    """See the module. `member_of` checks a certificate (IdentityError); `wall` are Unix seconds, for people only."""
 
     def __init__(
         self,
@@ -111,321 +80,848 @@ class Machine:
         cluster: str,
         certificate: bytes,
         sign: Callable[[bytes], bytes],
-        member_of: Callable[[bytes], Member],
+        member_of: Callable[[bytes], Verifier],
         settings: GossipSettings,
         epoch: int,
         rng: random.Random,
         now: float,
+        database: Database | None = None,
+        rings_of: RingsOf | None = None,
+        zones: dict[NodeId, str] | None = None,
     ) -> None:
-        self._node_id, self._cluster, self._certificate = node_id, cluster, certificate
-        self._sign, self._settings, self._rng = sign, settings, rng
-        self.database = Database(cluster, member_of)
-        self.epoch = epoch
-        self._sequence = 0
-        self._sessions: dict[NodeId, SessionState] = {}
-        self._own: dict[Kind, Own] = {kind: Own() for kind in Kind}
-        self._hello_at = now
+        self._node_id, self._settings, self._rng = node_id, settings, rng
+        self.database = database if database is not None else Database(cluster, member_of)
+        self._own = Origination(node_id, cluster, certificate, sign, self.database, settings, epoch, rng)
+        self._certificate = certificate
+        self._sessions: dict[NodeId, Session] = {}
+        self._contacts = Contacts(node_id, settings, rng)
+        self._spread = Spread(settings)
+        self._suspicions: dict[NodeId, Suspicion] = {}
+        self._damping = Damping()
+        self._quarantine: dict[NodeId, Quarantine] = {}
+        self._patience = Patience()
+        self._rings_of: RingsOf = rings_of or (lambda _, zones: Rings.of(zones))
+        self._rings = Rings.of({node_id: ""})
+        self._zones = zones if zones is not None else _zones_of(self.database)
+        self._zones_shared = zones is not None
+        self._own.members = max(1, len(self._zones))
+        self._rings_stale = True
+        self._targets: frozenset[NodeId] = frozenset()
+        self._aim_stale = True
+        self._touched: dict[NodeId, None] = {}
+        """Sessions with something to send at the end of this turn."""
+        self._listed: frozenset[NodeId] = frozenset()
+        self._lost_once: frozenset[NodeId] = frozenset()
+        self._paused_s = 0.0
+        self._roots: deque[int] = deque(maxlen=ROOTS_KEPT)
+        self._reached: frozenset[NodeId] = frozenset({node_id})
+        self._reach_stale = True
+        self._reach_at = now
+        self._check_number = 0
+        self._hello_at = now + settings.hello_s * rng.random()
+        self._silent_at = float("inf")
+        self._tries_at = now + settings.silent_node_s * (0.5 + rng.random())
         self._expire_at = now + EXPIRE_S
+        self._alive_at = now
         self._timer_due = now
-        self._grace_until = 0.0
+        self._grace_until = float("-inf")
+        self._fetch_from: Key | None = None
+        self.synced = False
+        """The root was equal to a peer's once."""
+        self.counts: dict[str, int] = {}
+        """Offered records by verdict."""
+        self.event_counts: dict[str, int] = {}
 
-    # -- in ------------------------------------------------------------------------------------------------------------
+    def resume(self, payloads: dict[Kind, Payload], sessions: Sequence[NodeId], rings: Rings, now: float) -> None:
+        """Begin in the middle of things: own records are in the database, sessions are up (for simulators)."""
+        self._own.adopt({kind: (payload,) for kind, payload in payloads.items()}, now)
+        settings = self._settings
+        for peer in sessions:
+            session = self._sessions[peer] = Session(
+                Silence(settings, now),
+                now,
+                Budget.full(settings.verify_per_s, settings.verify_burst, now),
+                Budget.full(CHECKS_PER_S, CHECKS_PER_S, now),
+            )
+            session.hello, session.hellos_sent, session.hello_at = Hello(1, 1, self.database.root()), 1, now
+            session.heard_back, session.heard_back_at = 1, now
+        self._rings, self._rings_stale, self._reach_stale, self.synced = rings, False, False, True
+        self._listed = frozenset(sessions)
+        self._reached = frozenset(self._zones)
+        self._aim(now)
+        self._plan_silence(now)
 
-    def publish(
-        self, kind: Kind, payloads: Sequence[Payload], now: float, wall: int, *, urgent: bool = False
-    ) -> Effects:
-        """Say something new about this node. Held back for a moment if the last version is too fresh."""
-        fitted = [fit(payload) for payload in payloads]
-        effects = Effects(complaints=[text for _, texts in fitted for text in texts])
-        own = self._own[kind]
-        latest = own.latest()
-        wanted = tuple(payload for payload, _ in fitted)
-        if kind is Kind.LINKS:  # a shard that is no longer needed says so, or its links would stay at the peers
-            wanted += (Links(),) * (max(len(latest), len(own.issued)) - len(wanted))
-        if wanted != latest:
-            own.pending = wanted
-            effects.add(self._issue_due(now, wall, urgent=kind if urgent else None))
-        return effects
+    def remember(self, record: Record, now: float, age_s: float) -> None:
+        """A record from before a restart: whom to dial, and what to believe while nobody answers yet."""
+        self.database.offer(record, now, age_s)
+        if self.database.get(record.key) is record and isinstance(record.payload, NodeInfo):
+            self._note_zone(record.key.origin, record.payload.zone)
 
-    def on_session(self, peer: NodeId, now: float) -> Effects:
+    # -- in: own news --------------------------------------------------------------------------------------------------
+
+    def publish(self, kind: Kind, payloads: Sequence[Payload], now: float, wall: int) -> Effects:
+        """Say something new about this node, at once or when its hold is over (`gossip.holds`)."""
+        effects = Effects()
+        effects.complaints = self._own.publish(kind, payloads, now)
+        if kind is Kind.NODE and payloads and isinstance(payloads[0], NodeInfo):
+            self._note_zone(self._node_id, payloads[0].zone)
+        self._issue(effects, now, wall)
+        return self._end(effects, now, wall)
+
+    def rotate(self, certificate: bytes, sign: Callable[[bytes], bytes], now: float, wall: int) -> Effects:
+        """Go on with a renewed certificate of the same key."""
+        self._certificate = certificate
+        self._own.rotate(certificate, sign)
+        effects = Effects()
+        self._issue(effects, now, wall)
+        return self._end(effects, now, wall)
+
+    def revoke(self, node: NodeId, now: float, wall: int) -> Effects:
+        """The authority took a certificate back: forget its records, end its session. The shell refuses new ones."""
+        effects = Effects()
+        if self.database.forget(node, now):
+            effects.changed = True
+        self._forget_zone(node)
+        self._contacts.by_node.pop(node, None)
+        self._reach_stale = True
+        self._event(effects, EventKind.NODE_REVOKED, node)
+        if self._sessions.pop(node, None) is not None:
+            effects.drops.append((node, "its certificate was revoked"))
+        effects.peers.append(PeerChange(node, False, "its certificate was revoked"))
+        self._list_sessions(now)
+        self._issue(effects, now, wall)
+        return self._end(effects, now, wall)
+
+    # -- in: sessions --------------------------------------------------------------------------------------------------
+
+    def shut_out(self, peer: NodeId, now: float) -> bool:
+        """True if a peer is in quarantine; the shell refuses its sessions."""
+        found = self._quarantine.get(peer)
+        return found is not None and now < found.until
+
+    def on_session(self, peer: NodeId, now: float, wall: int) -> Effects:
         """A session with an authenticated peer is up (or was replaced by a newer one)."""
-        self._sessions[peer] = SessionState(Silence(self._settings, now), now)
+        self._notice(now)
         effects = Effects()
+        settings = self._settings
+        known = peer in self._sessions
+        self._sessions[peer] = Session(
+            Silence(settings, now),
+            now,
+            Budget.full(settings.verify_per_s, settings.verify_burst, now),
+            Budget.full(CHECKS_PER_S, CHECKS_PER_S, now),
+        )
+        self._suspicions.pop(peer, None)
+        news = self._contacts.record_session(peer)
+        self._aim_stale = self._reach_stale = True
         self._send_hello(peer, effects, now)
-        self._send_digest(peer, effects)
-        return effects
+        if news and not known:
+            effects.peers.append(PeerChange(peer, True, "session up"))
+            self._event(effects, EventKind.SESSION_UP, peer)
+        return self._end(effects, now, wall)
 
-    def on_session_lost(self, peer: NodeId) -> None:
-        """The shell lost or closed it."""
-        self._sessions.pop(peer, None)
-
-    def on_frame(self, peer: NodeId, frame: pb.Frame, now: float, wall: int) -> Effects:
-        """A frame of a session. Nonsense is the peer's fault and ends the session."""
-        session = self._sessions.get(peer)
+    def on_session_lost(self, peer: NodeId, now: float, wall: int, reason: str = "reset") -> Effects:
+        """Its stream broke, or the peer closed it."""
+        self._notice(now)
         effects = Effects()
+        session = self._sessions.pop(peer, None)
         if session is None:
             return effects
-        session.silence.hear(now)
-        match frame.WhichOneof("frame"):
-            case "hello":
-                self._on_hello(peer, session, frame.hello, effects)
-            case "push":
-                self._on_push(peer, session, frame.push, effects, now, wall)
-            case "digest":
-                self._on_digest(peer, session, frame.digest, effects, now)
-            case "request":
-                self._on_request(peer, session, frame.request, effects, now)
-            case _:
-                pass  # a newer peer's frame
-        return effects
+        self._suspicions.pop(peer, None)
+        self._aim_stale = self._reach_stale = True
+        if peer in self._targets or peer in self._listed:
+            self._contacts.record_reset(peer, now, reason, grace_until=self._grace_until, was_up_s=now - session.since)
+        self._expire_lingering(effects, now)
+        self._list_sessions(now)
+        self._issue(effects, now, wall)
+        return self._end(effects, now, wall)
+
+    def on_dial_failed(self, peer: NodeId, now: float, wall: int, *, refused: bool) -> Effects:
+        """A dial that `Effects.dials` asked for came to nothing. `refused`: somebody is there, and nobody listens."""
+        self._notice(now)
+        effects = Effects()
+        before = self._contacts.stepped_over(peer)
+        reason = self._contacts.by_node[peer].reason if peer in self._contacts.by_node else ""
+        if self._contacts.record_failure(peer, now, refused=refused, grace_until=self._grace_until):
+            self._tell_lost(peer, f"{reason}; dialled again: refused", effects, now)
+            self._issue(effects, now, wall)
+        if self._contacts.stepped_over(peer) != before:
+            self._aim_stale = True
+        return self._end(effects, now, wall)
+
+    def on_blocked(self, peer: NodeId, now: float, wall: int, *, blocked: bool) -> Effects:
+        """The peer reads slowly (or again): what is new waits here, newest version for each key."""
+        session = self._sessions.get(peer)
+        if session is not None:
+            session.blocked = blocked
+            self._touched[peer] = None
+        return self._end(Effects(), now, wall)
+
+    # -- in: frames ----------------------------------------------------------------------------------------------------
+
+    def on_frame(self, peer: NodeId, frame: Frame, now: float, wall: int) -> Effects:
+        """A frame of a session."""
+        self._notice(now)
+        effects = Effects()
+        session = self._sessions.get(peer)
+        if session is None:
+            return effects
+        match frame:
+            case Hello():
+                self._on_hello(peer, session, frame, effects, now)
+            case Push():
+                session.silence.touch(now)
+                self._on_items(peer, session, frame.items, frame.faults, effects, now, wall)
+            case Announce():
+                session.silence.touch(now)
+                self._spread.on_announce(peer, frame.ids, now)
+            case Graft():
+                session.eager = True
+                for record in self._spread.on_graft(frame.ids, self.database.get):
+                    session.queue(record)
+                self._touched[peer] = None
+            case Prune():
+                session.eager = False
+            case Buckets():
+                buckets = differing(self.database.sums(), frame.sums)
+                effects.frames += [(peer, digest) for digest in digests(self.database, buckets)]
+            case Digest():
+                self._on_digest(peer, session, frame, effects)
+            case Request():
+                self._on_request(peer, session, frame)
+            case Fetch():
+                self._on_fetch(peer, frame, effects, now)
+            case Chunk():
+                self._on_chunk(peer, session, frame, effects, now, wall)
+            case Check():
+                self._on_check(peer, session, frame, effects, now)
+            case Answer():
+                self._on_answer(peer, session, frame, effects, now, wall)
+        return self._end(effects, now, wall)
+
+    # -- in: time ------------------------------------------------------------------------------------------------------
 
     def on_timer(self, now: float, wall: int) -> Effects:
-        """Hellos, silence, refresh, expiry. Call at `next_timer`."""
-        effects = self._issue_due(now, wall)
-        late_s = now - self._timer_due
-        if late_s > self._settings.pause_s:
-            self._grace_until = now + self._settings.pause_grace_s
-            for session in self._sessions.values():
-                session.silence.excuse(now)
+        """Whatever is due. Call at `next_timer`."""
+        self._notice(now)
+        effects = Effects()
+        late_s = max(0.0, now - self._timer_due)
+        self._patience.record_lag(late_s, now)
         if now >= self._hello_at:
-            self._hello_at = now + self._settings.hello_s
-            for peer in list(self._sessions):
-                self._send_hello(peer, effects, now, lag_ms=int(max(0.0, late_s) * 1000))
-        if now >= self._grace_until:
+            self._hello_at = max(self._hello_at + self._settings.hello_s, now)
+            self._tick(effects, now, late_s)
+        if now >= self._silent_at or self._suspicions:
             self._find_silent(effects, now)
+        self._expire_lingering(effects, now)
+        effects.frames += self._spread.grafts(now, self._sessions)
         if now >= self._expire_at:
             self._expire_at = now + EXPIRE_S
-            if self.database.expire(now, self._node_id):
-                effects.changed = True
-                self._forget_expired()
-        self._timer_due = self.next_timer(now)
-        return effects
+            self._expire(effects, now)
+        if now >= self._tries_at:
+            self._tries_at = now + self._settings.silent_node_s * (0.5 + self._rng.random())
+            self._try_silent_node(now)
+        self._issue(effects, now, wall)
+        self._touched.update(dict.fromkeys(self._sessions))
+        return self._end(effects, now, wall)
 
     def next_timer(self, now: float) -> float:
         """When `on_timer` is due."""
-        times = [self._hello_at, self._expire_at]
-        times += [self._due(kind, own) for kind, own in self._own.items() if own.pending is not None]
-        times += [own.refresh_at for own in self._own.values()]
-        return max(now, min(times))
+        settings = self._settings
+        due = min(
+            self._hello_at,
+            self._silent_at,
+            self._expire_at,
+            self._own.next_due(),
+            self._contacts.next_due(),
+            self._spread.next_due(),
+        )
+        for session in self._sessions.values():
+            due = min(due, session.due(settings.batch_s, settings.batch_busy_s))
+        for suspicion in self._suspicions.values():
+            if suspicion.until > now:  # else it waits for `_silent_at`: another one vouched for the suspect
+                due = min(due, suspicion.until)
+        if self._reach_stale and settings.track_reach:
+            due = min(due, self._reach_at)
+        self._timer_due = max(self._alive_at, due)
+        return max(now, due)
 
     # -- out -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Of the own records."""
+        return self._own.epoch
 
     def snapshot(self, now: float) -> Snapshot:
         """The database."""
         return self.database.snapshot(now)
 
-    def session_times(self, peer: NodeId) -> tuple[float, float] | None:
-        """(since, heard) of a session, monotonic; None if there is none."""
-        session = self._sessions.get(peer)
-        return (session.since, session.silence.heard_at) if session is not None else None
+    def session(self, peer: NodeId) -> Session | None:
+        """What is known of a session, for people."""
+        return self._sessions.get(peer)
 
-    def dials(self) -> list[tuple[NodeId, str]]:
-        """Known nodes without a session, with their gossip addresses."""
-        wanted = [node for node in self.database.nodes() if node != self._node_id and node not in self._sessions]
-        infos = [(node, self.database.info(node)) for node in wanted]
-        return [(node, info.gossip_address) for node, info in infos if info is not None and info.gossip_address]
+    def peers(self) -> list[NodeId]:
+        """Who has a session."""
+        return list(self._sessions)
+
+    def reached(self) -> frozenset[NodeId]:
+        """Members on a path of two-way sessions from here, at the last look."""
+        return self._reached
+
+    def is_suspect(self, peer: NodeId) -> bool:
+        """Its session is silent or broken and nothing is decided."""
+        return peer in self._suspicions or peer in self._contacts.lingering()
+
+    def lost_reason(self, peer: NodeId) -> tuple[float, str] | None:
+        """When and why a session was lost here."""
+        contact = self._contacts.by_node.get(peer)
+        return (contact.lost_at, contact.reason) if contact is not None and contact.lost_at is not None else None
+
+    def in_sync(self, peer: NodeId) -> bool | None:
+        """Its last root was one of ours of late."""
+        session = self._sessions.get(peer)
+        if session is None or session.hello is None:
+            return None
+        return session.hello.root == self.database.root() or session.hello.root in self._roots
+
+    def stats(self, now: float) -> GossipStats:
+        """What the machine knows of `GossipStats`; the shell adds frames and bytes."""
+        nodes = self.database.nodes()
+        return GossipStats(
+            records=dict(self.counts),
+            originated=dict(self._own.issued),
+            events=dict(self.event_counts),
+            sessions=len(self._sessions),
+            sessions_wanted=len(self._targets),
+            members=len(nodes),
+            unreachable=sum(node not in self._reached for node in nodes),
+            database_records=len(self.database),
+            stones=self.database.stones,
+            outbox_records=sum(session.queued() for session in self._sessions.values()),
+            eager_sessions=sum(session.eager for session in self._sessions.values()),
+            own_lag_s=self._patience.lag_s if self._patience.factor(now) > 1 else 0.0,
+            patience=self._patience.factor(now),
+            damped=len(self._damping.hidden([str(peer) for peer in self._sessions], now)),
+            quarantined=sum(now < item.until for item in self._quarantine.values()),
+            epoch=self.epoch,
+            root=f"{self.database.root():016x}",
+        )
 
     # -- own records ---------------------------------------------------------------------------------------------------
 
-    def _issue_due(self, now: float, wall: int, *, urgent: Kind | None = None) -> Effects:
-        effects = Effects()
-        for kind, own in self._own.items():
-            if own.pending is not None and (kind is urgent or now >= self._due(kind, own)):
-                self._issue(kind, own, own.pending, effects, now, wall)
-            elif now >= own.refresh_at:
-                self._issue(kind, own, own.issued, effects, now, wall)
-        return effects
-
-    def _due(self, kind: Kind, own: Own) -> float:
-        return own.issued_at + (self._settings.load_s if kind is Kind.LOAD else self._settings.origination_s)
-
-    def _issue(
-        self, kind: Kind, own: Own, payloads: tuple[Payload, ...], effects: Effects, now: float, wall: int
-    ) -> None:
-        own.pending, own.issued, own.issued_at = None, payloads, now
-        jitter = 1 + self._settings.refresh_jitter * (self._rng.random() * 2 - 1)
-        own.refresh_at = now + self._settings.refresh_s * jitter
-        for shard, payload in enumerate(payloads):
-            self._sequence += 1
-            key, version = Key(self._node_id, kind, shard), Version(self.epoch, self._sequence)
-            body = encode_body(
-                key,
-                version,
-                self._cluster,
-                payload,
-                certificate=self._certificate if kind is Kind.NODE else b"",
-                issued_at=wall,
-                lifetime_s=int(self._settings.lifetime_s),
-            )
-            record = decode_record(body, self._sign(body))
-            verdict, reason = self.database.offer(record, now)
-            assert verdict is Verdict.STORED, reason
+    def _issue(self, effects: Effects, now: float, wall: int) -> None:
+        for record in self._own.issue_due(now, wall):
             effects.changed = True
-            self._push(record, effects, now)
+            if record.key.kind == Kind.SESSIONS:
+                self._reach_stale = True
+            self._pass_on(record)
+            self._remember_root()
 
-    def _fight_back(self, heard: Version, effects: Effects, now: float, wall: int) -> None:
-        """Someone holds a newer record of ours than we do (lost state, or a clock that went back): start above it."""
-        if heard < Version(self.epoch, self._sequence):
+    def _list_sessions(self, now: float) -> None:
+        """Tell which sessions are two-way, wanted by one end at least, and not flapping."""
+        up = {
+            peer
+            for peer, session in self._sessions.items()
+            if session.hello is not None and session.hello.heard > 0 and (peer in self._targets or session.hello.wanted)
+        }
+        for peer in up - self._listed:
+            if self._listed and peer in self._lost_once:
+                self._damping.record_recovery(peer, now)
+        up |= {peer for peer in self._contacts.lingering() if peer in self._listed}
+        self._lost_once |= self._listed - up
+        self._listed = frozenset(up)
+        shown = up - self._damping.hidden([str(peer) for peer in up], now)
+        self._own.publish(Kind.SESSIONS, [Sessions(tuple(sorted(shown)))], now)
+
+    # -- membership ----------------------------------------------------------------------------------------------------
+
+    def _note_zone(self, node: NodeId, zone: str) -> bool:
+        if self._zones.get(node) == zone:
+            return False
+        new = node not in self._zones
+        self._own_zones()[node] = zone
+        self._own.members = len(self._zones)
+        self._rings_stale = self._aim_stale = True
+        return new
+
+    def _forget_zone(self, node: NodeId) -> bool:
+        if self._own_zones().pop(node, None) is None:
+            return False
+        self._own.members = max(1, len(self._zones))
+        self._rings_stale = self._aim_stale = True
+        return True
+
+    def _own_zones(self) -> dict[NodeId, str]:
+        """The zones, to be changed: no longer shared with other machines of a simulation."""
+        if self._zones_shared:
+            self._zones_shared, self._zones = False, dict(self._zones)
+        return self._zones
+
+    def _aim(self, now: float) -> None:
+        """Compute the neighbours anew: those that can be had, and those lost ones whose places they take."""
+        self._aim_stale = False
+        if self._rings_stale:
+            self._rings_stale = False
+            self._rings = self._rings_of(hash(frozenset(self._zones.items())), self._zones)
+        zone = self._zones.get(self._node_id, "")
+        if self._node_id not in self._zones:
             return
-        self.epoch, self._sequence = max(heard.epoch + 1, wall), 0
-        for kind, own in self._own.items():
-            if own.latest():
-                self._issue(kind, own, own.latest(), effects, now, wall)
+        named = self._rings.neighbours(self._node_id, zone, lambda _: False)
+        have = self._rings.neighbours(self._node_id, zone, self._steps_over)
+        self._targets = frozenset(named) | frozenset(have)
+        self._contacts.aim(self._targets, self._sessions, now)
 
-    # -- frames --------------------------------------------------------------------------------------------------------
+    def _steps_over(self, node: NodeId) -> bool:
+        if node in self._sessions:
+            return False
+        return self._contacts.stepped_over(node) or self.database.isolated(node)
 
-    def _on_hello(self, peer: NodeId, session: SessionState, hello: pb.Hello, effects: Effects) -> None:
-        if hello.root == self.database.root():
-            session.mismatches = 0
-            return
-        session.mismatches += 1
-        if session.mismatches >= MISMATCHES_BEFORE_REPAIR:
-            session.mismatches = 0
-            self._send_digest(peer, effects)
+    def _try_silent_node(self, now: float) -> None:
+        silent = [
+            node
+            for node in self._zones
+            if node != self._node_id and node not in self._sessions and node not in self._contacts.by_node
+        ]
+        lost = [
+            node
+            for node in silent
+            if (node not in self._reached if self._settings.track_reach else self.database.isolated(node))
+        ]
+        if lost:
+            self._contacts.try_once(self._rng.choice(lost), now)
 
-    def _on_push(
-        self, peer: NodeId, session: SessionState, push: pb.Push, effects: Effects, now: float, wall: int
-    ) -> None:
-        for item in push.advertisements:
-            try:
-                record = decode_record(item.body, item.signature)
-            except WireError as error:
-                self._refuse(peer, session, "?", str(error), effects)
+    def _walk(self, effects: Effects, now: float) -> None:
+        """Who can be reached, and who no more."""
+        self._reach_stale = False
+        self._reach_at = now + max(REACH_MIN_S, REACH_S_PER_MEMBER * len(self._zones))
+        own = [*self._sessions, *self._contacts.lingering()]
+        found = reachable(self._node_id, own, self.database.sessions)
+        for node in found - self._reached:
+            self._event(effects, EventKind.NODE_REACHABLE, node)
+            if node not in self._sessions:
+                effects.peers.append(PeerChange(node, True, "reachable through others"))
+        for node in self._reached - found:
+            self._event(effects, EventKind.NODE_UNREACHABLE, node)
+            effects.peers.append(PeerChange(node, False, "its neighbours have lost it"))
+        self._reached = found
+
+    # -- hellos and silence --------------------------------------------------------------------------------------------
+
+    def _tick(self, effects: Effects, now: float, late_s: float) -> None:
+        """Once a hello interval."""
+        for peer, session in list(self._sessions.items()):
+            session.age_known()
+            wanted = peer in self._targets or session.fetching or session.hello is None or session.hello.wanted
+            if wanted:
+                session.unwanted_since = None
+            elif session.unwanted_since is None:
+                session.unwanted_since = now
+            elif now - session.unwanted_since > self._settings.unwanted_s and self._node_id < peer:
+                del self._sessions[peer]
+                self._aim_stale = True
+                effects.drops.append((peer, "no longer neighbours"))
                 continue
-            if record.key.origin == self._node_id:
-                self._on_own_record(peer, session, record, effects, now, wall)
-            else:
-                self._on_record(peer, session, record, effects, now, item.age_ms / 1000)
+            self._send_hello(peer, effects, now, lag_ms=int(late_s * 1000))
+        self._list_sessions(now)
+        self._plan_silence(now)
 
-    def _on_record(
-        self, peer: NodeId, session: SessionState, record: Record, effects: Effects, now: float, age_s: float
-    ) -> None:
-        verdict, reason = self.database.offer(record, now, age_s)
-        match verdict:
-            case Verdict.STORED | Verdict.CONFLICT | Verdict.KNOWN:
-                if self.database.get(record.key) is not None:
-                    session.known[record.key] = max(record.version, session.known.get(record.key, record.version))
-            case Verdict.REFUSED:
-                self._refuse(peer, session, record.key.origin, reason, effects)
-            case Verdict.UNKNOWN_ORIGIN:
-                pass  # its certificate is on the way; the digest brings the record again
-        if verdict is Verdict.CONFLICT:
-            effects.refusals.append(Refusal(peer, record.key.origin, reason))
-        replaced = verdict is Verdict.CONFLICT and self.database.get(record.key) == record
-        if replaced:  # others hold the same version with the other content, and no digest would show it
-            for other in self._sessions.values():
-                other.known.pop(record.key, None)
-            session.known[record.key] = record.version
-        if verdict is Verdict.STORED or replaced:
-            effects.changed = True
-            self._push(record, effects, now)
+    def _plan_silence(self, now: float) -> None:
+        times = [session.silence.heard_at + self._limit_s(session, now) for session in self._sessions.values()]
+        self._silent_at = min(times, default=float("inf")) + 0.001
 
-    def _on_own_record(
-        self, peer: NodeId, session: SessionState, record: Record, effects: Effects, now: float, wall: int
-    ) -> None:
-        """An echo of ourselves; believed only if it bears our own signature."""
-        held = self.database.get(record.key)
-        if held is not None and held.body == record.body:
-            session.known[record.key] = record.version
-            return
-        if held is None or record.version >= held.version:
-            genuine, reason = self._check_own(record)
-            if not genuine:
-                self._refuse(peer, session, record.key.origin, reason, effects)
-                return
-            self._cover(record.key)
-            self._fight_back(record.version, effects, now, wall)
-            effects.add(self._issue_due(now, wall))
+    def _limit_s(self, session: Session, now: float) -> float:
+        lag_s = min(PEER_LAG_MAX_S, session.hello.lag_ms / 1000) if session.hello is not None else 0.0
+        return session.silence.limit_s * self._patience.factor(now) + lag_s
 
-    def _cover(self, key: Key) -> None:
-        """A shard of links from before a restart: there is nothing in it any more, which others must hear."""
-        own = self._own[Kind.LINKS]
-        latest = own.latest()
-        if key.kind is Kind.LINKS and latest and key.shard >= len(latest):
-            own.pending = latest + (Links(),) * (key.shard + 1 - len(latest))
-
-    def _check_own(self, record: Record) -> tuple[bool, str]:
-        try:
-            member = self.database.member_of(self._certificate)
-        except IdentityError as error:
-            return False, str(error)
-        if not member.verify(record.signature, record.body):
-            return False, "it claims to be ours and is not"
-        return True, ""
-
-    def _on_digest(self, peer: NodeId, session: SessionState, digest: pb.Digest, effects: Effects, now: float) -> None:
-        theirs = decode_held(digest)
-        ours = dict(self.database.versions())
-        session.known.update((key, version) for key, version in theirs.items() if key in ours)
-        newer: list[Record] = []
-        for key, version in ours.items():
-            record = self.database.get(key)
-            if record is not None and (key not in theirs or theirs[key] < version):
-                newer.append(record)
-        self._send_records(peer, session, newer, effects, now)
-        missing = [key for key, version in theirs.items() if key not in ours or ours[key] < version]
-        missing = sorted(missing, key=lambda key: (key.kind, key))[:REQUEST_KEYS_MAX]
-        if missing:
-            effects.frames.append((peer, pb.Frame(request=pb.Request(keys=[encode_key(key) for key in missing]))))
-
-    def _on_request(
-        self, peer: NodeId, session: SessionState, request: pb.Request, effects: Effects, now: float
-    ) -> None:
-        records: dict[Key, Record] = {}
-        for item in request.keys:
-            try:
-                record = self.database.get(decode_key(item))
-            except WireError:
+    def _find_silent(self, effects: Effects, now: float) -> None:
+        for peer, session in list(self._sessions.items()):
+            silent_s = now - session.silence.heard_at
+            limit_s = self._limit_s(session, now)
+            suspicion = self._suspicions.get(peer)
+            one_way = session.heard_back_at and now - session.heard_back_at > limit_s + self._settings.silence_min_s
+            if silent_s <= limit_s:
+                if suspicion is not None:
+                    del self._suspicions[peer]
+                    self._event(effects, EventKind.CLEARED, peer)
+                if one_way and now >= self._grace_until:
+                    self._drop_lost(peer, "it does not hear us", effects, now)
                 continue
-            if record is not None:
-                records[record.key] = record
-        self._send_records(peer, session, list(records.values()), effects, now)
+            if now < self._grace_until:
+                continue
+            if suspicion is None:
+                suspicion = self._suspicions[peer] = self._ask(peer, effects, now)
+                self._event(effects, EventKind.SUSPECT, peer, f"silent for {silent_s:.1f} s")
+            if not suspicion.decided(now):
+                continue
+            if suspicion.vouched and silent_s <= 2 * limit_s:
+                continue
+            only = ", but others hear it" if suspicion.vouched else ""
+            self._drop_lost(peer, f"silent for {silent_s:.1f} s{only}", effects, now)
+        self._plan_silence(now)
+        if self._silent_at <= now:
+            self._silent_at = now + self._settings.hello_s / 2
 
-    # -- sending -------------------------------------------------------------------------------------------------------
+    def _ask(self, peer: NodeId, effects: Effects, now: float) -> Suspicion:
+        """Ask two other neighbours of a silent one whether they hear it."""
+        self._check_number += 1
+        suspicion = Suspicion(self._check_number, now + self._settings.check_s)
+        skipped = frozenset({peer, *self._suspicions})
+        own = [node for node in self._sessions if node not in skipped]
+        for _ in range(ASKED_MAX):
+            path = path_to_neighbour(self._node_id, own, peer, self.database.sessions, skipped=skipped, hops=HOPS_MAX)
+            if path is None:
+                break
+            suspicion.asked.add(path[-1])
+            skipped |= {path[-1]}
+            effects.frames.append((path[1], Check(suspicion.number, peer, tuple(path))))
+        return suspicion
 
-    def _push(self, record: Record, effects: Effects, now: float) -> None:
-        """To every peer not known to have it, except its origin."""
-        frame = pb.Frame(push=pb.Push(advertisements=[self._advertisement(record, now)]))
-        for peer, session in self._sessions.items():
-            known = session.known.get(record.key)
-            if peer != record.key.origin and (known is None or known < record.version):
-                session.known[record.key] = record.version
-                effects.frames.append((peer, frame))
+    def _on_check(self, peer: NodeId, session: Session, check: Check, effects: Effects, now: float) -> None:
+        if not session.checks.take(now) or self._node_id not in check.path[1:]:
+            return
+        at = check.path.index(self._node_id)
+        if check.path[at - 1] != peer:
+            return
+        if at + 1 < len(check.path):
+            if check.path[at + 1] in self._sessions:
+                effects.frames.append((check.path[at + 1], check))
+            return
+        target = self._sessions.get(check.target)
+        silent_ms = int(1000 * (now - target.silence.heard_at)) if target is not None else 0
+        back = check.path[::-1]
+        effects.frames.append((peer, Answer(check.number, check.target, back, target is not None, silent_ms)))
 
-    def _send_records(
-        self, peer: NodeId, session: SessionState, records: Sequence[Record], effects: Effects, now: float
+    def _on_answer(
+        self, peer: NodeId, session: Session, answer: Answer, effects: Effects, now: float, wall: int
     ) -> None:
-        for start in range(0, len(records), PUSH_MAX):
-            group = records[start : start + PUSH_MAX]
-            for record in group:
-                session.known[record.key] = record.version
-            push = pb.Push(advertisements=[self._advertisement(record, now) for record in group])
-            effects.frames.append((peer, pb.Frame(push=push)))
+        if not session.checks.take(now) or self._node_id not in answer.path[1:]:
+            return
+        at = answer.path.index(self._node_id)
+        if answer.path[at - 1] != peer:
+            return
+        if at + 1 < len(answer.path):
+            if answer.path[at + 1] in self._sessions:
+                effects.frames.append((answer.path[at + 1], answer))
+            return
+        suspicion = self._suspicions.get(answer.target)
+        if suspicion is not None and suspicion.number == answer.number:
+            suspicion.record_answer(answer.path[0], answer.session and answer.silent_ms < FRESH_S * 1000)
+            self._find_silent(effects, now)
+            self._issue(effects, now, wall)
+
+    def _drop_lost(self, peer: NodeId, reason: str, effects: Effects, now: float) -> None:
+        del self._sessions[peer]
+        self._suspicions.pop(peer, None)
+        self._aim_stale = self._reach_stale = True
+        effects.drops.append((peer, reason))
+        self._contacts.record_lost(peer, now, reason)
+        self._tell_lost(peer, reason, effects, now)
+
+    def _expire_lingering(self, effects: Effects, now: float) -> None:
+        for peer, reason in self._contacts.take_expired(now):
+            self._tell_lost(peer, reason, effects, now)
+
+    def _tell_lost(self, peer: NodeId, reason: str, effects: Effects, now: float) -> None:
+        self._aim_stale = self._reach_stale = True
+        effects.peers.append(PeerChange(peer, False, reason))
+        self._event(effects, EventKind.SESSION_DOWN, peer, reason)
+        self._list_sessions(now)
 
     def _send_hello(self, peer: NodeId, effects: Effects, now: float, *, lag_ms: int = 0) -> None:
         session = self._sessions[peer]
-        session.hello_sequence += 1
-        hello = pb.Hello(sequence=session.hello_sequence, root=self.database.root(), loop_lag_ms=lag_ms)
-        effects.frames.append((peer, pb.Frame(hello=hello)))
+        session.hellos_sent += 1
+        session.sent_at[session.hellos_sent] = now
+        if len(session.sent_at) > SENT_KEPT:
+            del session.sent_at[next(iter(session.sent_at))]
+        heard, held_ms = 0, 0
+        if session.hello is not None:
+            heard, held_ms = session.hello.sequence, int(1000 * (now - session.hello_at))
+        hello = Hello(
+            session.hellos_sent,
+            heard,
+            self.database.root(),
+            lag_ms,
+            peer in self._targets or session.fetching,
+            len(self.database),
+            held_ms=held_ms,
+        )
+        effects.frames.append((peer, hello))
 
-    def _send_digest(self, peer: NodeId, effects: Effects) -> None:
-        effects.frames.append((peer, pb.Frame(digest=pb.Digest(held=encode_held(self.database.versions())))))
+    def _on_hello(self, peer: NodeId, session: Session, hello: Hello, effects: Effects, now: float) -> None:
+        first = session.hello is None
+        session.silence.hear(now)
+        new_two_way = hello.heard > 0 and (first or (session.hello is not None and session.hello.heard == 0))
+        session.hello, session.hello_at = hello, now
+        sent_at = session.sent_at.get(hello.heard)
+        if hello.heard > session.heard_back:
+            session.heard_back, session.heard_back_at = hello.heard, now
+            if sent_at is not None:
+                trip_s = max(0.0, now - sent_at - hello.held_ms / 1000)
+                before = session.round_trip_s
+                session.round_trip_s = trip_s if before is None else before + (trip_s - before) / 8
+        if first:
+            self._send_hello(peer, effects, now)
+        if new_two_way or first:
+            self._list_sessions(now)
+        if hello.root == self.database.root() or hello.root in self._roots:
+            session.mismatches, session.repair_pause_s = 0, 0.0
+            session.fetching = False
+            if not self.synced:
+                self.synced = True
+                self._event(effects, EventKind.IN_SYNC, self._node_id, peer=peer)
+            return
+        session.mismatches += 1
+        if first or (session.mismatches >= MISMATCHES_BEFORE_REPAIR and now >= session.repair_after):
+            session.mismatches = 0
+            self._begin_repair(peer, session, hello, effects, now)
 
-    def _forget_expired(self) -> None:
-        for session in self._sessions.values():
-            session.known = {key: version for key, version in session.known.items() if self.database.get(key)}
+    # -- records -------------------------------------------------------------------------------------------------------
 
-    def _advertisement(self, record: Record, now: float) -> pb.Advertisement:
-        age_ms = min(UINT32_MAX, int(1000 * self.database.age_s(record.key, now)))
-        return pb.Advertisement(body=record.body, signature=record.signature, age_ms=age_ms)
+    def _on_items(
+        self,
+        peer: NodeId,
+        session: Session,
+        items: tuple[Aged, ...],
+        faults: tuple[str, ...],
+        effects: Effects,
+        now: float,
+        wall: int,
+    ) -> None:
+        for fault in faults:
+            self._refuse(peer, session, "?", fault, effects, now)
+        for item in items:
+            if peer not in self._sessions:
+                return  # shut out in the middle of its own frame
+            if item.record.key.origin == self._node_id:
+                self._on_own_record(peer, session, item.record, effects, now, wall)
+            else:
+                self._on_record(peer, session, item, effects, now)
 
-    def _find_silent(self, effects: Effects, now: float) -> None:
-        for peer, session in self._sessions.items():
-            if session.silence.lost(now):
-                effects.drops.append((peer, f"silent for {now - session.silence.heard_at:.1f} s"))
+    def _on_record(self, peer: NodeId, session: Session, item: Aged, effects: Effects, now: float) -> None:
+        record = item.record
+        session.known[record.key] = record.mark
+        session.unqueue(record.key)
+        self._spread.record_arrival(record)
+        if not self.database.is_news(record):
+            self._count("known")
+            held = self.database.get(record.key)
+            if held is not None and held.mark == record.mark and self._on_tree(record):
+                self._prune(peer, session, effects, now)
+            elif held is not None and held.version > record.version:
+                session.known.pop(record.key, None)
+            return
+        if not session.budget.take(now):
+            self._count("over-budget")  # repair will bring it
+            return
+        old = self.database.get(record.key)
+        verdict, reason = self.database.offer(record, now, item.age_s)
+        self._count(verdict.value.replace(" ", "-"))
+        match verdict:
+            case Verdict.REFUSED:
+                self._refuse(peer, session, record.key.origin, reason, effects, now)
+            case Verdict.CONFLICT:
+                effects.refusals.append(Refusal(peer, record.key.origin, reason))
+                self._event(effects, EventKind.CONFLICT, record.key.origin, reason, peer)
+            case Verdict.STORED | Verdict.KNOWN | Verdict.UNKNOWN_ORIGIN:
+                pass
+        if self.database.get(record.key) is record:
+            self._stored(record, old, effects, peer)
 
-    def _refuse(self, peer: NodeId, session: SessionState, origin: str, reason: str, effects: Effects) -> None:
+    def _stored(self, record: Record, old: Record | None, effects: Effects, peer: NodeId) -> None:
+        effects.changed = True
+        self._remember_root()
+        origin, kind = record.key.origin, record.key.kind
+        if kind == Kind.NODE and isinstance(record.payload, NodeInfo):
+            if self._note_zone(origin, record.payload.zone):
+                self._event(effects, EventKind.NODE_JOINED, origin, record.payload.name, peer)
+        elif kind == Kind.SESSIONS:
+            self._reach_stale = True
+            was = old.payload.peers if old is not None and isinstance(old.payload, Sessions) else ()
+            for node in was:  # it may be isolated now: the overlay steps over it
+                if node in self._targets and node not in self._sessions:
+                    self._aim_stale = True
+            if origin in self._targets and origin not in self._sessions:
+                self._aim_stale = True
+        if record.urgency < Urgency.REFRESH and kind in (Kind.LINKS, Kind.SESSIONS) and old is not None:
+            self._event(
+                effects, EventKind.CHANGED, origin, f"{Kind(kind).name.lower()} {record.urgency.name.lower()}", peer
+            )
+        self._pass_on(record)
+
+    def _on_own_record(
+        self, peer: NodeId, session: Session, record: Record, effects: Effects, now: float, wall: int
+    ) -> None:
+        """An echo of ourselves; believed only if it bears our own signature."""
+        session.known[record.key] = record.mark
+        held = self.database.get(record.key)
+        if held is not None and (held.mark == record.mark or held.version > record.version):
+            return
+        try:
+            genuine = self.database.member_of(self._certificate).verify(record.signature, record.body)
+        except IdentityError:
+            genuine = False
+        if not genuine:
+            self._refuse(peer, session, record.key.origin, "it claims to be ours and is not", effects, now)
+            return
+        self._own.cover(record.key)
+        began, duplicate = self._own.fight_back(record.version, now, wall)
+        if duplicate:
+            self._event(effects, EventKind.DUPLICATE_IDENTITY, self._node_id, "another machine uses our key", peer)
+            effects.complaints.append(
+                "another machine uses this node's key: stop one of them, and issue it a key of its own"
+            )
+        if began:
+            self._issue(effects, now, wall)
+
+    def _pass_on(self, record: Record) -> None:
+        tree = len(self._zones) > self._settings.tree_above
+        self._touched.update(dict.fromkeys(self._spread.queue(record, self._sessions, tree=tree)))
+
+    def _on_tree(self, record: Record) -> bool:
+        """Its body travels on the tree: a second copy is a session too many."""
+        if record.urgency <= Urgency.DEGRADE:
+            return False
+        return record.urgency is Urgency.REFRESH or len(self._zones) > self._settings.tree_above
+
+    def _prune(self, peer: NodeId, session: Session, effects: Effects, now: float) -> None:
+        if now - session.pruned_at > self._settings.graft_s:
+            session.pruned_at = now
+            effects.frames.append((peer, Prune()))
+
+    def _refuse(self, peer: NodeId, session: Session, origin: str, reason: str, effects: Effects, now: float) -> None:
         session.refusals += 1
         effects.refusals.append(Refusal(peer, origin, reason))
-        if session.refusals >= REFUSALS_MAX:
-            effects.drops.append((peer, "too many refused advertisements"))
+        self._event(effects, EventKind.REFUSED, peer, reason)
+        if session.refusals < REFUSALS_MAX or peer not in self._sessions:
+            return
+        settings = self._settings
+        found = self._quarantine.setdefault(peer, Quarantine(settings.quarantine_first_s, settings.quarantine_max_s))
+        length_s = found.begin(now)
+        self._event(effects, EventKind.QUARANTINED, peer, f"for {length_s:.0f} s")
+        self._drop_lost(peer, "too many refused advertisements", effects, now)
+        self._contacts.by_node.pop(peer, None)
+
+    # -- repair --------------------------------------------------------------------------------------------------------
+
+    def _begin_repair(self, peer: NodeId, session: Session, hello: Hello, effects: Effects, now: float) -> None:
+        session.repair_pause_s = min(REPAIR_MAX_S, max(REPAIR_FIRST_S, session.repair_pause_s * 2))
+        session.repair_after = now + session.repair_pause_s
+        if hello.records > FETCH_ABOVE and 2 * len(self.database) < hello.records:
+            session.fetching = True
+            session.budget.tokens += FETCH_TOKENS
+            effects.frames.append((peer, Fetch(self._fetch_from)))
+        elif self._node_id < peer or session.repair_pause_s > REPAIR_FIRST_S:
+            effects.frames.append((peer, buckets_frame(self.database)))
+
+    def _on_digest(self, peer: NodeId, session: Session, digest: Digest, effects: Effects) -> None:
+        newer, missing = compare(self.database, digest)
+        for record in newer:
+            session.queue(record)
+        self._touched[peer] = None
+        if missing:
+            effects.frames.append((peer, request(missing)))
+
+    def _on_request(self, peer: NodeId, session: Session, wanted: Request) -> None:
+        for key in wanted.keys:
+            record = self.database.get(key)
+            if record is not None:
+                session.queue(record)
+        self._touched[peer] = None
+
+    def _on_fetch(self, peer: NodeId, fetch: Fetch, effects: Effects, now: float) -> None:
+        records, done = self.database.after(fetch.after, CHUNK_BYTES_MAX)
+        last = records[-1].key if records else None
+        effects.frames.append((peer, Chunk(tuple(self._aged(record, now) for record in records), last, done)))
+
+    def _on_chunk(self, peer: NodeId, session: Session, chunk: Chunk, effects: Effects, now: float, wall: int) -> None:
+        session.silence.touch(now)
+        self._on_items(peer, session, chunk.items, chunk.faults, effects, now, wall)
+        if chunk.done or chunk.last is None:
+            session.fetching, self._fetch_from = False, None
+            session.repair_after = now
+        elif session.fetching:
+            self._fetch_from = chunk.last
+            session.budget.tokens += FETCH_TOKENS
+            effects.frames.append((peer, Fetch(chunk.last)))
+
+    def _expire(self, effects: Effects, now: float) -> None:
+        gone = self.database.expire(now, self._node_id)
+        for key in gone:
+            effects.changed = self._reach_stale = True
+            if key.kind == Kind.NODE and self._forget_zone(key.origin):
+                self._event(effects, EventKind.NODE_EXPIRED, key.origin)
+        if gone:
+            self._remember_root()
+
+    # -- ends of turns -------------------------------------------------------------------------------------------------
+
+    def _notice(self, now: float) -> None:
+        """Were we stopped? Before anything is judged: what others did not say meanwhile proves nothing."""
+        gap_s = now - max(self._alive_at, self._timer_due)
+        self._alive_at = now
+        if gap_s <= self._settings.pause_s:
+            return
+        self._grace_until = now + self._settings.pause_grace_s
+        self._patience.record_lag(gap_s, now)
+        self._suspicions.clear()
+        self._contacts.extend(self._grace_until + self._settings.linger_s)
+        for session in self._sessions.values():
+            session.silence.excuse(now)
+            session.heard_back_at = now
+        self._silent_at = self._grace_until
+        self._paused_s = gap_s
+
+    def _end(self, effects: Effects, now: float, wall: int) -> Effects:
+        """Send what may go now, dial whom the overlay wants, and look who can be reached."""
+        if self._paused_s:
+            self._event(effects, EventKind.PAUSED, self._node_id, f"for {self._paused_s:.1f} s")
+            self._paused_s = 0.0
+        if self._reach_stale and now >= self._reach_at and self._settings.track_reach:
+            self._walk(effects, now)
+        if self._aim_stale:
+            self._aim(now)
+            self._list_sessions(now)
+            self._issue(effects, now, wall)
+        for peer in self._contacts.take_due(now):
+            info = self.database.info(peer)
+            if info is not None and info.gossip_address and not self.shut_out(peer, now):
+                effects.dials.append((peer, info.gossip_address))
+            else:
+                self._contacts.record_failure(peer, now, refused=False, grace_until=self._grace_until)
+        settings = self._settings
+        for peer in self._touched:
+            session = self._sessions.get(peer)
+            if session is not None and session.due(settings.batch_s, settings.batch_busy_s) <= now:
+                self._flush(peer, session, effects, now)
+        self._touched.clear()
+        return effects
+
+    def _flush(self, peer: NodeId, session: Session, effects: Effects, now: float) -> None:
+        records, ids = session.take(now)
+        for start in range(0, len(records), PUSH_MAX):
+            group = records[start : start + PUSH_MAX]
+            effects.frames.append((peer, Push(tuple(self._aged(record, now) for record in group))))
+        if ids:
+            effects.frames.append((peer, announce(ids)))
+
+    def _aged(self, record: Record, now: float) -> Aged:
+        return Aged(record, self.database.age_s(record.key, now))
+
+    def _remember_root(self) -> None:
+        root = self.database.root()
+        if not self._roots or self._roots[-1] != root:
+            self._roots.append(root)
+
+    def _count(self, verdict: str) -> None:
+        self.counts[verdict] = self.counts.get(verdict, 0) + 1
+
+    def _event(
+        self, effects: Effects, kind: EventKind, node: NodeId, text: str = "", peer: NodeId | None = None
+    ) -> None:
+        self.event_counts[kind.value] = self.event_counts.get(kind.value, 0) + 1
+        effects.events.append(Event(kind, node, text, peer))
+
+
+def _zones_of(database: Database) -> dict[NodeId, str]:
+    infos = ((node, database.info(node)) for node in database.nodes())
+    return {node: info.zone for node, info in infos if info is not None}

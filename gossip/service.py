@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
+import enum
 import json
 import os
 import random
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,13 +28,16 @@ from typing import Any
 import grpc
 import structlog
 
+from gossip.effects import Effects
 from gossip.fit import shard_links
+from gossip.frames import Frame
 from gossip.identity import Identity, IdentityError, Member, server_name
-from gossip.linkstate import Kind, LinkState, LinkStatus, Load, NodeId, NodeInfo, SessionStatus, Snapshot
-from gossip.machine import Effects, Machine
+from gossip.linkstate import Kind, LinkState, Load, NodeId, NodeInfo, SessionStatus, Snapshot
+from gossip.machine import Machine
 from gossip.repeats import Repeats
 from gossip.settings import GossipSettings
-from gossip.wire import WireError, decode_record
+from gossip.status import Event, GossipStats, MemberState, MemberStatus
+from gossip.wire import WireError, decode_frame, decode_record, encode_frame, frame_kind
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
 from smtpmesh.gossip.v1 import gossip_pb2_grpc as pb_grpc
 
@@ -39,7 +45,12 @@ log = structlog.get_logger()
 
 FRAME_BYTES_MAX = 4 * 1024 * 1024
 OUTBOX_MAX = 1000
-"""Frames waiting for one peer; a peer that does not read is dropped and gets a digest when it is back."""
+"""Frames waiting for one peer; one that does not read at all is dropped and gets a digest when it is back."""
+OUTBOX_BLOCKED = 32
+"""Frames waiting for one peer above which the machine keeps what is new, newest version for each key."""
+OUTBOX_OPEN = 4
+SNAPSHOT_SHARE = 0.1
+"""Of the time, at most, that goes into telling what changed."""
 SAVE_S = 10.0
 AFTER_BUG_S = 1.0
 OPTIONS: list[tuple[str, Any]] = [
@@ -61,6 +72,9 @@ class Link:
     address: str
     dialled: bool
     outbox: asyncio.Queue[pb.Frame | None] = field(default_factory=lambda: asyncio.Queue(OUTBOX_MAX))
+    on_open: Callable[[], None] = lambda: None
+    """The peer reads again."""
+    blocked: bool = False
     closed: str = ""
     """Reason of our own closing."""
 
@@ -75,11 +89,22 @@ class Link:
         """What is to be sent, until the link is closed."""
         while (frame := await self.outbox.get()) is not None:
             yield frame
+            if self.blocked and self.outbox.qsize() <= OUTBOX_OPEN:
+                self.blocked = False
+                self.on_open()
+
+
+class Failure(enum.Enum):
+    """Why a dial came to nothing."""
+
+    REFUSED = "refused"
+    """The machine is there, and nobody listens."""
+    OTHER = "other"
 
 
 @dataclass
 class Dial:
-    """Attempts to reach one node or seed."""
+    """Attempts to reach one seed."""
 
     pause_s: float
     due: float
@@ -97,9 +122,17 @@ class GossipService(pb_grpc.GossipServicer):
         state_path: Path,
         on_change: Callable[[Snapshot], None],
         on_session: Callable[[NodeId, bool, str], None],
+        on_event: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self._identity, self._settings, self._state_path = identity, settings, state_path
-        self._on_change, self._on_session = on_change, on_session
+        self._on_change, self._on_session, self._on_event = on_change, on_session, on_event
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_cost_s = 0.0
+        self._told_at = 0.0
+        self._frames_sent: Counter[str] = Counter()
+        self._frames_received: Counter[str] = Counter()
+        self._bytes_sent = self._bytes_received = 0
+        self._states: dict[NodeId, tuple[MemberState, float]] = {}
         self._links: dict[NodeId, Link] = {}
         self._lost: dict[NodeId, tuple[float, str]] = {}
         self._dials: dict[str, Dial] = {}
@@ -109,7 +142,6 @@ class GossipService(pb_grpc.GossipServicer):
         self._server: grpc.aio.Server | None = None
         self._timer: asyncio.Task[None] | None = None
         self._saved_at = 0.0
-        self._states: tuple[tuple[str, LinkStatus], ...] | None = None
         self._bound = ""
         self._said = Repeats()
         self._seeds = list(settings.join)
@@ -158,6 +190,8 @@ class GossipService(pb_grpc.GossipServicer):
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         for link in list(self._links.values()):
             link.close("stopping")
         for task in list(self._tasks):
@@ -171,16 +205,13 @@ class GossipService(pb_grpc.GossipServicer):
 
     def publish_info(self, info: NodeInfo) -> None:
         """Advertise who this node is."""
-        self._act(self._machine.publish(Kind.NODE, [info], time.monotonic(), int(time.time()), urgent=True))
+        self._act(self._machine.publish(Kind.NODE, [info], time.monotonic(), int(time.time())))
 
     def publish_links(self, links: Sequence[LinkState]) -> None:
-        """Advertise the own links; a change of a link's state goes out at once, others within moments."""
-        states = tuple((link.hop, link.status) for link in links)
-        urgent = states != self._states
-        self._states = states
+        """Advertise the own links; bad news goes out at once, other news when its hold is over (`gossip.holds`)."""
         payloads, complaints = shard_links(links)
         self._act(Effects(complaints=complaints))
-        self._act(self._machine.publish(Kind.LINKS, payloads, time.monotonic(), int(time.time()), urgent=urgent))
+        self._act(self._machine.publish(Kind.LINKS, payloads, time.monotonic(), int(time.time())))
 
     def publish_load(self, load: Load) -> None:
         """Advertise what waits here; bounded to a few times a second."""
@@ -201,12 +232,61 @@ class GossipService(pb_grpc.GossipServicer):
     def _status(self, node: NodeId, now: float) -> SessionStatus:
         info = self._machine.database.info(node)
         address = info.gossip_address if info is not None else ""
-        times = self._machine.session_times(node)
-        if times is not None:
-            since, heard = times
-            return SessionStatus(node, address, True, now - since, now - heard)
+        session = self._machine.session(node)
+        if session is not None:
+            return SessionStatus(node, address, True, now - session.since, now - session.silence.heard_at)
         lost_at, reason = self._lost.get(node, (self._saved_at, "no session yet"))
         return SessionStatus(node, address, False, now - lost_at if lost_at else 0.0, None, reason)
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        """Every member as seen from here."""
+        now = time.monotonic()
+        return tuple(self._member_status(node, now) for node in self._machine.database.nodes())
+
+    def stats(self) -> GossipStats:
+        """Counters and gauges."""
+        return dataclasses.replace(
+            self._machine.stats(time.monotonic()),
+            frames_sent=dict(self._frames_sent),
+            frames_received=dict(self._frames_received),
+            bytes_sent=self._bytes_sent,
+            bytes_received=self._bytes_received,
+        )
+
+    def _member_status(self, node: NodeId, now: float) -> MemberStatus:
+        machine, info = self._machine, self._machine.database.info(node)
+        state, reason = self._member_state(node)
+        before = self._states.get(node)
+        if before is None or before[0] is not state:
+            self._states[node] = before = (state, now)
+        session = machine.session(node)
+        listed = [peer for peer in machine.database.nodes() if node in machine.database.sessions(peer)]
+        if state is MemberState.UNREACHABLE:
+            listed = [peer for peer in machine.database.sessions(node) if peer not in listed]
+        return MemberStatus(
+            node,
+            info.name if info is not None else "",
+            state,
+            now - before[1],
+            tuple(listed),
+            reason,
+            f"{session.hello.root:016x}" if session is not None and session.hello is not None else "",
+            machine.in_sync(node),
+            session.hello.lag_ms if session is not None and session.hello is not None else None,
+            session.round_trip_s * 1000 if session is not None and session.round_trip_s is not None else None,
+        )
+
+    def _member_state(self, node: NodeId) -> tuple[MemberState, str]:
+        machine = self._machine
+        if node == self._identity.node_id:
+            return MemberState.SELF, ""
+        lost = machine.lost_reason(node)
+        reason = lost[1] if lost is not None else ""
+        if machine.is_suspect(node):
+            return MemberState.SUSPECT, reason
+        if machine.session(node) is not None:
+            return MemberState.UP, ""
+        return (MemberState.REACHABLE if node in machine.reached() else MemberState.UNREACHABLE), reason
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +320,7 @@ class GossipService(pb_grpc.GossipServicer):
             async for frame in frames:
                 if not self._is_current(link):
                     break
-                self._act(self._machine.on_frame(link.peer, frame, time.monotonic(), int(time.time())))
+                self._receive(link, frame)
         except (grpc.RpcError, asyncio.InvalidStateError) as error:
             reason = _describe(error)
         except Exception:
@@ -252,54 +332,66 @@ class GossipService(pb_grpc.GossipServicer):
     # -- dialling ------------------------------------------------------------------------------------------------------
 
     def _plan_dials(self, now: float) -> None:
-        """Known nodes without a session, and seeds while nobody is known."""
-        wanted: dict[str, NodeId | None] = {
-            address: node for node, address in self._machine.dials() if address != self._bound
-        }
+        """Seeds that nobody known answers at. Members are dialled when the machine says so."""
         known = {info.gossip_address for node in self._known_peers() if (info := self._machine.database.info(node))}
+        wanted: set[str] = set()
         for seed in self._seeds:
             answered = self._answered.get(seed)
-            met = answered is not None and (answered in self._links or answered == self._identity.node_id)
+            met = answered is not None and (answered in self._known_peers() or answered == self._identity.node_id)
             if not met and seed not in known and seed not in (self._bound, self._settings.advertise):
-                wanted.setdefault(seed, None)
+                wanted.add(seed)
+        if not self._links:  # nobody at all: any of them will do, also one that is known
+            wanted |= {seed for seed in self._seeds if self._answered.get(seed) != self._identity.node_id}
         for address in [address for address in self._dials if address not in wanted]:
             if self._dials[address].task is None:
                 del self._dials[address]
-        for address, node in wanted.items():
-            dial = self._dials.get(address)
-            if dial is None:
-                patience_s = self._settings.dial_anyway_s if node is not None and node < self._identity.node_id else 0.0
-                dial = self._dials[address] = Dial(self._settings.redial_first_s, now + patience_s)
+        for address in sorted(wanted):
+            dial = self._dials.setdefault(address, Dial(self._settings.redial_first_s, now))
             if dial.task is None and now >= dial.due:
-                dial.task = self._spawn(self._dial(address, node, dial))
+                dial.task = self._spawn(self._dial_seed(address, dial))
 
-    async def _dial(self, address: str, node: NodeId | None, dial: Dial) -> None:
+    async def _dial_seed(self, address: str, dial: Dial) -> None:
         try:
-            await self._dial_once(address, node)
+            await self._dial(address, None)
             dial.pause_s = self._settings.redial_first_s
+        finally:
+            dial.task = None
+            jitter = 1 + 0.2 * (random.random() * 2 - 1)
+            dial.due = time.monotonic() + dial.pause_s * jitter
+            dial.pause_s = min(self._settings.redial_late_s, dial.pause_s * 2)
+            self._wake.set()
+
+    async def _dial_member(self, node: NodeId, address: str) -> None:
+        failed = await self._dial(address, node)
+        if failed is not None:
+            now, wall = time.monotonic(), int(time.time())
+            self._act(self._machine.on_dial_failed(node, now, wall, refused=failed is Failure.REFUSED))
+
+    async def _dial(self, address: str, node: NodeId | None) -> Failure | None:
+        """Hold a session with whoever should be there until it ends; why there was none."""
+        try:
+            return None if await self._dial_once(address, node) else Failure.OTHER
+        except ConnectionRefusedError:
+            return Failure.REFUSED
         except (OSError, ssl.SSLError, TimeoutError, grpc.RpcError) as error:
             log.debug("gossip.dial_failed", address=address, reason=_describe(error))
         except IdentityError as error:
             if self._said.is_new(("address", address, str(error)), time.monotonic()):
                 log.warning("gossip.peer_refused", address=address, reason=str(error))
-        finally:
-            dial.task = None
-            jitter = 1 + 0.2 * (random.random() * 2 - 1)
-            dial.due = time.monotonic() + dial.pause_s * jitter
-            dial.pause_s = min(self._settings.redial_max_s, dial.pause_s * 2)
-            self._wake.set()
+        return Failure.OTHER
 
-    async def _dial_once(self, address: str, expected: NodeId | None) -> None:
+    async def _dial_once(self, address: str, expected: NodeId | None) -> bool:
+        """True if there is a session now, or was until just now."""
         async with asyncio.timeout(self._settings.dial_timeout_s):
             member = await self._look(address)
         if address in self._seeds:
             self._answered[address] = member.node_id
         if member.node_id == self._identity.node_id:
-            return
+            return False
         if expected is not None and member.node_id != expected:
             raise IdentityError(f"{address} is the node {member.name} now, expected {expected}")
         if member.node_id in self._links:
-            return
+            return True
         identity = self._identity
         credentials = grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
         options = [*OPTIONS, ("grpc.ssl_target_name_override", server_name(member.node_id))]
@@ -308,13 +400,14 @@ class GossipService(pb_grpc.GossipServicer):
                 await channel.channel_ready()
             link = Link(member.node_id, address, dialled=True)
             if not self._adopt(link):
-                return
+                return member.node_id in self._links
             call = pb_grpc.GossipStub(channel).Session(link.frames())
             try:
                 await self._read(link, aiter(call))
             finally:
                 self._lose(link, link.closed or "the session ended")
                 call.cancel()
+        return True
 
     async def _look(self, address: str) -> Member:
         """Who is there, by its certificate. IdentityError if it is none of ours.
@@ -338,6 +431,8 @@ class GossipService(pb_grpc.GossipServicer):
         """Take a new stream as the session with its peer, or leave the one that is there."""
         if self._stopping or link.peer == self._identity.node_id:
             return False
+        if self._machine.shut_out(link.peer, time.monotonic()):
+            return False
         current = self._links.get(link.peer)
         if current is not None:
             if current.dialled != link.dialled and self._is_preferred(current) and not self._is_preferred(link):
@@ -345,11 +440,28 @@ class GossipService(pb_grpc.GossipServicer):
             current.close("replaced by a newer session")
         self._links[link.peer] = link
         self._lost.pop(link.peer, None)
-        self._act(self._machine.on_session(link.peer, time.monotonic()))
-        if current is None:
-            self._on_session(link.peer, True, "dialled" if link.dialled else "accepted")
+        link.on_open = lambda: self._open(link)
+        self._act(self._machine.on_session(link.peer, time.monotonic(), int(time.time())))
         self._wake.set()
         return True
+
+    def _open(self, link: Link) -> None:
+        if self._is_current(link):
+            self._act(self._machine.on_blocked(link.peer, time.monotonic(), int(time.time()), blocked=False))
+
+    def _receive(self, link: Link, message: pb.Frame) -> None:
+        """One frame of a peer. Nonsense is its fault, and ends the session."""
+        self._bytes_received += message.ByteSize()
+        try:
+            frame = decode_frame(message)
+        except WireError as error:
+            log.warning("gossip.bad_frame", peer=link.peer, reason=str(error))
+            self._lose(link, f"a bad frame: {error}")
+            link.close("a bad frame")
+            return
+        if frame is not None:  # else a newer peer's
+            self._frames_received[frame_kind(frame)] += 1
+            self._act(self._machine.on_frame(link.peer, frame, time.monotonic(), int(time.time())))
 
     def _is_preferred(self, link: Link) -> bool:
         """Dialled by the node with the smaller id."""
@@ -363,10 +475,8 @@ class GossipService(pb_grpc.GossipServicer):
             return
         del self._links[link.peer]
         self._lost[link.peer] = (time.monotonic(), reason)
-        self._machine.on_session_lost(link.peer)
         if not self._stopping:
-            self._on_session(link.peer, False, reason)
-            self._on_change(self.snapshot())
+            self._act(self._machine.on_session_lost(link.peer, time.monotonic(), int(time.time()), reason))
         self._wake.set()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -404,21 +514,55 @@ class GossipService(pb_grpc.GossipServicer):
             if self._said.is_new(complaint, now):
                 log.warning("gossip.not_advertised", reason=complaint)
         for peer, frame in effects.frames:
-            link = self._links.get(peer)
-            if link is None:
-                continue
-            if link.outbox.full():
-                effects.drops.append((peer, "it does not read"))
-            else:
-                link.outbox.put_nowait(frame)
+            self._send(peer, frame)
         for peer, reason in effects.drops:
-            link = self._links.get(peer)
+            link = self._links.pop(peer, None)
             if link is not None:
-                self._lose(link, reason)
+                self._lost[peer] = (now, reason)
                 link.close(reason)
-        if effects.changed:
+        for node, address in effects.dials:
+            self._spawn(self._dial_member(node, address))
+        for change in effects.peers:
+            self._on_session(change.node_id, change.up, change.reason)
+        for event in effects.events:
+            self._on_event(event)
+        if effects.changed or effects.peers:
+            self._tell()
+        if effects.changed or effects.dials or effects.drops:
             self._wake.set()
-            self._on_change(self.snapshot())
+
+    def _send(self, peer: NodeId, frame: Frame) -> None:
+        link = self._links.get(peer)
+        if link is None:
+            return
+        message = encode_frame(frame)
+        if link.outbox.full():
+            self._lose(link, "it does not read")
+            link.close("it does not read")
+            return
+        self._frames_sent[frame_kind(frame)] += 1
+        self._bytes_sent += message.ByteSize()
+        link.outbox.put_nowait(message)
+        if not link.blocked and link.outbox.qsize() > OUTBOX_BLOCKED:
+            link.blocked = True
+            self._act(self._machine.on_blocked(peer, time.monotonic(), int(time.time()), blocked=True))
+
+    def _tell(self) -> None:
+        """Show the new database: at once, but so that telling takes a bounded share of the time."""
+        if self._telling is not None or self._stopping:
+            return
+        rest_s = self._told_at + self._told_cost_s / SNAPSHOT_SHARE - time.monotonic()
+        if rest_s <= 0:
+            self._tell_now()
+        else:
+            self._telling = asyncio.get_running_loop().call_later(rest_s, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
+        began = time.monotonic()
+        self._on_change(self.snapshot())
+        self._told_at = time.monotonic()
+        self._told_cost_s = self._told_at - began
 
     def _member_of(self, certificate_der: bytes) -> Member:
         return self._identity.member(certificate_der, at=datetime.now(UTC))
@@ -431,7 +575,7 @@ class GossipService(pb_grpc.GossipServicer):
                 if record.key.origin == self._identity.node_id:
                     continue
                 age_s = record.lifetime_s - (expires_at - time.time())
-                self._machine.database.offer(record, time.monotonic(), age_s)
+                self._machine.remember(record, time.monotonic(), age_s)
                 if age_s >= record.lifetime_s and isinstance(record.payload, NodeInfo):
                     self._seeds.append(record.payload.gossip_address)  # too old to believe, good enough to ask
 
@@ -476,7 +620,7 @@ def _encode_state(machine: Machine) -> str:
             int(wall + record.lifetime_s - database.age_s(record.key, now)),
         ]
         for record in database.records()
-        if record.key.kind is Kind.NODE
+        if record.key.kind == Kind.NODE
     ]
     return json.dumps({"epoch": machine.epoch, "records": records})
 

@@ -1,14 +1,35 @@
-"""Between protobuf and the link-state values. Whatever arrives is a bounded value afterwards, or a `WireError`."""
+"""Between protobuf and the values of `linkstate` and `frames`. Whatever arrives is bounded
+afterwards, or a `WireError`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from gossip.frames import (
+    Aged,
+    Announce,
+    Answer,
+    Buckets,
+    Check,
+    Chunk,
+    Digest,
+    Fetch,
+    Frame,
+    Graft,
+    Held,
+    Hello,
+    Prune,
+    Push,
+    Record,
+    Request,
+)
 from gossip.linkstate import (
+    KIND_MAX,
     ClassLoad,
     Key,
     Kind,
@@ -18,7 +39,10 @@ from gossip.linkstate import (
     Load,
     NodeId,
     NodeInfo,
+    Opaque,
     Payload,
+    Sessions,
+    Urgency,
     Version,
 )
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
@@ -32,6 +56,15 @@ LATENCY_MAX_US = 3600 * 10**6
 COUNT_MAX = 2**53
 LIFETIME_MAX_S = 86_400
 SHARD_MAX = 1000
+SESSIONS_MAX = 256
+EPOCH_MAX = 2**62
+"""Epochs are Unix seconds, or a little more. Above this one could never be topped."""
+BUCKETS = 256
+NODE_ID_BYTES = 16
+ROOT_BYTES = 8
+ID_BYTES = 12
+IDS_MAX = 2000
+PATH_MAX = 12
 UINT32_MAX = 2**32 - 1
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
@@ -42,23 +75,16 @@ class WireError(ValueError):
     """What arrived makes no sense; the peer is at fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A decoded advertisement, with the signed bytes as they travel."""
-
-    key: Key
-    version: Version
-    cluster: str
-    lifetime_s: int
-    payload: Payload
-    certificate: bytes
-    """DER, in NODE records; empty in others."""
-    body: bytes
-    signature: bytes
-
-
 def encode_body(
-    key: Key, version: Version, cluster: str, payload: Payload, *, certificate: bytes, issued_at: int, lifetime_s: int
+    key: Key,
+    version: Version,
+    cluster: str,
+    payload: Payload,
+    *,
+    certificate: bytes,
+    issued_at: int,
+    lifetime_s: int,
+    urgency: Urgency = Urgency.REFRESH,
 ) -> bytes:
     """The bytes that the origin signs."""
     body = pb.Body(
@@ -68,6 +94,7 @@ def encode_body(
         sequence=version.sequence,
         issued_at=issued_at,
         lifetime_s=lifetime_s,
+        urgency=int(urgency),
     )
     match payload:
         case NodeInfo():
@@ -76,6 +103,10 @@ def encode_body(
             body.links.links.extend(_encode_link(link) for link in payload.links)
         case Load():
             body.load.CopyFrom(_encode_load(payload))
+        case Sessions():
+            body.sessions.peers.extend(bytes.fromhex(peer) for peer in payload.peers)
+        case Opaque():
+            raise WireError("a record of an unknown kind cannot be made here")
     signed: bytes = body.SerializeToString(deterministic=True)
     return signed
 
@@ -91,9 +122,26 @@ def decode_record(body: bytes, signature: bytes) -> Record:
     key = decode_key(message.key)
     if not 1 <= message.lifetime_s <= LIFETIME_MAX_S:
         raise WireError("lifetime out of bounds")
+    if message.epoch > EPOCH_MAX:
+        raise WireError("epoch out of bounds")
     payload, certificate = _decode_payload(message, key.kind)
-    version = Version(message.epoch, message.sequence)
-    return Record(key, version, message.cluster, message.lifetime_s, payload, certificate, body, signature)
+    return Record(
+        key,
+        Version(message.epoch, message.sequence),
+        message.cluster,
+        message.lifetime_s,
+        payload,
+        certificate,
+        body,
+        signature,
+        Urgency(min(message.urgency, Urgency.REFRESH)),
+        mark_of(body),
+    )
+
+
+def mark_of(body: bytes) -> int:
+    """128 bits that name a record's content."""
+    return int.from_bytes(hashlib.blake2b(body, digest_size=16).digest(), "big")
 
 
 def encode_key(key: Key) -> pb.RecordKey:
@@ -102,29 +150,163 @@ def encode_key(key: Key) -> pb.RecordKey:
 
 
 def decode_key(message: pb.RecordKey) -> Key:
-    """A key from the wire. WireError for an unknown kind or a malformed origin."""
-    if not _NODE_ID.fullmatch(message.origin) or message.shard > SHARD_MAX:
+    """A key from the wire. WireError for a malformed one."""
+    if not _NODE_ID.fullmatch(message.origin) or message.shard > SHARD_MAX or not 1 <= message.kind <= KIND_MAX:
         raise WireError("bad record key")
-    try:
-        return Key(NodeId(message.origin), Kind(message.kind), message.shard)
-    except ValueError as error:
-        raise WireError(f"unknown kind of record {message.kind}") from error
+    return Key(NodeId(message.origin), message.kind, message.shard)
 
 
-def encode_held(held: Iterable[tuple[Key, Version]]) -> list[pb.Held]:
-    """Keys with versions, for a digest."""
-    return [pb.Held(key=encode_key(key), epoch=version.epoch, sequence=version.sequence) for key, version in held]
+# -- frames ------------------------------------------------------------------------------------------------------------
 
 
-def decode_held(message: pb.Digest) -> dict[Key, Version]:
-    """The peer's keys and versions; unknown kinds are skipped."""
-    held: dict[Key, Version] = {}
-    for item in message.held:
+def encode_frame(frame: Frame) -> pb.Frame:
+    """A frame as it travels."""
+    match frame:
+        case Hello():
+            return pb.Frame(hello=_encode_hello(frame))
+        case Push():
+            return pb.Frame(push=pb.Push(advertisements=_encode_items(frame.items)))
+        case Announce():
+            return pb.Frame(announce=pb.Announce(ids=_encode_ids(frame.ids)))
+        case Graft():
+            return pb.Frame(graft=pb.Graft(ids=_encode_ids(frame.ids)))
+        case Prune():
+            return pb.Frame(prune=pb.Prune())
+        case Buckets():
+            return pb.Frame(buckets=pb.Buckets(sums=frame.sums))
+        case Digest():
+            held = [
+                pb.Held(key=encode_key(h.key), epoch=h.version.epoch, sequence=h.version.sequence, mark=h.mark)
+                for h in frame.held
+            ]
+            return pb.Frame(digest=pb.Digest(buckets=bytes(sorted(frame.buckets)), held=held))
+        case Request():
+            return pb.Frame(request=pb.Request(keys=[encode_key(key) for key in frame.keys]))
+        case Fetch():
+            return pb.Frame(fetch=pb.Fetch(after=encode_key(frame.after) if frame.after is not None else None))
+        case Chunk():
+            last = encode_key(frame.last) if frame.last is not None else None
+            return pb.Frame(chunk=pb.Chunk(advertisements=_encode_items(frame.items), last=last, done=frame.done))
+        case Check():
+            return pb.Frame(check=pb.Check(number=frame.number, target=frame.target, path=frame.path))
+        case Answer():
+            return pb.Frame(
+                answer=pb.Answer(
+                    number=frame.number,
+                    target=frame.target,
+                    path=frame.path,
+                    session=frame.session,
+                    silent_ms=frame.silent_ms,
+                )
+            )
+
+
+def decode_frame(message: pb.Frame) -> Frame | None:
+    """A frame of a peer; None for one that this version does not know. WireError for nonsense."""
+    match message.WhichOneof("frame"):
+        case "hello":
+            return _decode_hello(message.hello)
+        case "push":
+            return Push(*_decode_items(message.push.advertisements))
+        case "announce":
+            return Announce(_decode_ids(message.announce.ids))
+        case "graft":
+            return Graft(_decode_ids(message.graft.ids))
+        case "prune":
+            return Prune()
+        case "buckets":
+            if len(message.buckets.sums) != BUCKETS:
+                raise WireError("bad number of buckets")
+            return Buckets(tuple(message.buckets.sums))
+        case "digest":
+            held = tuple(
+                Held(decode_key(item.key), Version(item.epoch, item.sequence), item.mark)
+                for item in message.digest.held
+            )
+            return Digest(frozenset(message.digest.buckets), held)
+        case "request":
+            return Request(tuple(decode_key(key) for key in message.request.keys))
+        case "fetch":
+            return Fetch(decode_key(message.fetch.after) if message.fetch.HasField("after") else None)
+        case "chunk":
+            items, faults = _decode_items(message.chunk.advertisements)
+            last = decode_key(message.chunk.last) if message.chunk.HasField("last") else None
+            return Chunk(items, last, message.chunk.done, faults)
+        case "check":
+            return Check(message.check.number, *_decode_path(message.check.target, message.check.path))
+        case "answer":
+            answer = message.answer
+            target, path = _decode_path(answer.target, answer.path)
+            return Answer(answer.number, target, path, answer.session, answer.silent_ms)
+    return None
+
+
+def frame_kind(frame: Frame) -> str:
+    """Name of a frame, for counters."""
+    return type(frame).__name__.lower()
+
+
+def _encode_hello(hello: Hello) -> pb.Hello:
+    return pb.Hello(
+        sequence=hello.sequence,
+        heard=hello.heard,
+        root=hello.root.to_bytes(ROOT_BYTES, "big"),
+        loop_lag_ms=hello.lag_ms,
+        wanted=hello.wanted,
+        records=hello.records,
+        protocol=hello.protocol,
+        held_ms=hello.held_ms,
+    )
+
+
+def _decode_hello(message: pb.Hello) -> Hello:
+    return Hello(
+        message.sequence,
+        message.heard,
+        int.from_bytes(message.root[:ROOT_BYTES], "big"),
+        message.loop_lag_ms,
+        message.wanted,
+        message.records,
+        message.protocol,
+        message.held_ms,
+    )
+
+
+def _encode_items(items: Iterable[Aged]) -> list[pb.Advertisement]:
+    return [
+        pb.Advertisement(
+            body=item.record.body, signature=item.record.signature, age_ms=min(UINT32_MAX, int(item.age_s * 1000))
+        )
+        for item in items
+    ]
+
+
+def _decode_items(messages: Iterable[pb.Advertisement]) -> tuple[tuple[Aged, ...], tuple[str, ...]]:
+    items: list[Aged] = []
+    faults: list[str] = []
+    for message in messages:
         try:
-            held[decode_key(item.key)] = Version(item.epoch, item.sequence)
-        except WireError:
-            continue
-    return held
+            items.append(Aged(decode_record(message.body, message.signature), message.age_ms / 1000))
+        except WireError as error:
+            faults.append(str(error))
+    return tuple(items), tuple(faults)
+
+
+def _encode_ids(ids: Iterable[int]) -> bytes:
+    return b"".join(item.to_bytes(ID_BYTES, "big") for item in ids)
+
+
+def _decode_ids(packed: bytes) -> tuple[int, ...]:
+    if len(packed) % ID_BYTES or len(packed) > ID_BYTES * IDS_MAX:
+        raise WireError("bad identifiers of records")
+    return tuple(int.from_bytes(packed[at : at + ID_BYTES], "big") for at in range(0, len(packed), ID_BYTES))
+
+
+def _decode_path(target: str, path: Iterable[str]) -> tuple[NodeId, tuple[NodeId, ...]]:
+    nodes = tuple(NodeId(node) for node in path)
+    if not 1 <= len(nodes) <= PATH_MAX or not all(_NODE_ID.fullmatch(node) for node in (target, *nodes)):
+        raise WireError("bad path")
+    return NodeId(target), nodes
 
 
 def check_link(link: LinkState) -> LinkState:
@@ -148,16 +330,20 @@ def link_bytes(link: LinkState) -> int:
     return _encode_link(link).ByteSize() + 4
 
 
-def _decode_payload(message: pb.Body, kind: Kind) -> tuple[Payload, bytes]:
+def _decode_payload(message: pb.Body, kind: int) -> tuple[Payload, bytes]:
     which = message.WhichOneof("payload")
-    if kind is Kind.NODE and which == "node":
+    if kind == Kind.NODE and which == "node":
         return _decode_node(message.node), message.node.certificate
-    if kind is Kind.LINKS and which == "links":
+    if kind == Kind.LINKS and which == "links":
         if len(message.links.links) > LINKS_MAX:
             raise WireError("too many links")
         return Links(tuple(_decode_link(link) for link in message.links.links)), b""
-    if kind is Kind.LOAD and which == "load":
+    if kind == Kind.LOAD and which == "load":
         return _decode_load(message.load), b""
+    if kind == Kind.SESSIONS and which == "sessions":
+        return _decode_sessions(message.sessions), b""
+    if kind > max(Kind):
+        return Opaque(), b""
     raise WireError("payload does not fit the kind")
 
 
@@ -209,10 +395,8 @@ def _encode_link(link: LinkState) -> pb.LinkPayload:
 def _decode_link(message: pb.LinkPayload) -> LinkState:
     if not _HOP.fullmatch(message.hop):
         raise WireError("bad hop id")
-    try:
-        status = LinkStatus(message.status)
-    except ValueError as error:
-        raise WireError("unknown link status") from error
+    known = message.status <= max(LinkStatus)  # a newer version may tell finer states apart
+    status = LinkStatus(message.status) if known else LinkStatus.UNKNOWN
     if len(message.classes) > CLASSES_MAX:
         raise WireError("too many classes")
     return LinkState(
@@ -226,6 +410,12 @@ def _decode_link(message: pb.LinkPayload) -> LinkState:
         cost=min(1_000_000, message.cost),
         classes=tuple(_text(name) for name in message.classes),
     )
+
+
+def _decode_sessions(message: pb.SessionsPayload) -> Sessions:
+    if len(message.peers) > SESSIONS_MAX or any(len(peer) != NODE_ID_BYTES for peer in message.peers):
+        raise WireError("bad sessions")
+    return Sessions(tuple(NodeId(peer.hex()) for peer in message.peers))
 
 
 def _encode_load(load: Load) -> pb.LoadPayload:

@@ -8,13 +8,14 @@ import random
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
+from gossip.effects import Effects, Refusal
 from gossip.fit import shard_links
+from gossip.frames import Aged, Frame, Push, Record
 from gossip.identity import Authority, Identity
 from gossip.linkstate import Key, Kind, LinkState, LinkStatus, NodeId, NodeInfo, Payload, Version
-from gossip.machine import Effects, Machine, Refusal
+from gossip.machine import Machine
 from gossip.settings import GossipSettings
-from gossip.wire import Record, decode_record, encode_body
-from smtpmesh.gossip.v1 import gossip_pb2 as pb
+from gossip.wire import decode_record, encode_body
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
 WALL = 1_780_000_000
@@ -69,9 +70,8 @@ def record_of(
     return decode_record(body, (signer or identity).sign(body))
 
 
-def push_of(*records: Record, age_ms: int = 0) -> pb.Frame:
-    items = [pb.Advertisement(body=item.body, signature=item.signature, age_ms=age_ms) for item in records]
-    return pb.Frame(push=pb.Push(advertisements=items))
+def push_of(*records: Record, age_s: float = 0.0) -> Push:
+    return Push(tuple(Aged(record, age_s) for record in records))
 
 
 class World:
@@ -86,10 +86,11 @@ class World:
         self.machines = {node: self.machine(node) for node in self.nodes}
         self.refusals: list[Refusal] = []
         self.drops: list[tuple[NodeId, NodeId, str]] = []
-        self.sent: list[tuple[NodeId, NodeId, pb.Frame]] = []
-        self.loses: Callable[[NodeId, NodeId, pb.Frame], bool] = lambda *_: False
+        self.sent: list[tuple[NodeId, NodeId, Frame]] = []
+        self.loses: Callable[[NodeId, NodeId, Frame], bool] = lambda *_: False
         self.paused: set[NodeId] = set()
-        self._flying: list[tuple[float, int, NodeId, NodeId, pb.Frame]] = []
+        self.dialled: dict[NodeId, list[tuple[NodeId, str]]] = {node: [] for node in self.nodes}
+        self._flying: list[tuple[float, int, NodeId, NodeId, Frame]] = []
         self._serial = itertools.count()
         for node in self.nodes:
             self.publish(node, Kind.NODE, [info_of(self.identities[node])])
@@ -108,8 +109,8 @@ class World:
             now=self.now,
         )
 
-    def publish(self, node: NodeId, kind: Kind, payloads: list[Payload], *, urgent: bool = True) -> Effects:
-        effects = self.machines[node].publish(kind, payloads, self.now, WALL, urgent=urgent)
+    def publish(self, node: NodeId, kind: Kind, payloads: list[Payload]) -> Effects:
+        effects = self.machines[node].publish(kind, payloads, self.now, WALL)
         self.act(node, effects)
         return effects
 
@@ -118,17 +119,17 @@ class World:
 
     def connect(self, one: NodeId, other: NodeId) -> None:
         for here, there in ((one, other), (other, one)):
-            self.act(here, self.machines[here].on_session(there, self.now))
+            self.act(here, self.machines[here].on_session(there, self.now, WALL))
 
     def connect_all(self) -> None:
         for one, other in itertools.combinations(self.nodes, 2):
             self.connect(one, other)
 
     def disconnect(self, one: NodeId, other: NodeId) -> None:
-        self.machines[one].on_session_lost(other)
-        self.machines[other].on_session_lost(one)
+        self.act(one, self.machines[one].on_session_lost(other, self.now, WALL))
+        self.act(other, self.machines[other].on_session_lost(one, self.now, WALL))
 
-    def send(self, here: NodeId, there: NodeId, frame: pb.Frame) -> None:
+    def send(self, here: NodeId, there: NodeId, frame: Frame) -> None:
         self.sent.append((here, there, frame))
         if not self.loses(here, there, frame):
             heapq.heappush(self._flying, (self.now + self.delay_s, next(self._serial), here, there, frame))
@@ -137,9 +138,9 @@ class World:
         self.refusals += effects.refusals
         for peer, frame in effects.frames:
             self.send(node, peer, frame)
+        self.dialled[node] += effects.dials
         for peer, reason in effects.drops:
             self.drops.append((node, peer, reason))
-            self.machines[node].on_session_lost(peer)
 
     def run(self, duration_s: float) -> None:
         end = self.now + duration_s
@@ -158,7 +159,7 @@ class World:
                 self.now = max(self.now, due) + 1e-6
                 self.act(node, self.machines[node].on_timer(self.now, WALL))
 
-    def roots(self) -> set[str]:
+    def roots(self) -> set[int]:
         return {machine.database.root() for machine in self.machines.values()}
 
     def hops(self, at: NodeId, of: NodeId) -> list[str]:

@@ -24,29 +24,61 @@ class Frame(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     PUSH_FIELD_NUMBER: _builtins.int
+    ANNOUNCE_FIELD_NUMBER: _builtins.int
+    GRAFT_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def push(self) -> Global___Push: ...
     @_builtins.property
+    def announce(self) -> Global___Announce: ...
+    @_builtins.property
+    def graft(self) -> Global___Graft: ...
+    @_builtins.property
+    def prune(self) -> Global___Prune: ...
+    @_builtins.property
+    def buckets(self) -> Global___Buckets: ...
+    @_builtins.property
     def digest(self) -> Global___Digest: ...
     @_builtins.property
     def request(self) -> Global___Request: ...
+    @_builtins.property
+    def fetch(self) -> Global___Fetch: ...
+    @_builtins.property
+    def chunk(self) -> Global___Chunk: ...
+    @_builtins.property
+    def check(self) -> Global___Check: ...
+    @_builtins.property
+    def answer(self) -> Global___Answer: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         push: Global___Push | None = ...,
+        announce: Global___Announce | None = ...,
+        graft: Global___Graft | None = ...,
+        prune: Global___Prune | None = ...,
+        buckets: Global___Buckets | None = ...,
         digest: Global___Digest | None = ...,
         request: Global___Request | None = ...,
+        fetch: Global___Fetch | None = ...,
+        chunk: Global___Chunk | None = ...,
+        check: Global___Check | None = ...,
+        answer: Global___Answer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "frame", b"frame", "hello", b"hello", "push", b"push", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "frame", b"frame", "hello", b"hello", "push", b"push", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "push", "digest", "request"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "push", "announce", "graft", "prune", "buckets", "digest", "request", "fetch", "chunk", "check", "answer"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -54,29 +86,49 @@ Global___Frame: _TypeAlias = Frame  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
-    """"I am here, and this is my database." """
+    """"I am here, I hear you, and this is my database." """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     LOOP_LAG_MS_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HELD_MS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """counts hellos of this session"""
-    root: _builtins.str
-    """digest of the NODE and LINKS records held"""
+    heard: _builtins.int
+    """sequence of the last hello heard from the receiver; a peer that is not heard can see it"""
+    root: _builtins.bytes
+    """digest of the records held, LOAD left out; 8 bytes"""
     loop_lag_ms: _builtins.int
     """how late the sender's own timer was"""
+    wanted: _builtins.bool
+    """the sender's overlay names the receiver as a neighbour"""
+    records: _builtins.int
+    """held"""
+    protocol: _builtins.int
+    """highest version of this protocol that the sender speaks"""
+    held_ms: _builtins.int
+    """between hearing `heard` and sending this: for round trip times"""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
-        root: _builtins.str = ...,
+        heard: _builtins.int = ...,
+        root: _builtins.bytes = ...,
         loop_lag_ms: _builtins.int = ...,
+        wanted: _builtins.bool = ...,
+        records: _builtins.int = ...,
+        protocol: _builtins.int = ...,
+        held_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loop_lag_ms", b"loop_lag_ms", "root", b"root", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard", b"heard", "held_ms", b"held_ms", "loop_lag_ms", b"loop_lag_ms", "protocol", b"protocol", "records", b"records", "root", b"root", "sequence", b"sequence", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,22 +157,107 @@ class Push(_message.Message):
 Global___Push: _TypeAlias = Push  # noqa: Y015
 
 @_typing.final
-class Digest(_message.Message):
-    """Everything that the sender holds."""
+class Announce(_message.Message):
+    """"I have these", where bodies travel another way (Plumtree, section 3). 12 bytes each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    IDS_FIELD_NUMBER: _builtins.int
+    ids: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Announce: _TypeAlias = Announce  # noqa: Y015
+
+@_typing.final
+class Graft(_message.Message):
+    """"Send me these, and bodies from now on." """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    ids: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Graft: _TypeAlias = Graft  # noqa: Y015
+
+@_typing.final
+class Prune(_message.Message):
+    """"I have it from another one already: only announce to me." """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prune: _TypeAlias = Prune  # noqa: Y015
+
+@_typing.final
+class Buckets(_message.Message):
+    """Sums of the digests of the records in each of 256 buckets (by origin), 8 bytes each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Buckets: _TypeAlias = Buckets  # noqa: Y015
+
+@_typing.final
+class Digest(_message.Message):
+    """Everything that the sender holds in some buckets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    buckets: _builtins.bytes
+    """one byte for each bucket that is complete in this frame"""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Held]: ...
     def __init__(
         self,
         *,
+        buckets: _builtins.bytes = ...,
         held: _abc.Iterable[Global___Held] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "held", b"held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,6 +286,126 @@ class Request(_message.Message):
 Global___Request: _TypeAlias = Request  # noqa: Y015
 
 @_typing.final
+class Fetch(_message.Message):
+    """"Send me everything after this key", one chunk at a time: the receiver sets the pace, and may go on with another peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def after(self) -> Global___RecordKey:
+        """absent: from the beginning"""
+
+    def __init__(
+        self,
+        *,
+        after: Global___RecordKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fetch: _TypeAlias = Fetch  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADVERTISEMENTS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    @_builtins.property
+    def advertisements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Advertisement]: ...
+    @_builtins.property
+    def last(self) -> Global___RecordKey:
+        """where to go on"""
+
+    def __init__(
+        self,
+        *,
+        advertisements: _abc.Iterable[Global___Advertisement] | None = ...,
+        last: Global___RecordKey | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertisements", b"advertisements", "done", b"done", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class Check(_message.Message):
+    """"Do you hear this node?", passed along a path of sessions that avoids it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """the asker's, for the answer"""
+    target: _builtins.str
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """asker, ..., the neighbour of the target that is asked"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        target: _builtins.str = ...,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "path", b"path", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Check: _TypeAlias = Check  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    SILENT_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    target: _builtins.str
+    session: _builtins.bool
+    """there is a session"""
+    silent_ms: _builtins.int
+    """since it was heard"""
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """back to the asker, which is the last"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        target: _builtins.str = ...,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        session: _builtins.bool = ...,
+        silent_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "path", b"path", "session", b"session", "silent_ms", b"silent_ms", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
 class RecordKey(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -158,7 +415,7 @@ class RecordKey(_message.Message):
     origin: _builtins.str
     """node id"""
     kind: _builtins.int
-    """1 NODE, 2 LINKS, 3 LOAD"""
+    """1 NODE, 2 LINKS, 3 LOAD, 4 SESSIONS"""
     shard: _builtins.int
     def __init__(
         self,
@@ -182,8 +439,11 @@ class Held(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     sequence: _builtins.int
+    mark: _builtins.int
+    """of the content: one version with two contents is found too"""
     @_builtins.property
     def key(self) -> Global___RecordKey: ...
     def __init__(
@@ -192,10 +452,11 @@ class Held(_message.Message):
         key: Global___RecordKey | None = ...,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
+        mark: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "mark", b"mark", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,9 +501,11 @@ class Body(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     ISSUED_AT_FIELD_NUMBER: _builtins.int
     LIFETIME_S_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     epoch: _builtins.int
     """restarts of the origin"""
@@ -251,6 +514,8 @@ class Body(_message.Message):
     issued_at: _builtins.int
     """Unix seconds of the origin; for people"""
     lifetime_s: _builtins.int
+    urgency: _builtins.int
+    """0 withdraw, 1 degrade, 2 recover, 3 refresh"""
     @_builtins.property
     def key(self) -> Global___RecordKey: ...
     @_builtins.property
@@ -259,6 +524,8 @@ class Body(_message.Message):
     def links(self) -> Global___LinksPayload: ...
     @_builtins.property
     def load(self) -> Global___LoadPayload: ...
+    @_builtins.property
+    def sessions(self) -> Global___SessionsPayload: ...
     def __init__(
         self,
         *,
@@ -268,15 +535,17 @@ class Body(_message.Message):
         sequence: _builtins.int = ...,
         issued_at: _builtins.int = ...,
         lifetime_s: _builtins.int = ...,
+        urgency: _builtins.int = ...,
         node: Global___NodePayload | None = ...,
         links: Global___LinksPayload | None = ...,
         load: Global___LoadPayload | None = ...,
+        sessions: Global___SessionsPayload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "links", b"links", "load", b"load", "node", b"node", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "links", b"links", "load", b"load", "node", b"node", "payload", b"payload", "sessions", b"sessions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "epoch", b"epoch", "issued_at", b"issued_at", "key", b"key", "lifetime_s", b"lifetime_s", "links", b"links", "load", b"load", "node", b"node", "payload", b"payload", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "epoch", b"epoch", "issued_at", b"issued_at", "key", b"key", "lifetime_s", b"lifetime_s", "links", b"links", "load", b"load", "node", b"node", "payload", b"payload", "sequence", b"sequence", "sessions", b"sessions", "urgency", b"urgency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["node", "links", "load"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["node", "links", "load", "sessions"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -449,3 +718,25 @@ class LoadPayload(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadPayload: _TypeAlias = LoadPayload  # noqa: Y015
+
+@_typing.final
+class SessionsPayload(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """node ids, 16 bytes each"""
+
+    def __init__(
+        self,
+        *,
+        peers: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsPayload: _TypeAlias = SessionsPayload  # noqa: Y015

@@ -1,0 +1,53 @@
+"""What kind of news a new version of the own links is, and whether it is news at all. Pure.
+
+Scores have levels, and only a step of two is told at once: measurements tremble. A change of state is always told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from gossip.linkstate import LinkState, LinkStatus, Urgency
+
+SHARE_LEVEL = 32
+"""Permille in one level of availability and reliability."""
+RATIO_LEVEL = math.log(1.25)
+"""One level of capacity and latency: a quarter more or less."""
+LEVELS_MIN = 2
+GOOD = frozenset({LinkStatus.UP, LinkStatus.UNKNOWN})
+"""UNKNOWN may be used; nothing has spoken against it yet."""
+
+
+def urgency_of(before: Iterable[LinkState], after: Iterable[LinkState]) -> Urgency | None:
+    """How urgent the second version is after the first one; None if it can wait for the next turn."""
+    old = {link.hop: link for link in before}
+    worst: Urgency | None = None
+    for link in after:
+        was = old.pop(link.hop, None)
+        found = Urgency.RECOVER if was is None else _compare(was, link)
+        if found is not None:
+            worst = found if worst is None else min(worst, found)
+    return Urgency.WITHDRAW if old else worst
+
+
+def _compare(was: LinkState, link: LinkState) -> Urgency | None:
+    if was.status != link.status:
+        if link.status in GOOD:
+            return Urgency.RECOVER
+        return Urgency.WITHDRAW if link.status == LinkStatus.DOWN else Urgency.DEGRADE
+    steps = (
+        (link.availability_permille - was.availability_permille) / SHARE_LEVEL,
+        (link.reliability_permille - was.reliability_permille) / SHARE_LEVEL,
+        _ratio(was.capacity_mmps, link.capacity_mmps),
+        _ratio(link.latency_us, was.latency_us),
+    )
+    if min(steps) <= -LEVELS_MIN:
+        return Urgency.DEGRADE
+    if max(steps) >= LEVELS_MIN or (was.cost, was.classes) != (link.cost, link.classes):
+        return Urgency.RECOVER
+    return None
+
+
+def _ratio(before: int, after: int) -> float:
+    return math.log((1 + after) / (1 + before)) / RATIO_LEVEL

@@ -1,0 +1,108 @@
+"""One session: what waits for the peer, what it is known to have, and how long it has been silent. Pure.
+
+What waits is the newest version for each key, so its bound is the number of keys; it leaves in the order withdraw,
+degrade, recover, refresh. A storm of good news therefore never delays a withdrawal by more than the frame in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gossip.budget import Budget
+from gossip.detector import Silence
+from gossip.frames import Hello, Record
+from gossip.linkstate import Key, Urgency
+
+PUSH_MAX = 64
+"""Advertisements in one frame."""
+FLUSH_MAX = 256
+"""Advertisements of one turn; the rest waits for the next one."""
+BUSY = 16
+"""Advertisements of one turn after which the next one may wait for company."""
+
+
+@dataclass(slots=True)
+class Session:
+    """See the module."""
+
+    silence: Silence
+    since: float
+    budget: Budget
+    checks: Budget
+    eager: bool = True
+    """Bodies go to this peer; else announcements."""
+    blocked: bool = False
+    """The peer reads too slowly: what is new waits here."""
+    waiting: dict[Urgency, dict[Key, Record]] = field(default_factory=lambda: {urgency: {} for urgency in Urgency})
+    announcing: dict[int, None] = field(default_factory=dict)
+    flushed_at: float = float("-inf")
+    busy: bool = False
+    known: dict[Key, int] = field(default_factory=dict)
+    """Marks of what the peer has, as it showed or was sent of late."""
+    known_before: dict[Key, int] = field(default_factory=dict)
+    hello: Hello | None = None
+    """The last one heard."""
+    hello_at: float = 0.0
+    hellos_sent: int = 0
+    sent_at: dict[int, float] = field(default_factory=dict)
+    """When the last few hellos were sent, for the round trip."""
+    round_trip_s: float | None = None
+    heard_back: int = 0
+    heard_back_at: float = 0.0
+    """When the peer last showed that it hears us."""
+    unwanted_since: float | None = None
+    mismatches: int = 0
+    repair_after: float = float("-inf")
+    repair_pause_s: float = 0.0
+    fetching: bool = False
+    refusals: int = 0
+    pruned_at: float = float("-inf")
+
+    def has(self, key: Key, mark: int) -> bool:
+        """The peer has exactly this content already."""
+        return self.known.get(key) == mark or self.known_before.get(key) == mark
+
+    def age_known(self) -> None:
+        """Forget what was known longer than one hello ago."""
+        self.known_before, self.known = self.known, {}
+
+    def queue(self, record: Record) -> None:
+        """Send a body at the next turn, instead of any older version of its key."""
+        for waiting in self.waiting.values():
+            waiting.pop(record.key, None)
+        self.waiting[record.urgency][record.key] = record
+
+    def unqueue(self, key: Key) -> None:
+        """The peer has it now."""
+        for waiting in self.waiting.values():
+            waiting.pop(key, None)
+
+    def queued(self) -> int:
+        """Records that wait."""
+        return sum(len(waiting) for waiting in self.waiting.values())
+
+    def due(self, batch_s: float, busy_s: float) -> float:
+        """When the next turn is; infinity if nothing waits."""
+        if self.blocked:
+            return float("inf")
+        urgent = self.waiting[Urgency.WITHDRAW] or self.waiting[Urgency.DEGRADE]
+        if urgent:
+            return self.flushed_at + batch_s
+        if self.announcing or self.waiting[Urgency.RECOVER] or self.waiting[Urgency.REFRESH]:
+            return self.flushed_at + (busy_s if self.busy else batch_s)
+        return float("inf")
+
+    def take(self, now: float) -> tuple[list[Record], list[int]]:
+        """One turn: bodies, most urgent first, and announcements."""
+        taken: list[Record] = []
+        for waiting in self.waiting.values():
+            for key in list(waiting)[: FLUSH_MAX - len(taken)]:
+                record = waiting.pop(key)
+                self.known[key] = record.mark
+                taken.append(record)
+        ids = list(self.announcing)[: 2 * FLUSH_MAX]
+        for item in ids:
+            del self.announcing[item]
+        self.busy = len(taken) + len(ids) > BUSY
+        self.flushed_at = now
+        return taken, ids

@@ -1,0 +1,16 @@
+"""A cluster in virtual time: the real gossip machines on a modelled network.
+
+    from smtp_edge.simulation import GossipWorld
+
+    world = GossipWorld.converged(100, seed=1)
+    world.kill(world.nodes[3])
+    world.run(2.0)
+    assert all(world.knows_dead(node, world.nodes[3]) for node in world.alive())
+
+Same arguments, same run, to the byte. No clock, no socket, no thread.
+"""
+
+from smtp_edge.simulation.gossip import GossipWorld
+from smtp_edge.simulation.network import Network
+
+__all__ = ["GossipWorld", "Network"]
