@@ -209,11 +209,10 @@ class Database:
 
     def lines(self, buckets: frozenset[int]) -> list[HeldLine]:
         """What some buckets hold, LOAD left out."""
-        return [
-            HeldLine(key, held.record.version, held.record.mark & MARK_MASK)
-            for key, held in sorted(self._held.items(), key=lambda item: order(item[0]))
-            if key.kind != Kind.LOAD and bucket_of(key) in buckets
-        ]
+        wanted = {f"{bucket:02x}" for bucket in buckets}
+        keys = [key for key in self._held if key.origin[:2] in wanted and key.kind != Kind.LOAD]
+        found = ((key, self._held[key].record) for key in sorted(keys, key=order))
+        return [HeldLine(key, record.version, record.mark & MARK_MASK) for key, record in found]
 
     def after(self, key: Key | None, bytes_max: int) -> tuple[list[Record], bool]:
         """The next records in `order` after a key, at most so many bytes (but one at least); True if it was the end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NamedTuple, NewType
 
 NodeId = NewType("NodeId", str)
 """Hash of the node's public key: 32 lower-case hexadecimal digits. The name of a node is only a label."""
@@ -47,17 +47,15 @@ class LinkStatus(enum.IntEnum):
     DRAINING = 5
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Version:
+class Version(NamedTuple):
     """Total order over the records of one key: epoch counts restarts of the origin, sequence its changes."""
 
     epoch: int
     sequence: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Names one record of the database."""
+class Key(NamedTuple):
+    """Names one record of the database. A tuple, because every record that arrives looks several of them up."""
 
     origin: NodeId
     kind: int

@@ -671,7 +671,8 @@ class Machine:
                 self._event(effects, EventKind.IN_SYNC, self._node_id, peer=peer)
             return
         session.mismatches += 1
-        if first or (session.mismatches >= MISMATCHES_BEFORE_REPAIR and now >= session.repair_after):
+        stranger = first and (not self.synced or hello.records != len(self.database))
+        if stranger or (session.mismatches >= MISMATCHES_BEFORE_REPAIR and now >= session.repair_after):
             session.mismatches = 0
             self._begin_repair(peer, session, hello, effects, now)
 
