@@ -54,6 +54,10 @@ class Version(NamedTuple):
     sequence: int
 
 
+NEVER = Version(0, 0)
+"""Older than every version."""
+
+
 class Key(NamedTuple):
     """Names one record of the database. A tuple, because every record that arrives looks several of them up."""
 
@@ -158,7 +162,7 @@ class NodeRecord:
     info: NodeInfo
     links: tuple[LinkState, ...] = ()
     load: Load = field(default_factory=Load)
-    version: Version = Version(0, 0)
+    version: Version = NEVER
     """The newest version among the origin's records."""
     age_s: float = 0.0
     """Seconds since the newest of the records was received (0 for the own node)."""
