@@ -3,9 +3,9 @@
     python3 deploy/run.py bench gossip [--sizes 10,100,1000,10000] [--no-real] [--runs 1.0] [--seed 1]
 
 A cell is `measured (bar)`, with a mark where the bar is missed. Times in virtual time are exact; they hold for the
-modelled network (1 ms links; 10 to 150 ms for WAN) and leave out what a processor needs. Trials are few at 10,000 nodes:
-the counts stand in the cells. A false loss is a session given up, or a member told as lost, that was neither starved,
-frozen nor dead. Sizes run side by side on all processors.
+modelled network (1 ms links; 10 to 150 ms for WAN) and leave out what a processor needs. Trials are few at 10,000
+nodes: the counts stand in the cells. A false loss is a session given up, or a member told as lost, that was neither
+starved, frozen nor dead. Sizes run side by side on all processors.
 """
 
 from __future__ import annotations
