@@ -102,6 +102,7 @@ class Database:
         self._stones: dict[Key, Stone] = {}
         self._members: MutableMapping[NodeId, Verifier] = members if members is not None else {}
         self._counts: dict[NodeId, int] = {}
+        self._revoked: set[NodeId] = set()
         self._sums = list(sums)
         self._root = sum(self._sums) & SUM_MASK
         self._expire_from = expire_from
@@ -109,6 +110,8 @@ class Database:
 
     def offer(self, record: Record, now: float, age_s: float = 0.0) -> tuple[Verdict, str]:
         """Store a record if it deserves it; with the reason of a refusal. `age_s`: since its origin issued it."""
+        if record.key.origin in self._revoked:
+            return Verdict.KNOWN, "revoked"
         held, stone = self._held.get(record.key), self._stones.get(record.key)
         if held is not None and (held.record.version > record.version or held.record.mark == record.mark):
             return Verdict.KNOWN, ""
@@ -145,7 +148,8 @@ class Database:
         return gone
 
     def forget(self, origin: NodeId, now: float) -> list[Key]:
-        """Remove everything of an origin (it was revoked); what was."""
+        """Remove everything of an origin that was revoked, and take nothing of it any more; what was."""
+        self._revoked.add(origin)
         gone = [key for key in self._held if key.origin == origin]
         for key in gone:
             self._remove(key, now)
@@ -163,7 +167,9 @@ class Database:
         return held.age_s + max(0.0, now - held.received) if held is not None else 0.0
 
     def buried(self, key: Key, version: Version) -> bool:
-        """True if this version, or a newer one, has ended here."""
+        """True if this version, or a newer one, has ended here, or its origin was revoked."""
+        if key.origin in self._revoked:
+            return True
         stone = self._stones.get(key)
         return stone is not None and stone.version >= version
 

@@ -147,4 +147,13 @@ class Answer:
     silent_ms: int
 
 
-Frame = Hello | Push | Announce | Graft | Prune | Buckets | Digest | Request | Fetch | Chunk | Check | Answer
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Revocations as they were signed: body and signature."""
+
+    items: tuple[tuple[bytes, bytes], ...]
+
+
+Frame = (
+    Hello | Push | Announce | Graft | Prune | Buckets | Digest | Request | Fetch | Chunk | Check | Answer | Revocations
+)

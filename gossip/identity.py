@@ -19,6 +19,7 @@ import hashlib
 import os
 import ssl
 import stat
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -297,6 +298,8 @@ class Identity:
         self.name = _common_name(certificate)
         self.node_id = _id_of_key(certificate)
         self._revoked: dict[NodeId, Revocation] = {}
+        self._contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
+        """Given out by us, and in use somewhere: a renewal reaches them."""
 
     @classmethod
     def load(cls, ca: Path, certificate: Path, key: Path) -> Identity:
@@ -312,6 +315,23 @@ class Identity:
         except IdentityError as error:
             raise IdentityError(f"{certificate} does not fit {ca}: {error}") from error
         return identity
+
+    def renew(self, fresh: Identity) -> bool:
+        """Take over a renewed certificate and bundle, everywhere this identity is used; False if they are the same.
+
+        TLS contexts given out before show the new certificate from the next handshake on; sessions stay. An authority
+        that left the bundle vouches for nobody any more. IdentityError if `fresh` is of another node or cluster.
+        """
+        if (fresh.node_id, fresh.cluster) != (self.node_id, self.cluster):
+            raise IdentityError(f"the files are of the node {fresh.node_id} now; another key needs a restart")
+        if (fresh.ca_pem, fresh.certificate_pem) == (self.ca_pem, self.certificate_pem):
+            return False
+        self._trust, self.ca_pem = fresh._trust, fresh.ca_pem
+        self.certificate_pem, self.certificate_der = fresh.certificate_pem, fresh.certificate_der
+        self.key_pem, self._key, self.name = fresh.key_pem, fresh._key, fresh.name
+        for context in self._contexts:
+            self._fill(context)
+        return True
 
     def sign(self, message: bytes) -> bytes:
         """Signature of this node over a message (ECDSA P-256, SHA-256, DER)."""
@@ -356,10 +376,14 @@ class Identity:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
+        self._fill(context)
+        self._contexts.add(context)
+        return context
+
+    def _fill(self, context: ssl.SSLContext) -> None:
         context.load_verify_locations(cadata=self.ca_pem.decode("ascii"))
         with _key_on_disk(self.certificate_pem + self.key_pem) as path:
             context.load_cert_chain(path)
-        return context
 
 
 def write_new(path: Path, content: bytes, *, mode: int) -> None:

@@ -39,6 +39,7 @@ from gossip.frames import (
     Push,
     Record,
     Request,
+    Revocations,
 )
 from gossip.identity import IdentityError
 from gossip.linkstate import Key, Kind, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
@@ -88,12 +89,16 @@ class Machine:
         database: Database | None = None,
         rings_of: RingsOf | None = None,
         zones: dict[NodeId, str] | None = None,
+        check_revocation: Callable[[bytes, bytes], NodeId] | None = None,
     ) -> None:
         self._node_id, self._settings, self._rng = node_id, settings, rng
         self.database = database if database is not None else Database(cluster, member_of)
         self._own = Origination(node_id, cluster, certificate, sign, self.database, settings, epoch, rng)
         self._certificate = certificate
         self._sessions: dict[NodeId, Session] = {}
+        self._check_revocation = check_revocation
+        self.revocations: dict[NodeId, tuple[bytes, bytes]] = {}
+        """Body and signature of each."""
         self._contacts = Contacts(node_id, settings, rng)
         self._spread = Spread(settings)
         self._suspicions: dict[NodeId, Suspicion] = {}
@@ -176,9 +181,42 @@ class Machine:
         self._issue(effects, now, wall)
         return self._end(effects, now, wall)
 
-    def revoke(self, node: NodeId, now: float, wall: int) -> Effects:
-        """The authority took a certificate back: forget its records, end its session. The shell refuses new ones."""
+    def revoke(self, items: Sequence[tuple[bytes, bytes]], now: float, wall: int) -> Effects:
+        """Revocations from the operator. What is new is passed on to everybody."""
         effects = Effects()
+        self._take_revocations(items, None, effects, now, wall)
+        return self._end(effects, now, wall)
+
+    def _take_revocations(
+        self, items: Sequence[tuple[bytes, bytes]], peer: NodeId | None, effects: Effects, now: float, wall: int
+    ) -> None:
+        new: list[tuple[bytes, bytes]] = []
+        known = set(self.revocations.values())
+        for body, signature in items:
+            if self._check_revocation is None or (body, signature) in known:
+                continue
+            session = self._sessions.get(peer) if peer is not None else None
+            if session is not None and not session.budget.take(now):
+                break
+            try:
+                node = self._check_revocation(body, signature)
+            except (ValueError, IdentityError) as error:
+                reason = str(error)
+            else:
+                if node not in self.revocations:
+                    self.revocations[node] = (body, signature)
+                    new.append((body, signature))
+                    self._remove_member(node, effects, now, wall)
+                continue
+            if peer is None:
+                effects.complaints.append(reason)
+            elif session is not None:
+                self._refuse(peer, session, "?", reason, effects, now)
+        if new:
+            effects.frames += [(other, Revocations(tuple(new))) for other in self._sessions if other != peer]
+
+    def _remove_member(self, node: NodeId, effects: Effects, now: float, wall: int) -> None:
+        """An authority took its certificate back: forget its records, end its session. The shell refuses new ones."""
         if self.database.forget(node, now):
             effects.changed = True
         self._forget_zone(node)
@@ -190,12 +228,13 @@ class Machine:
         effects.peers.append(PeerChange(node, False, "its certificate was revoked"))
         self._list_sessions(now)
         self._issue(effects, now, wall)
-        return self._end(effects, now, wall)
 
     # -- in: sessions --------------------------------------------------------------------------------------------------
 
     def shut_out(self, peer: NodeId, now: float) -> bool:
-        """True if a peer is in quarantine; the shell refuses its sessions."""
+        """True if a peer is in quarantine or revoked; the shell refuses its sessions."""
+        if peer in self.revocations:
+            return True
         found = self._quarantine.get(peer)
         return found is not None and now < found.until
 
@@ -215,6 +254,8 @@ class Machine:
         news = self._contacts.record_session(peer)
         self._aim_stale = self._reach_stale = True
         self._send_hello(peer, effects, now)
+        if self.revocations:
+            effects.frames.append((peer, Revocations(tuple(self.revocations.values()))))
         if news and not known:
             effects.peers.append(PeerChange(peer, True, "session up"))
             self._event(effects, EventKind.SESSION_UP, peer)
@@ -297,6 +338,8 @@ class Machine:
                 self._on_check(peer, session, frame, effects, now)
             case Answer():
                 self._on_answer(peer, session, frame, effects, now, wall)
+            case Revocations():
+                self._take_revocations(frame.items, peer, effects, now, wall)
         return self._end(effects, now, wall)
 
     # -- in: time ------------------------------------------------------------------------------------------------------
@@ -465,7 +508,7 @@ class Machine:
             self._rings = self._rings_of(hash(frozenset(self._zones.items())), self._zones)
         zone = self._zones.get(self._node_id, "")
         if self._node_id not in self._zones:
-            return
+            return  # not published yet
         named = self._rings.neighbours(self._node_id, zone, lambda _: False)
         have = self._rings.neighbours(self._node_id, zone, self._steps_over)
         self._targets = frozenset(named) | frozenset(have)

@@ -105,8 +105,8 @@ class Origination:
 
     def issue_due(self, now: float, wall: int) -> list[Record]:
         """The versions whose time has come, stored already."""
-        if now < self._fights.pause_until:
-            return []
+        if now < self._fights.pause_until or not self._own[Kind.NODE].latest():
+            return []  # the NODE record comes first: its certificate verifies the others
         records: list[Record] = []
         for kind, own in self._own.items():
             if own.pending is not None and now >= self._due(kind, own):
@@ -120,6 +120,8 @@ class Origination:
 
     def next_due(self) -> float:
         """When `issue_due` has something, monotonic seconds."""
+        if not self._own[Kind.NODE].latest():
+            return float("inf")
         times = [self._due(kind, own) for kind, own in self._own.items() if own.pending is not None]
         return max(min([*times, self._refresh_at]), self._fights.pause_until)
 

@@ -71,6 +71,8 @@ class Link:
     peer: NodeId
     address: str
     dialled: bool
+    not_after: datetime
+    """End of the peer's certificate, and of this session."""
     outbox: asyncio.Queue[pb.Frame | None] = field(default_factory=lambda: asyncio.Queue(OUTBOX_MAX))
     on_open: Callable[[], None] = lambda: None
     """The peer reads again."""
@@ -155,6 +157,7 @@ class GossipService(pb_grpc.GossipServicer):
             certificate=identity.certificate_der,
             sign=identity.sign,
             member_of=self._member_of,
+            check_revocation=self._check_revocation,
             settings=settings,
             epoch=max(state.epoch + 1, wall),
             rng=random.Random(),
@@ -167,8 +170,8 @@ class GossipService(pb_grpc.GossipServicer):
     async def start(self) -> str:
         """Listen and begin to dial; the bound host:port. GossipError if the address cannot be had."""
         identity = self._identity
-        credentials = grpc.ssl_server_credentials(
-            [(identity.key_pem, identity.certificate_pem)], identity.ca_pem, require_client_auth=True
+        credentials = grpc.dynamic_ssl_server_credentials(
+            _server_configuration(identity), lambda: _server_configuration(identity), require_client_authentication=True
         )
         self._server = grpc.aio.server(options=OPTIONS)
         pb_grpc.add_GossipServicer_to_server(self, self._server)
@@ -200,6 +203,15 @@ class GossipService(pb_grpc.GossipServicer):
         if self._server is not None:
             await self._server.stop(0)
         _save_state(self._state_path, _encode_state(self._machine))
+
+    def revoke(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        """Revocations from files (`revocation.load_revocations`); every member hears of them."""
+        self._act(self._machine.revoke(items, time.monotonic(), int(time.time())))
+
+    def renewed(self) -> None:
+        """The identity was renewed in place: advertise the new certificate. Sessions stay."""
+        now, wall = time.monotonic(), int(time.time())
+        self._act(self._machine.rotate(self._identity.certificate_der, self._identity.sign, now, wall))
 
     # -- own records ---------------------------------------------------------------------------------------------------
 
@@ -302,7 +314,7 @@ class GossipService(pb_grpc.GossipServicer):
                 log.warning("gossip.peer_refused", client=client, reason=str(error))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member of this cluster")
             return
-        link = Link(member.node_id, context.peer(), dialled=False)
+        link = Link(member.node_id, context.peer(), dialled=False, not_after=member.not_after)
         if not self._adopt(link):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is a session already")
             return
@@ -398,7 +410,7 @@ class GossipService(pb_grpc.GossipServicer):
         async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
             async with asyncio.timeout(self._settings.dial_timeout_s):
                 await channel.channel_ready()
-            link = Link(member.node_id, address, dialled=True)
+            link = Link(member.node_id, address, dialled=True, not_after=member.not_after)
             if not self._adopt(link):
                 return member.node_id in self._links
             call = pb_grpc.GossipStub(channel).Session(link.frames())
@@ -493,6 +505,7 @@ class GossipService(pb_grpc.GossipServicer):
         now = time.monotonic()
         self._act(self._machine.on_timer(now, int(time.time())))
         self._plan_dials(now)
+        self._end_expired()
         if now - self._saved_at > SAVE_S:
             self._saved_at = now
             await asyncio.to_thread(_save_state, self._state_path, _encode_state(self._machine))
@@ -530,6 +543,22 @@ class GossipService(pb_grpc.GossipServicer):
             self._tell()
         if effects.changed or effects.dials or effects.drops:
             self._wake.set()
+
+    def _end_expired(self) -> None:
+        at = datetime.now(UTC)
+        for link in [link for link in self._links.values() if link.not_after <= at]:
+            log.warning("gossip.peer_expired", peer=link.peer, not_after=link.not_after.isoformat())
+            self._lose(link, "its certificate has expired")
+            link.close("its certificate has expired")
+
+    def _check_revocation(self, body: bytes, signature: bytes) -> NodeId:
+        revocation = self._identity.check_revocation(body, signature)
+        self._identity.apply_revocation(revocation)
+        if revocation.node_id == self._identity.node_id:
+            log.error("gossip.revoked", reason=revocation.reason or "this node's certificate was taken back")
+        else:
+            log.warning("gossip.node_revoked", node=revocation.node_id, reason=revocation.reason)
+        return revocation.node_id
 
     def _send(self, peer: NodeId, frame: Frame) -> None:
         link = self._links.get(peer)
@@ -569,6 +598,7 @@ class GossipService(pb_grpc.GossipServicer):
 
     def _remember(self, state: SavedState) -> None:
         """The nodes known before a restart: whom to dial, and where mail may go while nobody answers yet."""
+        self._machine.revoke(state.revocations, time.monotonic(), int(time.time()))
         for body, signature, expires_at in state.records:
             with contextlib.suppress(WireError):
                 record = decode_record(body, signature)
@@ -596,6 +626,7 @@ class SavedState:
     epoch: int = 0
     records: tuple[tuple[bytes, bytes, int], ...] = ()
     """Body, signature, end of life (Unix seconds)."""
+    revocations: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def _load_state(path: Path) -> SavedState:
@@ -603,7 +634,8 @@ def _load_state(path: Path) -> SavedState:
     try:
         raw = json.loads(path.read_text("ascii"))
         records = ((base64.b64decode(body), base64.b64decode(sign), int(end)) for body, sign, end in raw["records"])
-        return SavedState(int(raw["epoch"]), tuple(records))
+        taken = ((base64.b64decode(body), base64.b64decode(sign)) for body, sign in raw.get("revocations", []))
+        return SavedState(int(raw["epoch"]), tuple(records), tuple(taken))
     except FileNotFoundError:
         return SavedState()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -622,7 +654,8 @@ def _encode_state(machine: Machine) -> str:
         for record in database.records()
         if record.key.kind == Kind.NODE
     ]
-    return json.dumps({"epoch": machine.epoch, "records": records})
+    revocations = [[base64.b64encode(part).decode() for part in item] for item in machine.revocations.values()]
+    return json.dumps({"epoch": machine.epoch, "records": records, "revocations": revocations})
 
 
 def _save_state(path: Path, text: str) -> None:
@@ -636,6 +669,13 @@ def _save_state(path: Path, text: str) -> None:
         fresh.replace(path)
     except OSError as error:
         log.error("gossip.state_not_saved", path=str(path), reason=str(error))
+
+
+def _server_configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    """What gRPC shows and trusts; it asks again at each handshake."""
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.key_pem, identity.certificate_pem)], root_certificates=identity.ca_pem
+    )
 
 
 def _certificate_of(context: grpc.aio.ServicerContext[pb.Frame, pb.Frame]) -> bytes:

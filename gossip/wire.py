@@ -27,6 +27,7 @@ from gossip.frames import (
     Push,
     Record,
     Request,
+    Revocations,
 )
 from gossip.linkstate import (
     KIND_MAX,
@@ -65,6 +66,7 @@ ROOT_BYTES = 8
 ID_BYTES = 12
 IDS_MAX = 2000
 PATH_MAX = 12
+REVOCATIONS_MAX = 10_000
 UINT32_MAX = 2**32 - 1
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
@@ -199,6 +201,9 @@ def encode_frame(frame: Frame) -> pb.Frame:
                     silent_ms=frame.silent_ms,
                 )
             )
+        case Revocations():
+            items = [pb.Revocation(body=body, signature=signature) for body, signature in frame.items]
+            return pb.Frame(revocations=pb.Revocations(items=items))
 
 
 def decode_frame(message: pb.Frame) -> Frame | None:
@@ -238,6 +243,10 @@ def decode_frame(message: pb.Frame) -> Frame | None:
             answer = message.answer
             target, path = _decode_path(answer.target, answer.path)
             return Answer(answer.number, target, path, answer.session, answer.silent_ms)
+        case "revocations":
+            if len(message.revocations.items) > REVOCATIONS_MAX:
+                raise WireError("too many revocations")
+            return Revocations(tuple((item.body, item.signature) for item in message.revocations.items))
     return None
 
 

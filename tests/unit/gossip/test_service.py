@@ -6,14 +6,14 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from gossip.identity import Authority, Identity
-from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeInfo
+from gossip.linkstate import Key, Kind, LinkState, LinkStatus, NodeId, NodeInfo
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
 
@@ -186,3 +186,75 @@ async def test_a_port_in_use_is_a_sentence(tmp_path: Path, authority: Authority)
     async with running(first):
         with pytest.raises(GossipError, match="in use"):
             await second.service.start()
+
+
+async def test_a_revoked_node_is_shut_out_by_all_also_by_those_who_hear_of_it_from_others(
+    tmp_path: Path, authority: Authority
+) -> None:
+    nodes = await three(tmp_path, authority)
+    async with running(*nodes):
+        await until(lambda: all(node.members_up() == 2 for node in nodes))
+        gone = nodes[2].identity.node_id
+        revocation = authority.revoke(gone, at=datetime.now(UTC), reason="stolen")
+        nodes[0].service.revoke([(revocation.encode(), authority.sign_revocation(revocation))])
+        await until(lambda: all(node.names() == {"n1", "n2"} for node in nodes[:2]))
+        await until(lambda: all(node.members_up() == 1 for node in nodes[:2]))
+        await asyncio.sleep(1.0)  # it dials again and again
+        assert [node.names() for node in nodes[:2]] == [{"n1", "n2"}] * 2
+
+
+async def test_a_revocation_survives_a_restart(tmp_path: Path, authority: Authority) -> None:
+    first = Node(tmp_path, authority, "n1")
+    seed = await first.start()
+    second = Node(tmp_path, authority, "n2", join=(seed,))
+    revocation = authority.revoke(second.identity.node_id, at=datetime.now(UTC), reason="")
+    first.service.revoke([(revocation.encode(), authority.sign_revocation(revocation))])
+    await first.service.stop()
+    fresh = Identity(first.identity.ca_pem, first.identity.certificate_pem, first.identity.key_pem)
+    first.identity, first.settings = fresh, GossipSettings(listen=first.address)
+    first.service = first.build()
+    await first.start()
+    await second.start()
+    async with running(first, second):
+        await asyncio.sleep(1.0)
+        assert first.names() == {"n1"}
+
+
+async def test_a_renewed_certificate_is_shown_and_advertised_and_no_session_ends(
+    tmp_path: Path, authority: Authority
+) -> None:
+    nodes = await three(tmp_path, authority)
+    async with running(*nodes):
+        await until(lambda: all(node.members_up() == 2 for node in nodes))
+        renewing, before = nodes[0], [list(node.sessions) for node in nodes]
+        renewed = authority.renew(renewing.identity.certificate_der, at=datetime.now(UTC), days=9)
+        fresh = Identity(authority.certificate_pem, renewed, renewing.identity.key_pem)
+        assert renewing.identity.renew(fresh)
+        renewing.service.renewed()
+        await until(lambda: all(_certificate_at(node, renewing) == fresh.certificate_der for node in nodes))
+        assert [node.sessions for node in nodes] == before
+        context = nodes[1].identity.client_context()
+        context.set_alpn_protocols(["h2"])
+        host, port = renewing.address.rsplit(":", 1)
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        assert writer.get_extra_info("ssl_object").getpeercert(binary_form=True) == fresh.certificate_der
+        writer.close()
+
+
+def _certificate_at(node: Node, of: Node) -> bytes:
+    record = node.service._machine.database.get(Key(of.identity.node_id, Kind.NODE))
+    return record.certificate if record is not None else b""
+
+
+async def test_a_session_ends_with_the_peers_certificate(tmp_path: Path, authority: Authority) -> None:
+    first = Node(tmp_path, authority, "n1")
+    seed = await first.start()
+    second = Node(tmp_path, authority, "n2", join=(seed,))
+    short = authority.renew(second.identity.certificate_der, at=datetime.now(UTC) - timedelta(seconds=86_397), days=1)
+    second.identity = Identity(authority.certificate_pem, short, second.identity.key_pem)
+    second.service = second.build()
+    await second.start()
+    async with running(first, second):
+        await until(lambda: first.members_up() == 1, 2.9)
+        await until(lambda: first.members_up() == 0)
+        assert "expired" in first.service.members()[-1].reason + first.service.members()[0].reason

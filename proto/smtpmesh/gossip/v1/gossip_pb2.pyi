@@ -34,6 +34,7 @@ class Frame(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CHECK_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -58,6 +59,8 @@ class Frame(_message.Message):
     def check(self) -> Global___Check: ...
     @_builtins.property
     def answer(self) -> Global___Answer: ...
+    @_builtins.property
+    def revocations(self) -> Global___Revocations: ...
     def __init__(
         self,
         *,
@@ -73,12 +76,13 @@ class Frame(_message.Message):
         chunk: Global___Chunk | None = ...,
         check: Global___Check | None = ...,
         answer: Global___Answer | None = ...,
+        revocations: Global___Revocations | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request", "revocations", b"revocations"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announce", b"announce", "answer", b"answer", "buckets", b"buckets", "check", b"check", "chunk", b"chunk", "digest", b"digest", "fetch", b"fetch", "frame", b"frame", "graft", b"graft", "hello", b"hello", "prune", b"prune", "push", b"push", "request", b"request", "revocations", b"revocations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "push", "announce", "graft", "prune", "buckets", "digest", "request", "fetch", "chunk", "check", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "push", "announce", "graft", "prune", "buckets", "digest", "request", "fetch", "chunk", "check", "answer", "revocations"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -404,6 +408,51 @@ class Answer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class Revocations(_message.Message):
+    """Who is no member any more, signed by an authority of the cluster. Sent when a session begins and when one is new."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Revocation]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___Revocation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocations: _TypeAlias = Revocations  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    """text, see gossip/revocation.py"""
+    signature: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
 
 @_typing.final
 class RecordKey(_message.Message):
