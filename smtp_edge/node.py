@@ -30,6 +30,7 @@ import structlog
 from gossip.core_log import install_core_log
 from gossip.identity import Identity, IdentityError
 from gossip.linkstate import NodeInfo, SessionStatus, Snapshot
+from gossip.revocation import RevocationError, load_revocations
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
 from router.decision import ExitHop, Hop, HopKind
@@ -207,6 +208,7 @@ class Node:
         await self._sinks.start()
         self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
         self.bound["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
+        self._gossip.revoke(_blame("cluster.revocations", self._load_revocations))
         self._gossip.publish_info(self._info())
         self._gossip.publish_links(self.engine.links(self.now()))
         self._routing.on_snapshot(self._gossip.snapshot())
@@ -239,6 +241,25 @@ class Node:
                 await self.store.prune(datetime.now(UTC))
             except StoreError as error:
                 log.error("queue.prune_failed", reason=str(error))
+
+    def reload_cluster_files(self) -> None:
+        """Read the certificate, the bundle and the revocations again (SIGHUP). What is wrong changes nothing.
+
+        No session ends for it but those with revoked nodes.
+        """
+        try:
+            renewed = self.identity.renew(Identity.load(*_cluster_files(self.settings)))
+            revocations = self._load_revocations()
+        except (IdentityError, RevocationError, OSError) as error:
+            log.error("node.reload_refused", reason=_describe(error))
+            return
+        if renewed:
+            self._gossip.renewed()
+        self._gossip.revoke(revocations)
+        log.info("node.reloaded", certificate_renewed=renewed, revocations=len(revocations))
+
+    def _load_revocations(self) -> list[tuple[bytes, bytes]]:
+        return load_revocations(self.settings.cluster.revocations_folder, self.identity)
 
     def _info(self) -> NodeInfo:
         settings = self.settings
@@ -292,7 +313,16 @@ def _cluster_files(settings: Settings) -> tuple[Path, Path, Path]:
     return settings.cluster.ca, settings.cluster.certificate, settings.cluster.key
 
 
-START_ERRORS = (IdentityError, GossipError, ListenerError, StoreError, AdminError, SinkError, OSError)
+START_ERRORS = (
+    IdentityError,
+    RevocationError,
+    GossipError,
+    ListenerError,
+    StoreError,
+    AdminError,
+    SinkError,
+    OSError,
+)
 
 
 def _blame(key: str, build: Callable[[], T]) -> T:
@@ -341,6 +371,7 @@ async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload_cluster_files)
     await node.start()
     await stop.wait()
     await node.stop()
