@@ -1,17 +1,21 @@
 """Flap damping at the origin: what goes down and up again and again is told as down until it is calm. Pure.
 
-Figures of merit as in RFC 2439, but for the origin's own links only: a penalty for each recovery, decaying by half each
-minute. Bad news is never damped. If damping would hide more than half of what is up, or the last of it, nothing is
-damped: a trembling path is better than none.
+Figures of merit as in RFC 2439, but for the origin's own links only: a penalty for each recovery, decaying by half
+every 100 s, so that a link is damped if and only if it goes on changing more than twice a minute. Bad news is never
+damped. If damping would hide more than half of what is up, or the last of it, nothing is damped: a trembling path is
+better than none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from gossip.linkstate import LinkState, LinkStatus
+from gossip.scores import GOOD
 
 PENALTY = 1000.0
-HALF_LIFE_S = 60.0
+HALF_LIFE_S = 100.0
 SUPPRESS_AT = 3000.0
 REUSE_AT = 1000.0
 SUPPRESSED_MAX_S = 600.0
@@ -48,6 +52,18 @@ class Damping:
         merit.penalty += PENALTY
         if merit.penalty >= SUPPRESS_AT and merit.suppressed_at is None:
             merit.suppressed_at = now
+
+    def hide_links(self, links: Sequence[LinkState], now: float) -> tuple[LinkState, ...]:
+        """The own links as they are to be told: those that flap as down, but for the last way of a class."""
+        up = {link.hop for link in links if link.status in GOOD}
+        hidden = self.hidden(up, now)
+        if not hidden:
+            return tuple(links)
+        served = {name for link in links if link.hop in up - hidden for name in link.classes}
+        return tuple(
+            replace(link, status=LinkStatus.DOWN) if link.hop in hidden and served.issuperset(link.classes) else link
+            for link in links
+        )
 
     def hidden(self, up: Collection[str], now: float) -> frozenset[str]:
         """Which of the links that are up are to be told as down."""

@@ -42,11 +42,12 @@ from gossip.frames import (
     Revocations,
 )
 from gossip.identity import IdentityError
-from gossip.linkstate import Key, Kind, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
+from gossip.linkstate import Key, Kind, Links, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
 from gossip.origination import Origination
 from gossip.overlay import Rings
 from gossip.reach import path_to_neighbour, reachable
 from gossip.repair import CHUNK_BYTES_MAX, FETCH_ABOVE, buckets_frame, compare, differing, digests, request
+from gossip.scores import GOOD
 from gossip.session import PUSH_MAX, Session
 from gossip.settings import GossipSettings
 from gossip.spread import Spread, announce
@@ -60,6 +61,8 @@ REPAIR_FIRST_S = 2.0
 REPAIR_MAX_S = 30.0
 FETCH_TOKENS = 2000
 CHECKS_PER_S = 50.0
+CONTINUES_S = 2.5
+"""How long a session that follows a broken one may take to show that it is two-way."""
 EXPIRE_S = 5.0
 ROOTS_KEPT = 128
 SENT_KEPT = 8
@@ -117,6 +120,11 @@ class Machine:
         """Sessions with something to send at the end of this turn."""
         self._listed: frozenset[NodeId] = frozenset()
         self._lost_once: frozenset[NodeId] = frozenset()
+        self._link_damping = Damping()
+        self._links: tuple[Payload, ...] = ()
+        """Own links as measured."""
+        self._links_up: frozenset[str] = frozenset()
+        self._links_seen: frozenset[str] = frozenset()
         self._paused_s = 0.0
         self._roots: deque[int] = deque(maxlen=ROOTS_KEPT)
         self._reached: frozenset[NodeId] = frozenset({node_id})
@@ -167,6 +175,8 @@ class Machine:
     def publish(self, kind: Kind, payloads: Sequence[Payload], now: float, wall: int) -> Effects:
         """Say something new about this node, at once or when its hold is over (`gossip.holds`)."""
         effects = Effects()
+        if kind is Kind.LINKS:
+            payloads = self._damp_links(payloads, now)
         effects.complaints = self._own.publish(kind, payloads, now)
         if kind is Kind.NODE and payloads and isinstance(payloads[0], NodeInfo):
             self._note_zone(self._node_id, payloads[0].zone)
@@ -249,6 +259,7 @@ class Machine:
             now,
             Budget.full(settings.verify_per_s, settings.verify_burst, now),
             Budget.full(CHECKS_PER_S, CHECKS_PER_S, now),
+            continues=peer in self._listed,
         )
         self._suspicions.pop(peer, None)
         news = self._contacts.record_session(peer)
@@ -379,7 +390,8 @@ class Machine:
             self._spread.next_due(),
         )
         for session in self._sessions.values():
-            due = min(due, session.due(settings.batch_s, settings.batch_busy_s))
+            if session.waiting or session.urgent or session.announcing:
+                due = min(due, session.due(settings.batch_s, settings.batch_busy_s))
         for suspicion in self._suspicions.values():
             if suspicion.until > now:  # else it waits for `_silent_at`: another one vouched for the suspect
                 due = min(due, suspicion.until)
@@ -444,7 +456,8 @@ class Machine:
             eager_sessions=sum(session.eager for session in self._sessions.values()),
             own_lag_s=self._patience.lag_s if self._patience.factor(now) > 1 else 0.0,
             patience=self._patience.factor(now),
-            damped=len(self._damping.hidden([str(peer) for peer in self._sessions], now)),
+            damped=len(self._damping.hidden([str(peer) for peer in self._sessions], now))
+            + len(self._link_damping.hidden(self._links_up, now)),
             quarantined=sum(now < item.until for item in self._quarantine.values()),
             epoch=self.epoch,
             root=f"{self.database.root():016x}",
@@ -460,12 +473,26 @@ class Machine:
             self._pass_on(record)
             self._remember_root()
 
+    def _damp_links(self, payloads: Sequence[Payload], now: float) -> list[Payload]:
+        """Links that go down and up again and again are told as down until they are calm (`gossip.damping`)."""
+        self._links = tuple(payloads)
+        links = [link for payload in payloads if isinstance(payload, Links) for link in payload.links]
+        up = frozenset(link.hop for link in links if link.status in GOOD)
+        for hop in up - self._links_up & self._links_seen:
+            self._link_damping.record_recovery(hop, now)
+        self._links_up, self._links_seen = up, frozenset(link.hop for link in links)
+        shown = {link.hop: link for link in self._link_damping.hide_links(links, now)}
+        return [
+            Links(tuple(shown[link.hop] for link in payload.links)) if isinstance(payload, Links) else payload
+            for payload in payloads
+        ]
+
     def _list_sessions(self, now: float) -> None:
         """Tell which sessions are two-way, wanted by one end at least, and not flapping."""
         up = {
             peer
             for peer, session in self._sessions.items()
-            if session.hello is not None and session.hello.heard > 0 and (peer in self._targets or session.hello.wanted)
+            if session.two_way() and (peer in self._targets or session.hello is None or session.hello.wanted)
         }
         for peer in up - self._listed:
             if self._listed and peer in self._lost_once:
@@ -554,6 +581,7 @@ class Machine:
         """Once a hello interval."""
         for peer, session in list(self._sessions.items()):
             session.age_known()
+            session.continues = session.continues and now - session.since < CONTINUES_S and not session.heard_back
             wanted = peer in self._targets or session.fetching or session.hello is None or session.hello.wanted
             if wanted:
                 session.unwanted_since = None
@@ -566,6 +594,8 @@ class Machine:
                 continue
             self._send_hello(peer, effects, now, lag_ms=int(late_s * 1000))
         self._list_sessions(now)
+        if self._link_damping.next_change() <= now:
+            self._own.publish(Kind.LINKS, self._damp_links(self._links, now), now)
         self._plan_silence(now)
 
     def _plan_silence(self, now: float) -> None:

@@ -96,7 +96,9 @@ class Origination:
         wanted = tuple(payload for payload, _ in fitted)
         if kind is Kind.LINKS:  # a shard that is no longer needed says so, or its links would stay at the peers
             wanted += (Links(),) * (max(len(latest), len(own.issued)) - len(wanted))
-        if wanted != latest:
+        if wanted == own.issued:
+            own.pending = None  # what waited is no news any more
+        elif wanted != latest:
             if own.pending is None:
                 own.pending_since = now
             own.pending = wanted

@@ -33,13 +33,18 @@ class Session:
     """Bodies go to this peer; else announcements."""
     blocked: bool = False
     """The peer reads too slowly: what is new waits here."""
-    waiting: dict[Urgency, dict[Key, Record]] = field(default_factory=lambda: {urgency: {} for urgency in Urgency})
+    urgent: dict[Key, Record] = field(default_factory=dict)
+    """Withdrawals and degradations that wait."""
+    waiting: dict[Key, Record] = field(default_factory=dict)
+    """All else that waits."""
     announcing: dict[int, None] = field(default_factory=dict)
     flushed_at: float = float("-inf")
     busy: bool = False
     known: dict[Key, int] = field(default_factory=dict)
     """Marks of what the peer has, as it showed or was sent of late."""
     known_before: dict[Key, int] = field(default_factory=dict)
+    continues: bool = False
+    """It follows a two-way session that broke a moment ago, and is taken for two-way until it proves to be silent."""
     hello: Hello | None = None
     """The last one heard."""
     hello_at: float = 0.0
@@ -62,44 +67,47 @@ class Session:
         """The peer has exactly this content already."""
         return self.known.get(key) == mark or self.known_before.get(key) == mark
 
+    def two_way(self) -> bool:
+        """The peer hears us, too."""
+        return self.continues or (self.hello is not None and self.hello.heard > 0)
+
     def age_known(self) -> None:
         """Forget what was known longer than one hello ago."""
         self.known_before, self.known = self.known, {}
 
     def queue(self, record: Record) -> None:
         """Send a body at the next turn, instead of any older version of its key."""
-        for waiting in self.waiting.values():
-            waiting.pop(record.key, None)
-        self.waiting[record.urgency][record.key] = record
+        self.unqueue(record.key)
+        (self.urgent if record.urgency <= Urgency.DEGRADE else self.waiting)[record.key] = record
 
     def unqueue(self, key: Key) -> None:
         """The peer has it now."""
-        for waiting in self.waiting.values():
-            waiting.pop(key, None)
+        self.urgent.pop(key, None)
+        self.waiting.pop(key, None)
 
     def queued(self) -> int:
         """Records that wait."""
-        return sum(len(waiting) for waiting in self.waiting.values())
+        return len(self.urgent) + len(self.waiting)
 
     def due(self, batch_s: float, busy_s: float) -> float:
         """When the next turn is; infinity if nothing waits."""
         if self.blocked:
             return float("inf")
-        urgent = self.waiting[Urgency.WITHDRAW] or self.waiting[Urgency.DEGRADE]
-        if urgent:
+        if self.urgent:
             return self.flushed_at + batch_s
-        if self.announcing or self.waiting[Urgency.RECOVER] or self.waiting[Urgency.REFRESH]:
+        if self.waiting or self.announcing:
             return self.flushed_at + (busy_s if self.busy else batch_s)
         return float("inf")
 
     def take(self, now: float) -> tuple[list[Record], list[int]]:
         """One turn: bodies, most urgent first, and announcements."""
         taken: list[Record] = []
-        for waiting in self.waiting.values():
-            for key in list(waiting)[: FLUSH_MAX - len(taken)]:
-                record = waiting.pop(key)
-                self.known[key] = record.mark
-                taken.append(record)
+        for waiting in (self.urgent, self.waiting):
+            first = sorted(waiting.values(), key=lambda record: record.urgency)[: FLUSH_MAX - len(taken)]
+            for record in first:
+                del waiting[record.key]
+                self.known[record.key] = record.mark
+            taken += first
         ids = list(self.announcing)[: 2 * FLUSH_MAX]
         for item in ids:
             del self.announcing[item]

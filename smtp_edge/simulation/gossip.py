@@ -219,6 +219,12 @@ class GossipWorld:
             self._send(stream, node, peer, None)
         found.streams.clear()
 
+    def reset(self, one: NodeId, other: NodeId) -> None:
+        """The connection of two nodes breaks, and both see it at once."""
+        stream = self.by_id[one].streams[other]
+        self._push(self.now, self._deliver, stream, one, other, None)
+        self._push(self.now, self._deliver, stream, other, one, None)
+
     def vanish(self, node: NodeId) -> None:
         """Power or network gone: nobody is told anything."""
         found = self.by_id[node]
