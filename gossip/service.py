@@ -170,8 +170,11 @@ class GossipService(pb_grpc.GossipServicer):
     async def start(self) -> str:
         """Listen and begin to dial; the bound host:port. GossipError if the address cannot be had."""
         identity = self._identity
+        shown = ShownCertificates(identity)
         credentials = grpc.dynamic_ssl_server_credentials(
-            _server_configuration(identity), lambda: _server_configuration(identity), require_client_authentication=True
+            shown.configuration(),
+            shown.renewed,  # type: ignore[arg-type]  # None is in the documentation, and not in the stubs
+            require_client_authentication=True,
         )
         self._server = grpc.aio.server(options=OPTIONS)
         pb_grpc.add_GossipServicer_to_server(self, self._server)
@@ -671,11 +674,34 @@ def _save_state(path: Path, text: str) -> None:
         log.error("gossip.state_not_saved", path=str(path), reason=str(error))
 
 
-def _server_configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
-    """What gRPC shows and trusts; it asks again at each handshake."""
-    return grpc.ssl_server_certificate_configuration(
-        [(identity.key_pem, identity.certificate_pem)], root_certificates=identity.ca_pem
-    )
+class ShownCertificates:
+    """What gRPC's server shows and trusts. It asks at each handshake, on threads of its own.
+
+    An answer exchanges what all handshakes use, and handshakes of that moment may then crash the process (grpcio 1.85,
+    sixteen clients at once: within a thousand). So there is one for each renewal, and None otherwise.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._given = self._current()
+
+    def _current(self) -> tuple[bytes, bytes]:
+        return self._identity.certificate_pem, self._identity.ca_pem
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What to begin with."""
+        certificate_pem, ca_pem = self._given
+        return grpc.ssl_server_certificate_configuration(
+            [(self._identity.key_pem, certificate_pem)], root_certificates=ca_pem
+        )
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What to go on with, if it was renewed since the last answer."""
+        current = self._current()
+        if current == self._given:
+            return None
+        self._given = current
+        return self.configuration()
 
 
 def _certificate_of(context: grpc.aio.ServicerContext[pb.Frame, pb.Frame]) -> bytes:

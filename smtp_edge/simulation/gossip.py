@@ -1,9 +1,9 @@
 """Gossip machines in virtual time: one heap of events, and everything that can go wrong with a node or a way.
 
 Nodes crash (`kill`: their peers see a reset), vanish (`vanish`: silence), freeze and thaw, restart with or without
-their state, and have wall clocks of their own. The shell around each machine is modelled here as `gossip.service`
-behaves: a dial takes two round trips, of two sessions of a pair the one dialled by the smaller id stays, a refused dial
-is told apart from one that times out.
+their state, read slowly, and have wall clocks of their own. The shell around each machine is modelled as
+`gossip.service` behaves: a dial takes two round trips, of two sessions of a pair the one dialled by the smaller id
+stays, a refused dial is told apart from one that times out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -36,6 +37,8 @@ SEGMENT_BYTES = 140
 ADVERTISEMENT_BYTES = 16
 LINE_BYTES = 60
 BASE_LIFETIME_S = 86_400
+OUTBOX_BLOCKED, OUTBOX_OPEN, OUTBOX_MAX = 32, 4, 1000
+"""Frames that wait for one peer, as in `gossip.service`."""
 
 
 @dataclass(slots=True)
@@ -51,6 +54,8 @@ class Stream:
     """When the last frame to an end arrives: a stream keeps its order."""
     stuck: list[tuple[NodeId, Frame | None]] = field(default_factory=list)
     """What waits for the end of a cut: receiver, frame (None: the closing)."""
+    unread: dict[NodeId, deque[Frame | None]] = field(default_factory=dict)
+    """What waits for an end that reads slowly."""
 
     def peer(self, node: NodeId) -> NodeId:
         """The other end."""
@@ -69,6 +74,8 @@ class SimulatedNode:
     alive: bool = True
     vanished: bool = False
     frozen_until: float = 0.0
+    reads_every_s: float = 0.0
+    """A slow reader: the time between two frames of a stream."""
     timer_at: float = float("inf")
     streams: dict[NodeId, Stream] = field(default_factory=dict)
     links: tuple[LinkState, ...] = ()
@@ -238,6 +245,14 @@ class GossipWorld:
         found = self.by_id[node]
         found.frozen_until = max(found.frozen_until, self.now + duration_s)
 
+    def read_slowly(self, node: NodeId, every_s: float) -> None:
+        """A node takes one frame of each stream in this time (infinity: none), or reads as others do again (0)."""
+        found = self.by_id[node]
+        found.reads_every_s = every_s
+        for peer, stream in list(found.streams.items()):
+            if stream.unread.get(node) and every_s < float("inf"):
+                self._push(self.now, self._read, stream, peer, node)
+
     def restart(self, node: NodeId, *, keeps_state: bool = True, wall_offset_s: int | None = None) -> None:
         """Start a killed node again, with the members that it knew or with nothing but its seed."""
         found = self.by_id[node]
@@ -370,10 +385,43 @@ class GossipWorld:
         if self.network.blocked(here, there) or stream.stuck:
             stream.stuck.append((there, frame))
             return
+        if self.by_id[there].reads_every_s or stream.unread.get(there):
+            self._queue_unread(stream, here, there, frame)
+            return
         at = self.now + self.network.flight_s(here, there) + extra_s
         before = stream.arrives.get(there, 0.0)
         stream.arrives[there] = at = max(at, before)
         self._push(at, self._deliver, stream, here, there, frame)
+
+    def _queue_unread(self, stream: Stream, here: NodeId, there: NodeId, frame: Frame | None) -> None:
+        """The shell holds back what the peer does not read, and tells its machine; far too much ends the session."""
+        unread = stream.unread.setdefault(there, deque())
+        unread.append(frame)
+        every_s = self.by_id[there].reads_every_s
+        if len(unread) == 1 and every_s < float("inf"):
+            self._push(self.now + every_s, self._read, stream, here, there)
+        elif len(unread) == OUTBOX_BLOCKED:
+            self._push(self.now, self._block, stream, here, there, True)
+        elif len(unread) == OUTBOX_MAX:
+            unread.clear()
+            for end in (here, there):
+                self._push(self.now, self._deliver, stream, stream.peer(end), end, None)
+
+    def _read(self, stream: Stream, here: NodeId, there: NodeId) -> None:
+        unread = stream.unread[there]
+        if not unread:
+            return
+        self._deliver(stream, here, there, unread.popleft())
+        if unread:
+            self._push(self.now + self.by_id[there].reads_every_s, self._read, stream, here, there)
+        if len(unread) == OUTBOX_OPEN:
+            self._block(stream, here, there, False)
+
+    def _block(self, stream: Stream, here: NodeId, there: NodeId, blocked: bool) -> None:
+        node = self.by_id[here]
+        if node.alive and node.streams.get(there) is stream:
+            self._act(node, node.machine.on_blocked(there, self.now, self._wall(node), blocked=blocked))
+            self._arm(node)
 
     def _deliver(self, stream: Stream, here: NodeId, there: NodeId, frame: Frame | None) -> None:
         node = self.by_id[there]

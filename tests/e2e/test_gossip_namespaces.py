@@ -58,8 +58,8 @@ def test_after_a_partition_all_ten_are_equal_again_with_what_changed_on_both_sid
     wait_until(lambda: all(lost(cluster, name) >= set(west) for name in east), PARTED_S, "east lost the whole west")
     print(f"both halves lost each other within {time.monotonic() - parted:.1f} s")
     time.sleep(max(0.0, parted + PARTED_S - time.monotonic()))
-    assert not any(lost(cluster, name) & set(west) for name in west)
-    assert not any(lost(cluster, name) & set(east) for name in east)
+    assert not any(lost(cluster, name) & set(west) for name in west), cluster.missing()
+    assert not any(lost(cluster, name) & set(east) for name in east), cluster.missing()
     assert all(marks(cluster.processes[name]) == {"of-the-west"} for name in west)
     assert all(marks(cluster.processes[name]) == {"of-the-east"} for name in east)
 
@@ -89,7 +89,7 @@ def test_a_link_that_drops_one_way_is_lost_to_both_and_the_two_still_hear_of_eac
         assert not in_session(cluster, receiver, sender)
         if not sender.await_event("ready", 1)["members"]:
             pytest.skip("reachability through others: gossip has no verdict on members yet, only sessions")
-        assert cluster.losses(blocked) == []
+        assert cluster.losses(blocked) == [], cluster.missing()
     finally:
         halves.unblock(sender.name, receiver.name)
 

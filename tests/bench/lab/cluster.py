@@ -91,6 +91,10 @@ class Process:
         """Neither ended nor paused."""
         return not self.paused and self._child.poll() is None
 
+    def ended(self) -> int | None:
+        """Its exit status, negative for a signal."""
+        return self._child.poll()
+
     def tell(self, command: str) -> float:
         """Write a command; when it was written."""
         assert self._child.stdin is not None
@@ -259,6 +263,10 @@ class Cluster:
             others = {other.name for other in running if self.identifier(other.name) not in process.reached}
             if others - {process.name}:
                 gaps.append(f"{process.name} misses {' '.join(sorted(others - {process.name}))}")
+        for process in self.processes.values():
+            if process not in running:
+                said = (self.folder / f"{process.name}.log").read_text(errors="replace")
+                gaps.append(f"{process.name} is paused or has ended: {process.ended()} {said}")
         return "; ".join(gaps)
 
     def losses(self, since: float) -> list[Loss]:
@@ -314,7 +322,7 @@ class GossipCluster(Cluster):
         """One node, with the first members as its seeds."""
         seeds = [self.addresses[other] for other in self.names[:SEEDS] if other != name]
         folder, address = str(self.folder / name), self.addresses[name]
-        return [sys.executable, "-m", "tests.bench.gossip_node", folder, address, *seeds]
+        return [sys.executable, "-X", "faulthandler", "-m", "tests.bench.gossip_node", folder, address, *seeds]
 
     def parse(self, line: str) -> dict[str, Any] | None:
         """Lines are events already."""

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from gossip.frames import Aged, Push, Record
-from gossip.linkstate import Key, Kind, LinkState, LinkStatus, NodeId, NodeInfo, Opaque, Version
+from gossip.linkstate import ClassLoad, Key, Kind, LinkState, LinkStatus, Load, NodeId, NodeInfo, Opaque, Version
 from gossip.settings import GossipSettings
 from gossip.status import EventKind
 from gossip.wire import EPOCH_MAX, WireError, decode_record, encode_body
@@ -401,21 +401,38 @@ def test_a_record_with_a_flipped_bit_is_refused() -> None:
     assert world.database(world.nodes[0]).get(record.key) == record
 
 
-def test_a_peer_that_stops_reading_costs_one_record_for_each_key() -> None:
+def test_a_peer_that_reads_slowly_costs_one_record_for_each_key_and_gets_the_newest() -> None:
     world = GossipWorld.converged(5)
     world.run(2)
-    node = world.by_id[world.nodes[0]]
-    slow = world.nodes[1]
-    world._act(node, node.machine.on_blocked(slow, world.now, WALL, blocked=True))
-    for number in range(100):
+    node, slow, most = world.by_id[world.nodes[0]], world.nodes[1], 0
+    world.read_slowly(slow, 0.9)
+    for number in range(200):
         for other in world.nodes[2:]:
             set_status(world, other, LinkStatus.DOWN if number % 2 else LinkStatus.UP)
+        load = Load(classes=(ClassLoad("default", number, 0),))
+        world._act(node, node.machine.publish(Kind.LOAD, [load], world.now, WALL))
         world.run(1)
-    session = node.machine.session(slow)
-    assert session is not None
-    assert session.queued() <= len(node.machine.database)
-    world._act(node, node.machine.on_blocked(slow, world.now, WALL, blocked=False))
-    assert session.queued() == 0
+        session = node.machine.session(slow)
+        assert session is not None
+        most = max(most, session.queued())
+        assert len(node.streams[slow].unread[slow]) < 200, "hellos only"
+    assert 0 < most <= len(node.machine.database)
+    assert world.losses == []
+    world.read_slowly(slow, 0)
+    assert world.run_until(lambda: len(world.roots()) == 1, 10, every_s=1)
+
+
+def test_a_peer_that_stops_reading_is_dropped_and_equal_again_when_it_reads() -> None:
+    world = GossipWorld.converged(5)
+    world.run(2)
+    slow = world.nodes[1]
+    world.read_slowly(slow, float("inf"))
+    world.run(60)
+    assert {loss[2] for loss in world.losses if loss[1] != slow} <= {slow}
+    set_status(world, world.nodes[0], LinkStatus.DOWN)
+    world.read_slowly(slow, 0)
+    assert world.run_until(lambda: len(world.roots()) == 1, 120, every_s=1)
+    assert world.run_until(lambda: not any(world.knows_dead(node, slow) for node in world.nodes), 60, every_s=1)
 
 
 def test_ten_thousand_next_hops_of_one_node_reach_all() -> None:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from gossip.identity import Authority, Identity
 from gossip.linkstate import Key, Kind, LinkState, LinkStatus, NodeId, NodeInfo
-from gossip.service import GossipError, GossipService
+from gossip.service import GossipError, GossipService, ShownCertificates
 from gossip.settings import GossipSettings
 
 
@@ -258,3 +258,14 @@ async def test_a_session_ends_with_the_peers_certificate(tmp_path: Path, authori
         await until(lambda: first.members_up() == 1, 2.9)
         await until(lambda: first.members_up() == 0)
         assert "expired" in first.service.members()[-1].reason + first.service.members()[0].reason
+
+
+def test_certificates_that_did_not_change_are_not_given_to_grpc_again(authority: Authority) -> None:
+    certificate, key = authority.issue("n1", at=datetime.now(UTC))
+    identity = Identity(authority.certificate_pem, certificate, key)
+    shown = ShownCertificates(identity)
+    assert shown.renewed() is None
+    renewed = authority.renew(identity.certificate_der, at=datetime.now(UTC))
+    assert identity.renew(Identity(authority.certificate_pem, renewed, key))
+    assert shown.renewed() is not None
+    assert shown.renewed() is None
