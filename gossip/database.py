@@ -60,6 +60,9 @@ class Verdict(enum.Enum):
     CONFLICT = "conflict"
     """Same version, other bytes: two nodes use one key, or an origin broke its word. The larger hash is kept."""
     UNKNOWN_ORIGIN = "unknown origin"
+    UNTRUSTED = "untrusted origin"
+    """Its certificate does not hold here: expired by our clock, or of an authority that only others have yet. Whoever
+    passed it on may have done so in good faith."""
     REFUSED = "refused"
 
 
@@ -251,11 +254,11 @@ class Database:
 
     def _verify(self, record: Record) -> tuple[Verdict, str]:
         member = self._members.get(record.key.origin)
-        if record.key.kind == Kind.NODE and (member is None or member.certificate_der != record.certificate):
+        if record.key.kind == Kind.NODE:  # also one that is known: it may have expired meanwhile
             try:
                 member = self.member_of(record.certificate)
             except IdentityError as error:
-                return Verdict.REFUSED, str(error)
+                return Verdict.UNTRUSTED, str(error)
             if member.node_id != record.key.origin:
                 return Verdict.REFUSED, "its certificate is of another node"
         if member is None:

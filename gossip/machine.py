@@ -793,6 +793,8 @@ class Machine:
         match verdict:
             case Verdict.REFUSED:
                 self._refuse(peer, session, record.key.origin, reason, effects, now)
+            case Verdict.UNTRUSTED:
+                effects.refusals.append(Refusal(peer, record.key.origin, reason))
             case Verdict.CONFLICT:
                 effects.refusals.append(Refusal(peer, record.key.origin, reason))
                 self._event(effects, EventKind.CONFLICT, record.key.origin, reason, peer)

@@ -8,13 +8,15 @@ import random
 
 import pytest
 
+from gossip.database import Verifier
 from gossip.frames import Aged, Push, Record
+from gossip.identity import IdentityError
 from gossip.linkstate import ClassLoad, Key, Kind, LinkState, LinkStatus, Load, NodeId, NodeInfo, Opaque, Version
 from gossip.settings import GossipSettings
 from gossip.status import EventKind
 from gossip.wire import EPOCH_MAX, WireError, decode_record, encode_body
 from smtp_edge.simulation import GossipWorld, Network
-from smtp_edge.simulation.stub import certificate_of, sign_as
+from smtp_edge.simulation.stub import certificate_of, member_of, sign_as
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
 
 WALL = 1_780_000_000
@@ -372,6 +374,31 @@ def test_a_forger_is_shut_out_for_a_while() -> None:
     assert liar not in world.by_id[judge].streams
     world.run(70)
     assert not world.by_id[judge].machine.shut_out(liar, world.now)
+
+
+def test_records_of_a_member_that_expired_are_refused_and_whoever_passes_them_on_is_not_blamed() -> None:
+    world = GossipWorld.converged(5)
+    world.run(2)
+    judge, honest, expired = world.nodes[:3]
+
+    def refuse(certificate: bytes) -> Verifier:
+        if certificate == certificate_of(expired):
+            raise IdentityError("it has expired")
+        return member_of(certificate)
+
+    world.database(judge).member_of = refuse
+    for number in range(40):
+        hand(world, judge, honest, forge(expired, Kind.NODE, _info(), version=Version(WALL + 9, number)))
+    world.run(5)
+    held = world.database(judge).get(Key(expired, Kind.NODE))
+    assert held is not None
+    assert held.version < Version(WALL + 9, 0)
+    assert honest in world.by_id[judge].streams
+    assert world.losses == []
+
+
+def _info() -> NodeInfo:
+    return NodeInfo("n", "10.0.0.3:7420", "10.0.0.3:2525")
 
 
 def test_replayed_old_advertisements_change_nothing() -> None:
