@@ -13,7 +13,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gossip.database import Database, Held
@@ -82,6 +82,8 @@ class SimulatedNode:
     bytes_sent: int = 0
     frames_sent: int = 0
     incarnation: int = 0
+    on_effects: Callable[[Effects], None] | None = None
+    """What a node around this machine is to be told (`simulation.adapters`)."""
 
 
 class GossipWorld:
@@ -213,8 +215,14 @@ class GossipWorld:
         """A node measured something."""
         found = self.by_id[node]
         found.links = tuple(links)
-        self._act(found, found.machine.publish(Kind.LINKS, shard_links(found.links)[0], self.now, self._wall(found)))
-        self._arm(found)
+        self.publish(node, Kind.LINKS, shard_links(found.links)[0])
+
+    def publish(self, node: NodeId, kind: Kind, payloads: Sequence[Payload]) -> None:
+        """A node says something new about itself. A dead one says nothing."""
+        found = self.by_id[node]
+        if found.alive:
+            self._act(found, found.machine.publish(kind, payloads, self.now, self._wall(found)))
+            self._arm(found)
 
     def kill(self, node: NodeId) -> None:
         """kill -9: the system resets its connections."""
@@ -315,7 +323,10 @@ class GossipWorld:
 
     def run_until(self, done: Callable[[], bool], limit_s: float, *, every_s: float = 0.0) -> bool:
         """Let time pass until a condition holds (looked at after events, at most each `every_s`); True if it did."""
-        end, look_at = self.now + limit_s, self.now
+        return self._run_to(self.now + limit_s, done, every_s)
+
+    def _run_to(self, end: float, done: Callable[[], bool], every_s: float) -> bool:
+        look_at = self.now
         while self._heap and self._heap[0][0] <= end:
             at, _, what, arguments = heapq.heappop(self._heap)
             self.now = max(self.now, at)
@@ -327,6 +338,14 @@ class GossipWorld:
                     return True
         self.now = end
         return done()
+
+    def next_event(self) -> float:
+        """When the next thing happens; infinity if nothing ever will."""
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def advance(self, now: float) -> None:
+        """Let everything happen that is due at a moment."""
+        self._run_to(max(now, self.now), lambda: False, float("inf"))
 
     def at(self, delay_s: float, what: Callable[..., None], *arguments: object) -> None:
         """Do something later."""
@@ -372,6 +391,8 @@ class GossipWorld:
         for change in effects.peers:
             if not change.up:
                 self.losses.append((self.now, node.node_id, change.node_id, change.reason))
+        if node.on_effects is not None:
+            node.on_effects(effects)
         if self.keeps_events:
             self.events += [(self.now, node.node_id, event) for event in effects.events]
 
