@@ -36,7 +36,7 @@ from gossip.linkstate import Kind, LinkState, Load, NodeId, NodeInfo, SessionSta
 from gossip.machine import Machine
 from gossip.repeats import Repeats
 from gossip.settings import GossipSettings
-from gossip.status import Event, GossipStats, MemberState, MemberStatus
+from gossip.status import Event, EventKind, GossipStats, MemberState, MemberStatus
 from gossip.wire import WireError, decode_frame, decode_record, encode_frame, frame_kind
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
 from smtpmesh.gossip.v1 import gossip_pb2_grpc as pb_grpc
@@ -53,6 +53,20 @@ SNAPSHOT_SHARE = 0.1
 """Of the time, at most, that goes into telling what changed."""
 SAVE_S = 10.0
 AFTER_BUG_S = 1.0
+MOVES = frozenset(
+    {
+        EventKind.SESSION_UP,
+        EventKind.SESSION_DOWN,
+        EventKind.SUSPECT,
+        EventKind.CLEARED,
+        EventKind.NODE_JOINED,
+        EventKind.NODE_REACHABLE,
+        EventKind.NODE_UNREACHABLE,
+        EventKind.NODE_EXPIRED,
+        EventKind.NODE_REVOKED,
+    }
+)
+"""Events after which a member may be in another state."""
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
     ("grpc.so_reuseport", 0),
@@ -134,7 +148,8 @@ class GossipService(pb_grpc.GossipServicer):
         self._frames_sent: Counter[str] = Counter()
         self._frames_received: Counter[str] = Counter()
         self._bytes_sent = self._bytes_received = 0
-        self._states: dict[NodeId, tuple[MemberState, float]] = {}
+        self._states: dict[NodeId, tuple[MemberState, float]] = {identity.node_id: (MemberState.SELF, time.monotonic())}
+        """Since when each member is what it is: noted when it changes, not when somebody asks."""
         self._links: dict[NodeId, Link] = {}
         self._lost: dict[NodeId, tuple[float, str]] = {}
         self._dials: dict[str, Dial] = {}
@@ -255,8 +270,20 @@ class GossipService(pb_grpc.GossipServicer):
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every member as seen from here."""
-        now = time.monotonic()
-        return tuple(self._member_status(node, now) for node in self._machine.database.nodes())
+        now, database = time.monotonic(), self._machine.database
+        nodes = database.nodes()
+        listed_by: dict[NodeId, list[NodeId]] = {node: [] for node in nodes}
+        for peer in nodes:  # what this node would say itself may still be held back
+            own = peer == self._identity.node_id
+            for node in self._machine.peers() if own else database.sessions(peer):
+                if node in listed_by:
+                    listed_by[node].append(peer)
+        return tuple(self._member_status(node, listed_by[node], now) for node in nodes)
+
+    def name_of(self, node: NodeId) -> str:
+        """What a node calls itself; empty if it is not known here."""
+        info = self._machine.database.info(node)
+        return info.name if info is not None else ""
 
     def stats(self) -> GossipStats:
         """Counters and gauges."""
@@ -268,28 +295,41 @@ class GossipService(pb_grpc.GossipServicer):
             bytes_received=self._bytes_received,
         )
 
-    def _member_status(self, node: NodeId, now: float) -> MemberStatus:
-        machine, info = self._machine, self._machine.database.info(node)
+    def _member_status(self, node: NodeId, listed_by: Sequence[NodeId], now: float) -> MemberStatus:
+        machine = self._machine
         state, reason = self._member_state(node)
+        sources = listed_by
+        if state is MemberState.UNREACHABLE:
+            sources = [peer for peer in machine.database.sessions(node) if peer not in listed_by]
+        session = machine.session(node)
+        hello = session.hello if session is not None else None
+        round_trip_s = session.round_trip_s if session is not None else None
+        return MemberStatus(
+            node,
+            self.name_of(node),
+            state,
+            now - self._note_state(node, state, now),
+            tuple(sources),
+            reason,
+            f"{hello.root:016x}" if hello is not None else "",
+            machine.in_sync(node),
+            hello.lag_ms if hello is not None else None,
+            round_trip_s * 1000 if round_trip_s is not None else None,
+        )
+
+    def _note_state(self, node: NodeId, state: MemberState, now: float) -> float:
+        """Since when it is in this state."""
         before = self._states.get(node)
         if before is None or before[0] is not state:
             self._states[node] = before = (state, now)
-        session = machine.session(node)
-        listed = [peer for peer in machine.database.nodes() if node in machine.database.sessions(peer)]
-        if state is MemberState.UNREACHABLE:
-            listed = [peer for peer in machine.database.sessions(node) if peer not in listed]
-        return MemberStatus(
-            node,
-            info.name if info is not None else "",
-            state,
-            now - before[1],
-            tuple(listed),
-            reason,
-            f"{session.hello.root:016x}" if session is not None and session.hello is not None else "",
-            machine.in_sync(node),
-            session.hello.lag_ms if session is not None and session.hello is not None else None,
-            session.round_trip_s * 1000 if session is not None and session.round_trip_s is not None else None,
-        )
+        return before[1]
+
+    def _look_again(self, node: NodeId, now: float) -> None:
+        """Something happened to a node: note its state, or forget one that is no member any more."""
+        if self._machine.database.info(node) is not None:
+            self._note_state(node, self._member_state(node)[0], now)
+        else:
+            self._states.pop(node, None)
 
     def _member_state(self, node: NodeId) -> tuple[MemberState, str]:
         machine = self._machine
@@ -491,7 +531,9 @@ class GossipService(pb_grpc.GossipServicer):
         del self._links[link.peer]
         self._lost[link.peer] = (time.monotonic(), reason)
         if not self._stopping:
-            self._act(self._machine.on_session_lost(link.peer, time.monotonic(), int(time.time()), reason))
+            now = time.monotonic()
+            self._act(self._machine.on_session_lost(link.peer, now, int(time.time()), reason))
+            self._look_again(link.peer, now)
         self._wake.set()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -541,6 +583,8 @@ class GossipService(pb_grpc.GossipServicer):
         for change in effects.peers:
             self._on_session(change.node_id, change.up, change.reason)
         for event in effects.events:
+            if event.kind in MOVES:
+                self._look_again(event.node_id, now)
             self._on_event(event)
         if effects.changed or effects.peers:
             self._tell()

@@ -33,6 +33,7 @@ from gossip.linkstate import NodeInfo, SessionStatus, Snapshot
 from gossip.revocation import RevocationError, load_revocations
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
+from gossip.status import MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -283,6 +284,10 @@ class Node:
     def sessions(self) -> tuple[SessionStatus, ...]:
         """Gossip sessions."""
         return self._gossip.sessions()
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        """Members as gossip sees them."""
+        return self._gossip.members()
 
     def uptime_s(self) -> float:
         """Seconds since the node was built."""

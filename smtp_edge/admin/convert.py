@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from gossip.linkstate import LinkState, NodeRecord, SessionStatus
+from gossip.status import MemberState, MemberStatus
 from router.decision import Candidate, Explanation, RouteRow
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
 from smtpmesh.admin.v1 import admin_pb2 as pb
@@ -75,9 +76,17 @@ def convert_explanation(
     )
 
 
-def convert_node(node: NodeRecord, *, self_id: str, session: SessionStatus | None, routes_digest: str) -> pb.Node:
-    """One member."""
+def convert_node(
+    node: NodeRecord,
+    member: MemberStatus,
+    *,
+    session: SessionStatus | None,
+    routes_digest: str,
+    names: Mapping[str, str],
+) -> pb.Node:
+    """One member: what it says of itself, and how it is seen from here. `names`: node id -> name."""
     info = node.info
+    own = member.state is MemberState.SELF
     return pb.Node(
         node_id=node.node_id,
         name=info.name,
@@ -85,9 +94,9 @@ def convert_node(node: NodeRecord, *, self_id: str, session: SessionStatus | Non
         gossip_address=info.gossip_address,
         mesh_address=info.mesh_address,
         software=info.software,
-        self=node.node_id == self_id,
+        self=own,
         session=session is not None and session.up,
-        age_s=0.0 if node.node_id == self_id else node.age_s,
+        age_s=0.0 if own else node.age_s,
         version=f"{node.version.epoch}.{node.version.sequence}",
         draining=info.draining,
         overloaded=info.overloaded,
@@ -99,6 +108,14 @@ def convert_node(node: NodeRecord, *, self_id: str, session: SessionStatus | Non
             for item in node.load.classes
         ],
         accept_capacity_mps=node.load.accept_capacity_mmps / 1000,
+        state=member.state.value,
+        since_s=member.since_s,
+        sources=[pb.NodeName(node_id=source, name=names.get(source, "")) for source in member.sources],
+        reason=member.reason,
+        root=member.root,
+        in_sync=member.in_sync,
+        lag_s=member.lag_ms / 1000 if member.lag_ms is not None else None,
+        round_trip_s=member.round_trip_ms / 1000 if member.round_trip_ms is not None else None,
     )
 
 

@@ -93,12 +93,15 @@ class AdminService(pb_grpc.AdminServicer):
         """Members."""
         view, snapshot = self._view, self._view.snapshot()
         sessions = {session.node_id: session for session in view.sessions()}
+        members = {member.node_id: member for member in view.members()}
+        names = {str(node.node_id): node.info.name for node in snapshot.nodes}
         nodes = [
             convert.convert_node(
                 node,
-                self_id=view.identity.node_id,
+                members[node.node_id],
                 session=sessions.get(node.node_id),
                 routes_digest=view.table.digest(),
+                names=names,
             )
             for node in sorted(snapshot.nodes, key=lambda node: node.info.name)
         ]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gossip.identity import Identity
 from gossip.linkstate import SessionStatus, Snapshot
+from gossip.status import MemberStatus
 from router.engine import RoutingEngine
 from router.policy import RouteTable
 from smtp_edge.counters import Counters
@@ -40,6 +41,10 @@ class NodeView(Protocol):
 
     def sessions(self) -> tuple[SessionStatus, ...]:
         """Gossip sessions."""
+        ...
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        """Every node of the snapshot, as it is seen from here."""
         ...
 
     def uptime_s(self) -> float:

@@ -222,9 +222,10 @@ def explain(address: str, trace: tuple[str, ...], config: Path, admin: str | Non
 @CONFIG
 @ADMIN
 @JSON
-def nodes(config: Path, admin: str | None, as_json: bool) -> None:
-    """Members of the cluster, as this node knows them."""
-    _show(config, admin, as_json, "ListNodes", {}, "show_nodes")
+@click.option("--wide", is_flag=True, help="Ids, zones and addresses too.")
+def nodes(config: Path, admin: str | None, as_json: bool, wide: bool) -> None:
+    """Members of the cluster as this node sees them: their state, who says so, and whether their databases agree."""
+    _show(config, admin, as_json, "ListNodes", {}, "show_nodes_wide" if wide else "show_nodes")
 
 
 @cli.command()

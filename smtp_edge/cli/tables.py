@@ -9,6 +9,11 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+ROOT_SHOWN = 8
+"""Digits of a database's root: enough to see that two differ."""
+ID_SHOWN = 8
+NAMES_SHOWN = 3
+
 
 def to_json(answer: Message) -> str:
     """Every field, by its name in the API."""
@@ -66,23 +71,40 @@ def show_explanation(answer: Any) -> str:
 
 
 def show_nodes(answer: Any) -> str:
-    """Members."""
+    """Members, in 120 columns while names are short."""
+    return _show_nodes(answer, (), [() for _ in answer.nodes])
+
+
+def show_nodes_wide(answer: Any) -> str:
+    """Members with their ids and addresses."""
+    more = [(node.node_id, node.zone, node.gossip_address, node.mesh_address) for node in answer.nodes]
+    return _show_nodes(answer, ("id", "zone", "gossip", "mesh"), more)
+
+
+def _show_nodes(answer: Any, more_head: Sequence[str], more: Sequence[Sequence[str]]) -> str:
     rows = [
         (
             node.name,
-            "this node" if node.self else "up" if node.session else "no session",
-            node.node_id,
-            node.zone,
-            node.gossip_address,
-            node.mesh_address,
-            _flags(node),
+            node.state,
+            _duration(node.since_s),
+            *extra,
+            node.software.removeprefix("smtpmesh/") or "-",
+            (answer.database_root if node.self else node.root)[:ROOT_SHOWN] or "-",
+            {True: "yes", False: "no"}[node.in_sync] if node.HasField("in_sync") else "-",
+            _latency(node.lag_s if node.HasField("lag_s") else None),
+            _round_trip(node.round_trip_s if node.HasField("round_trip_s") else None),
             "-" if node.self else _duration(node.age_s),
             sum(backlog.count for backlog in node.backlogs),
+            _names(node.sources),
         )
-        for node in answer.nodes
+        for node, extra in zip(answer.nodes, more, strict=True)
     ]
-    head = ("name", "state", "id", "zone", "gossip", "mesh", "flags", "heard", "waiting")
-    return f"{_table(head, rows)}\n\ndatabase {answer.database_root}"
+    head = (
+        "name", "state", "since", *more_head, "version", "database",
+        "in sync", "lag", "rtt", "heard", "waiting", "according to",
+    )  # fmt: skip
+    notes = [f"{node.name}: {note}" for node in answer.nodes if (note := _note(node))]
+    return "\n".join([_table(head, rows), "", *notes, *([""] if notes else []), f"database {answer.database_root}"])
 
 
 def show_links(answer: Any) -> str:
@@ -198,6 +220,13 @@ def _latency(latency_s: float | None) -> str:
     return f"{latency_s * 1000:.0f} ms" if latency_s < 10 else f"{latency_s:.1f} s"
 
 
+def _round_trip(round_trip_s: float | None) -> str:
+    """Inside a machine or a rack it is less than a millisecond."""
+    return (
+        f"{round_trip_s * 1000:.1f} ms" if round_trip_s is not None and round_trip_s < 0.01 else _latency(round_trip_s)
+    )
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -210,11 +239,21 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _flags(node: Any) -> str:
-    words = [word for word in ("draining", "overloaded", "no_transit") if getattr(node, word)]
+def _note(node: Any) -> str:
+    """What is unusual about a member; mostly nothing, so it gets no column."""
+    words = [word.replace("_", " ") for word in ("draining", "overloaded", "no_transit") if getattr(node, word)]
     if node.routes_differ:
         words.append("routes differ")
-    return ", ".join(words) or "-"
+    if node.reason:
+        words.append(f"its session ended: {node.reason}")
+    return ", ".join(words)
+
+
+def _names(nodes: Sequence[Any]) -> str:
+    """Up to `NAMES_SHOWN` of them."""
+    shown = [node.name or node.node_id[:ID_SHOWN] for node in nodes[:NAMES_SHOWN]]
+    more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
+    return f"{', '.join(shown)}{more}" if shown else "-"
 
 
 def _some(addresses: Sequence[str]) -> str:

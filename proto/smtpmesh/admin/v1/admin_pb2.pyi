@@ -363,6 +363,31 @@ class ListNodesRequest(_message.Message):
 Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
 
 @_typing.final
+class NodeName(_message.Message):
+    """A node, for programs and for people."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    name: _builtins.str
+    """empty: not known here (any more)"""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeName: _TypeAlias = NodeName  # noqa: Y015
+
+@_typing.final
 class Node(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,6 +408,14 @@ class Node(_message.Message):
     ROUTES_DIFFER_FIELD_NUMBER: _builtins.int
     BACKLOGS_FIELD_NUMBER: _builtins.int
     ACCEPT_CAPACITY_MPS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    IN_SYNC_FIELD_NUMBER: _builtins.int
+    LAG_S_FIELD_NUMBER: _builtins.int
+    ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     zone: _builtins.str
@@ -402,8 +435,26 @@ class Node(_message.Message):
     routes_digest: _builtins.str
     routes_differ: _builtins.bool
     accept_capacity_mps: _builtins.float
+    state: _builtins.str
+    """this node, up, suspect, reachable, unreachable"""
+    since_s: _builtins.float
+    """in this state"""
+    reason: _builtins.str
+    """why its session with this node ended"""
+    root: _builtins.str
+    """of its database, by its last hello; empty without a session"""
+    in_sync: _builtins.bool
+    """its database is the one here, or was a moment ago; absent without a session"""
+    lag_s: _builtins.float
+    """how late its own timer was at its last hello; absent without a session"""
+    round_trip_s: _builtins.float
+    """of hellos, smoothed; absent without a session"""
     @_builtins.property
     def backlogs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassBacklog]: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeName]:
+        """who says so: nodes with a session with it; unreachable: those that have lost it"""
+
     def __init__(
         self_,  # pyright: ignore[reportSelfClsParameterName]
         *,
@@ -424,12 +475,31 @@ class Node(_message.Message):
         routes_differ: _builtins.bool = ...,
         backlogs: _abc.Iterable[Global___ClassBacklog] | None = ...,
         accept_capacity_mps: _builtins.float = ...,
+        state: _builtins.str = ...,
+        since_s: _builtins.float = ...,
+        sources: _abc.Iterable[Global___NodeName] | None = ...,
+        reason: _builtins.str = ...,
+        root: _builtins.str = ...,
+        in_sync: _builtins.bool | None = ...,
+        lag_s: _builtins.float | None = ...,
+        round_trip_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "in_sync", b"in_sync", "lag_s", b"lag_s", "round_trip_s", b"round_trip_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_capacity_mps", b"accept_capacity_mps", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "software", b"software", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "accept_capacity_mps", b"accept_capacity_mps", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "in_sync", b"in_sync", "lag_s", b"lag_s", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "reason", b"reason", "root", b"root", "round_trip_s", b"round_trip_s", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "since_s", b"since_s", "software", b"software", "sources", b"sources", "state", b"state", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__in_sync: _TypeAlias = _typing.Literal["in_sync"]  # noqa: Y015
+    _WhichOneofArgType__in_sync: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync"]  # noqa: Y015
+    _WhichOneofReturnType__lag_s: _TypeAlias = _typing.Literal["lag_s"]  # noqa: Y015
+    _WhichOneofArgType__lag_s: _TypeAlias = _typing.Literal["_lag_s", b"_lag_s"]  # noqa: Y015
+    _WhichOneofReturnType__round_trip_s: _TypeAlias = _typing.Literal["round_trip_s"]  # noqa: Y015
+    _WhichOneofArgType__round_trip_s: _TypeAlias = _typing.Literal["_round_trip_s", b"_round_trip_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_sync) -> _WhichOneofReturnType__in_sync | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lag_s) -> _WhichOneofReturnType__lag_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round_trip_s) -> _WhichOneofReturnType__round_trip_s | None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
 

@@ -116,14 +116,38 @@ def test_explain_of_what_cannot_be_routed_says_so(served: Served, address: str, 
     assert result.stderr == f"smtpmesh: {text}\n"
 
 
-def test_nodes_shows_members_sessions_and_flags(served: Served) -> None:
+def test_nodes_shows_each_members_state_and_who_says_so(served: Served) -> None:
     text = show(served, "nodes")
-    assert cells(text, "relay-a")[1] == "this node"
-    assert cells(text, "relay-b")[1:3] == ["up", PEER]
-    assert cells(text, "relay-b")[-1] == "4"
-    row = cells(text, "relay-c")
-    assert row[1] == "no session"
-    assert "draining, routes differ" in row
+    assert cells(text, "relay-a") == ["relay-a", "this node", "2 min", "9.1", "01234567", *"----", "0", "-"]
+    assert cells(text, "relay-b") == [
+        "relay-b", "up", "60 s", "9.1", "01234567", "yes", "3 ms", "0.4 ms", "0 s", "4", "relay-a",
+    ]  # fmt: skip
+    assert cells(text, "relay-c") == [
+        "relay-c", "unreachable", "40 s", "9.1", *"----", "40 s", "0", "relay-a, relay-b",
+    ]  # fmt: skip
+    assert "\nrelay-c: draining, routes differ, its session ended: connection refused\n" in text
+    assert text.endswith("database 0123456789abcdef\n")
+
+
+def test_nodes_fits_a_terminal_of_120_columns(served: Served) -> None:
+    assert max(len(line) for line in show(served, "nodes").splitlines()) <= 120
+
+
+def test_nodes_shows_ids_and_addresses_when_asked(served: Served) -> None:
+    text = show(served, "nodes", "--wide")
+    assert cells(text, "relay-b")[3:7] == [PEER, "default", "192.0.2.2:7946", "192.0.2.2:7925"]
+    assert cells(text, "relay-c")[-1] == "relay-a, relay-b"
+
+
+def test_nodes_as_json_leaves_out_what_no_session_tells(served: Served) -> None:
+    nodes = {node["name"]: node for node in json.loads(show(served, "nodes", "--json"))["nodes"]}
+    assert nodes["relay-b"]["in_sync"] is True
+    assert (nodes["relay-b"]["lag_s"], nodes["relay-b"]["round_trip_s"]) == (0.003, 0.0004)
+    assert not {"in_sync", "lag_s", "round_trip_s"} & set(nodes["relay-c"])
+    assert nodes["relay-c"]["sources"] == [
+        {"node_id": served.view.identity.node_id, "name": "relay-a"},
+        {"node_id": PEER, "name": "relay-b"},
+    ]
 
 
 def test_links_shows_every_link_of_every_node(served: Served) -> None:

@@ -18,6 +18,7 @@ from gossip.linkstate import (
     SessionStatus,
     Version,
 )
+from gossip.status import MemberState, MemberStatus
 from router.decision import Candidate, Decision, EdgeState, Explanation, Hop, HopKind, RouteRow, Verdict
 from smtp_edge.admin import convert
 
@@ -127,9 +128,15 @@ NODE = NodeRecord(
 )
 
 
-def test_a_node_keeps_what_it_says_of_itself() -> None:
+MEMBER = MemberStatus(
+    NODE.node_id, "relay-b", MemberState.SUSPECT, 20.5, (NodeId("c" * 32),), "silent", "abcd", False, 21, 22.5
+)
+
+
+def test_a_node_keeps_what_it_says_of_itself_and_how_it_is_seen() -> None:
     session = SessionStatus(NODE.node_id, "192.0.2.2:1", True, 1, 1)
-    message = convert.convert_node(NODE, self_id="a" * 32, session=session, routes_digest="digest")
+    names = {"c" * 32: "relay-c"}
+    message = convert.convert_node(NODE, MEMBER, session=session, routes_digest="digest", names=names)
     assert shown(message) == {
         "node_id": "b" * 32,
         "name": "relay-b",
@@ -146,11 +153,31 @@ def test_a_node_keeps_what_it_says_of_itself() -> None:
         "routes_digest": "digest",
         "backlogs": [{"class_id": "default", "count": "15", "oldest_s": 16.0}],
         "accept_capacity_mps": 14.0,
+        "state": "suspect",
+        "since_s": 20.5,
+        "sources": [{"node_id": "c" * 32, "name": "relay-c"}],
+        "reason": "silent",
+        "root": "abcd",
+        "in_sync": False,
+        "lag_s": 0.021,
+        "round_trip_s": 0.0225,
     }
 
 
+def test_what_no_session_tells_of_a_node_stays_absent() -> None:
+    member = MemberStatus(NODE.node_id, "relay-b", MemberState.REACHABLE, 1)
+    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", names={})
+    assert not {"in_sync", "lag_s", "round_trip_s", "root", "session"} & set(shown(message))
+
+
+def test_a_source_that_left_is_named_by_its_id_alone() -> None:
+    message = convert.convert_node(NODE, MEMBER, session=None, routes_digest="digest", names={})
+    assert shown(message)["sources"] == [{"node_id": "c" * 32}]
+
+
 def test_the_own_node_has_no_age() -> None:
-    message = convert.convert_node(NODE, self_id=NODE.node_id, session=None, routes_digest="other")
+    own = MemberStatus(NODE.node_id, "relay-b", MemberState.SELF, 1)
+    message = convert.convert_node(NODE, own, session=None, routes_digest="other", names={})
     assert (message.self, message.age_s, message.session, message.routes_differ) == (True, 0.0, False, True)
 
 

@@ -26,6 +26,7 @@ from gossip.linkstate import (
     Snapshot,
     Version,
 )
+from gossip.status import MemberState, MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -102,6 +103,7 @@ class FakeView:
             name,
             f"192.0.2.{number}:7946",
             f"192.0.2.{number}:7925",
+            software="smtpmesh/9.1",
             draining=draining,
             routes_digest=digest or self.table.digest(),
         )
@@ -110,6 +112,14 @@ class FakeView:
         return (
             SessionStatus(PEER, "192.0.2.2:7946", True, 60, 0.2),
             SessionStatus(OTHER, "192.0.2.3:7946", False, 40, 40, "connection refused"),
+        )
+
+    def members(self) -> tuple[MemberStatus, ...]:
+        own = self.identity.node_id
+        return (
+            MemberStatus(own, "relay-a", MemberState.SELF, 120),
+            MemberStatus(PEER, "relay-b", MemberState.UP, 60, (own,), "", "0123456789abcdef", True, 3, 0.4),
+            MemberStatus(OTHER, "relay-c", MemberState.UNREACHABLE, 40, (own, PEER), "connection refused"),
         )
 
     def uptime_s(self) -> float:
