@@ -28,7 +28,7 @@ class GossipSettings:
 
     hold_first_s: float = 1.0
     hold_max_s: float = 30.0
-    hold_sessions_max_s: float = 8.0
+    hold_sessions_max_s: float = 4.0
     hold_quiet_s: float = 60.0
     hold_bypass_s: float = 5.0
     """Bad news passes the hold once in this time."""

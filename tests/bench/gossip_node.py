@@ -5,7 +5,7 @@
 FOLDER holds ca.crt, node.crt and node.key (`tests.bench.lab.cluster` issues them) and keeps the state file. It writes
 one JSON object a line on stdout, each with `at`, seconds of CLOCK_MONOTONIC, which processes of one machine share:
 
-    ready    node_id, address, members (whether `service.members()` exists)
+    ready    node_id, address
     session  node, up, reason
     lost     node: it was within reach, and is not (`lost_nodes`)
     found    node: it is within reach, for the first time or again
@@ -43,6 +43,7 @@ from gossip.identity import Identity
 from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeInfo, Snapshot
 from gossip.service import GossipService
 from gossip.settings import GossipSettings
+from gossip.status import MemberState
 
 POLL_S = 0.05
 """Verdicts that come from a timer are seen this much late; those that come with a frame or a session at once."""
@@ -53,10 +54,8 @@ BYTES_SENT_OFFSET = 200
 
 
 def lost_nodes(service: GossipService) -> set[NodeId]:
-    """Known nodes out of reach as this node sees it: by its verdict on members, before there is one by its sessions."""
-    if hasattr(service, "members"):
-        return {member.node_id for member in service.members() if member.state.value == "unreachable"}
-    return {session.node_id for session in service.sessions() if not session.up}
+    """Known nodes out of reach as this node sees it."""
+    return {member.node_id for member in service.members() if member.state is MemberState.UNREACHABLE}
 
 
 def known_nodes(service: GossipService) -> set[NodeId]:
@@ -88,7 +87,7 @@ class Node:
         """Until `stop` or the end of stdin."""
         address = await self.service.start()
         self.service.publish_info(NodeInfo(self.identity.name, address, "127.0.0.1:1"))
-        say("ready", node_id=self.identity.node_id, address=address, members=hasattr(self.service, "members"))
+        say("ready", node_id=self.identity.node_id, address=address)
         tasks = [asyncio.create_task(self.watch()), asyncio.create_task(self.publish_often())]
         try:
             await self.obey()
