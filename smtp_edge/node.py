@@ -33,7 +33,7 @@ from gossip.linkstate import NodeInfo, SessionStatus, Snapshot
 from gossip.revocation import RevocationError, load_revocations
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
-from gossip.status import MemberStatus
+from gossip.status import GossipStats, MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -288,6 +288,10 @@ class Node:
     def members(self) -> tuple[MemberStatus, ...]:
         """Members as gossip sees them."""
         return self._gossip.members()
+
+    def gossip_stats(self) -> GossipStats:
+        """Gossip in numbers."""
+        return self._gossip.stats()
 
     def uptime_s(self) -> float:
         """Seconds since the node was built."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from gossip.linkstate import LinkState, NodeRecord, SessionStatus
-from gossip.status import MemberState, MemberStatus
+from gossip.status import GossipStats, MemberState, MemberStatus
 from router.decision import Candidate, Explanation, RouteRow
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
 from smtpmesh.admin.v1 import admin_pb2 as pb
@@ -135,6 +135,33 @@ def convert_link(node: NodeRecord, link: LinkState, names: Mapping[str, str]) ->
         cost=link.cost,
         classes=list(link.classes),
         age_s=node.age_s,
+    )
+
+
+def convert_stats(stats: GossipStats) -> pb.GetGossipStatsResponse:
+    """All of it, field by field: the message has the fields of the value."""
+    return pb.GetGossipStatsResponse(
+        frames_sent=stats.frames_sent,
+        frames_received=stats.frames_received,
+        bytes_sent=stats.bytes_sent,
+        bytes_received=stats.bytes_received,
+        records=stats.records,
+        originated=stats.originated,
+        events=stats.events,
+        sessions=stats.sessions,
+        sessions_wanted=stats.sessions_wanted,
+        members=stats.members,
+        unreachable=stats.unreachable,
+        database_records=stats.database_records,
+        stones=stats.stones,
+        outbox_records=stats.outbox_records,
+        eager_sessions=stats.eager_sessions,
+        own_lag_s=stats.own_lag_s,
+        patience=stats.patience,
+        damped=stats.damped,
+        quarantined=stats.quarantined,
+        epoch=stats.epoch,
+        root=stats.root,
     )
 
 

@@ -142,6 +142,10 @@ class AdminService(pb_grpc.AdminServicer):
             await _fail(context, grpc.StatusCode.NOT_FOUND, text)
         return convert.convert_history(history)
 
+    async def GetGossipStats(self, request: pb.GetGossipStatsRequest, context: Context) -> pb.GetGossipStatsResponse:
+        """Gossip in numbers."""
+        return convert.convert_stats(self._view.gossip_stats())
+
 
 async def _fail(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
     await context.abort(code, text)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from gossip.identity import Identity
 from gossip.linkstate import SessionStatus, Snapshot
-from gossip.status import MemberStatus
+from gossip.status import GossipStats, MemberStatus
 from router.engine import RoutingEngine
 from router.policy import RouteTable
 from smtp_edge.counters import Counters
@@ -45,6 +45,10 @@ class NodeView(Protocol):
 
     def members(self) -> tuple[MemberStatus, ...]:
         """Every node of the snapshot, as it is seen from here."""
+        ...
+
+    def gossip_stats(self) -> GossipStats:
+        """Gossip in numbers."""
         ...
 
     def uptime_s(self) -> float:

@@ -237,6 +237,20 @@ def links(config: Path, admin: str | None, as_json: bool) -> None:
     _show(config, admin, as_json, "ListLinks", {}, "show_links")
 
 
+@cli.group()
+def gossip() -> None:
+    """What gossip does: `gossip stats`; `monitor` shows its events."""
+
+
+@gossip.command("stats")
+@CONFIG
+@ADMIN
+@JSON
+def gossip_stats(config: Path, admin: str | None, as_json: bool) -> None:
+    """Gossip of this node in numbers: counters since its start, and how things stand now."""
+    _show(config, admin, as_json, "GetGossipStats", {}, "show_gossip_stats")
+
+
 def queue_options(command: Callable[..., None]) -> Callable[..., None]:
     """What narrows a list of the queue."""
     for option in (

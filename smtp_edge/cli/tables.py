@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import json_format
@@ -13,6 +13,7 @@ ROOT_SHOWN = 8
 """Digits of a database's root: enough to see that two differ."""
 ID_SHOWN = 8
 NAMES_SHOWN = 3
+PAIR_WIDTH = 13
 
 
 def to_json(answer: Message) -> str:
@@ -105,6 +106,41 @@ def _show_nodes(answer: Any, more_head: Sequence[str], more: Sequence[Sequence[s
     )  # fmt: skip
     notes = [f"{node.name}: {note}" for node in answer.nodes if (note := _note(node))]
     return "\n".join([_table(head, rows), "", *notes, *([""] if notes else []), f"database {answer.database_root}"])
+
+
+def show_gossip_stats(answer: Any) -> str:
+    """Gauges first, then counters, each kind from the most frequent."""
+    sent, received = sum(answer.frames_sent.values()), sum(answer.frames_received.values())
+    kinds = sorted(
+        {*answer.frames_sent, *answer.frames_received}, key=lambda kind: (-answer.frames_sent.get(kind, 0), kind)
+    )
+    health = [
+        ("own timer", f"{_latency(answer.own_lag_s)} late; patience with others x {answer.patience:.1f}"),
+        ("damped", f"{_count(answer.damped, 'link')} held back because they flap"),
+        ("quarantined", f"{_count(answer.quarantined, 'peer')} not listened to"),
+    ]
+    state = [
+        ("members", f"{answer.members}, {answer.unreachable} of them unreachable"),
+        ("sessions", f"{answer.sessions} of {answer.sessions_wanted} wanted; {answer.eager_sessions} carry bodies"),
+        (
+            "database",
+            f"{_count(answer.database_records, 'record')}, {_count(answer.stones, 'stone')}, root {answer.root}",
+        ),
+        ("outbox", f"{_count(answer.outbox_records, 'record')} waiting to be sent"),
+        ("epoch", str(answer.epoch)),
+    ]
+    frames = [(kind, answer.frames_sent.get(kind, 0), answer.frames_received.get(kind, 0)) for kind in kinds]
+    frames += [("all", sent, received), ("bytes", answer.bytes_sent, answer.bytes_received)]
+    return "\n\n".join(
+        [
+            _pairs(state),
+            _pairs(health),
+            _table(("frames", "sent", "received"), frames),
+            _tally("records offered by others", answer.records),
+            _tally("own versions issued", answer.originated),
+            _tally("events", answer.events),
+        ]
+    )
 
 
 def show_links(answer: Any) -> str:
@@ -208,6 +244,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<{PAIR_WIDTH}}{value}" for name, value in rows)
+
+
+def _tally(head: str, counts: Mapping[str, int]) -> str:
+    """Counts by name, the largest first."""
+    if not counts:
+        return f"{head}: none"
+    width = max(len(name) for name in counts)
+    rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return "\n".join([head, *(f"  {name:<{width}}  {count}" for name, count in rows)])
 
 
 def _percent(share: float) -> str:

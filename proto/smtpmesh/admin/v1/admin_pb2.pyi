@@ -874,3 +874,221 @@ class GetMessageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetMessageResponse: _TypeAlias = GetMessageResponse  # noqa: Y015
+
+@_typing.final
+class GetGossipStatsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGossipStatsRequest: _TypeAlias = GetGossipStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetGossipStatsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FramesSentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FramesReceivedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class RecordsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class OriginatedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EventsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FRAMES_SENT_FIELD_NUMBER: _builtins.int
+    FRAMES_RECEIVED_FIELD_NUMBER: _builtins.int
+    BYTES_SENT_FIELD_NUMBER: _builtins.int
+    BYTES_RECEIVED_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    ORIGINATED_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    SESSIONS_WANTED_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    DATABASE_RECORDS_FIELD_NUMBER: _builtins.int
+    STONES_FIELD_NUMBER: _builtins.int
+    OUTBOX_RECORDS_FIELD_NUMBER: _builtins.int
+    EAGER_SESSIONS_FIELD_NUMBER: _builtins.int
+    OWN_LAG_S_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    DAMPED_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    bytes_sent: _builtins.int
+    """of frames, without TLS and TCP"""
+    bytes_received: _builtins.int
+    sessions: _builtins.int
+    sessions_wanted: _builtins.int
+    """neighbours that the overlay names"""
+    members: _builtins.int
+    unreachable: _builtins.int
+    database_records: _builtins.int
+    stones: _builtins.int
+    """what is left of expired records"""
+    outbox_records: _builtins.int
+    """waiting to be sent, over all sessions"""
+    eager_sessions: _builtins.int
+    """they carry bodies; the others carry announcements"""
+    own_lag_s: _builtins.float
+    """how late the own timer was of late"""
+    patience: _builtins.float
+    """factor on the silence allowed to others, because of the own lag"""
+    damped: _builtins.int
+    """links and sessions held back because they flap"""
+    quarantined: _builtins.int
+    """peers not listened to because of what they sent"""
+    epoch: _builtins.int
+    """of the own records"""
+    root: _builtins.str
+    """digest of the database"""
+    @_builtins.property
+    def frames_sent(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """by kind of frame"""
+
+    @_builtins.property
+    def frames_received(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def records(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """offered by others, by verdict"""
+
+    @_builtins.property
+    def originated(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """own versions issued, by kind of record"""
+
+    @_builtins.property
+    def events(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """by kind, as WatchEvents names them"""
+
+    def __init__(
+        self,
+        *,
+        frames_sent: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        frames_received: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        bytes_sent: _builtins.int = ...,
+        bytes_received: _builtins.int = ...,
+        records: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        originated: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        events: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        sessions: _builtins.int = ...,
+        sessions_wanted: _builtins.int = ...,
+        members: _builtins.int = ...,
+        unreachable: _builtins.int = ...,
+        database_records: _builtins.int = ...,
+        stones: _builtins.int = ...,
+        outbox_records: _builtins.int = ...,
+        eager_sessions: _builtins.int = ...,
+        own_lag_s: _builtins.float = ...,
+        patience: _builtins.float = ...,
+        damped: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        root: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_received", b"bytes_received", "bytes_sent", b"bytes_sent", "damped", b"damped", "database_records", b"database_records", "eager_sessions", b"eager_sessions", "epoch", b"epoch", "events", b"events", "frames_received", b"frames_received", "frames_sent", b"frames_sent", "members", b"members", "originated", b"originated", "outbox_records", b"outbox_records", "own_lag_s", b"own_lag_s", "patience", b"patience", "quarantined", b"quarantined", "records", b"records", "root", b"root", "sessions", b"sessions", "sessions_wanted", b"sessions_wanted", "stones", b"stones", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGossipStatsResponse: _TypeAlias = GetGossipStatsResponse  # noqa: Y015

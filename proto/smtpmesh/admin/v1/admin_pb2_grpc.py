@@ -69,6 +69,11 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageResponse.FromString,
                 _registered_method=True)
+        self.GetGossipStats = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/GetGossipStats',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -123,6 +128,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetGossipStats(self, request, context):
+        """Counters of gossip since the start, and gauges of this moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +172,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetMessage,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageResponse.SerializeToString,
+            ),
+            'GetGossipStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGossipStats,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +368,33 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/GetMessage',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetMessageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGossipStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/GetGossipStats',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class AdminStub:
     """What waits here, by class, and the oldest deliveries."""
     GetMessage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetMessageRequest, _admin_pb2.GetMessageResponse]
     """One message's history on this node."""
+    GetGossipStats: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]
+    """Counters of gossip since the start, and gauges of this moment."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -63,6 +65,8 @@ class AdminAsyncStub(AdminStub):
     """What waits here, by class, and the oldest deliveries."""
     GetMessage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetMessageRequest, _admin_pb2.GetMessageResponse]  # type: ignore[assignment]
     """One message's history on this node."""
+    GetGossipStats: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]  # type: ignore[assignment]
+    """Counters of gossip since the start, and gauges of this moment."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -120,5 +124,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetMessageResponse, _abc.Awaitable[_admin_pb2.GetMessageResponse]]:
         """One message's history on this node."""
+
+    @_abc_1.abstractmethod
+    def GetGossipStats(
+        self,
+        request: _admin_pb2.GetGossipStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetGossipStatsResponse, _abc.Awaitable[_admin_pb2.GetGossipStatsResponse]]:
+        """Counters of gossip since the start, and gauges of this moment."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

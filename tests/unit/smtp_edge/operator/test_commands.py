@@ -150,6 +150,41 @@ def test_nodes_as_json_leaves_out_what_no_session_tells(served: Served) -> None:
     ]
 
 
+def test_gossip_stats_are_grouped_for_reading(served: Served) -> None:
+    assert (
+        show(served, "gossip", "stats")
+        == """\
+members      9, 10 of them unreachable
+sessions     6 of 8 wanted; 7 carry bodies
+database     13 records, 14 stones, root 0123456789abcdef
+outbox       15 records waiting to be sent
+epoch        1800000000
+
+own timer    250 ms late; patience with others x 1.5
+damped       16 links held back because they flap
+quarantined  17 peers not listened to
+
+frames  sent  received
+hello   12    11
+push    5     0
+fetch   0     1
+all     17    12
+bytes   2048  1024
+
+records offered by others
+  stored  30
+  known   3
+
+own versions issued
+  links  4
+  node   1
+
+events
+  session-up  2
+"""
+    )
+
+
 def test_links_shows_every_link_of_every_node(served: Served) -> None:
     text = show(served, "links")
     rows = [line.split() for line in text.splitlines() if line.startswith("relay-")]
@@ -218,6 +253,7 @@ def test_queue_show_of_an_unknown_message_says_what_that_may_mean(served: Served
         (["status"], "GetStatus", {}),
         (["nodes"], "ListNodes", {}),
         (["links"], "ListLinks", {}),
+        (["gossip", "stats"], "GetGossipStats", {}),
         (["queue"], "GetQueue", {}),
     ],
 )

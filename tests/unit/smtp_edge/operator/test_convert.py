@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from google.protobuf import json_format
@@ -21,6 +22,7 @@ from gossip.linkstate import (
 from gossip.status import MemberState, MemberStatus
 from router.decision import Candidate, Decision, EdgeState, Explanation, Hop, HopKind, RouteRow, Verdict
 from smtp_edge.admin import convert
+from tests.unit.smtp_edge.operator.views import STATS
 
 CANDIDATE = Candidate(
     hop=Hop(HopKind.SMART_HOST, "up"),
@@ -179,6 +181,20 @@ def test_the_own_node_has_no_age() -> None:
     own = MemberStatus(NODE.node_id, "relay-b", MemberState.SELF, 1)
     message = convert.convert_node(NODE, own, session=None, routes_digest="other", names={})
     assert (message.self, message.age_s, message.session, message.routes_differ) == (True, 0.0, False, True)
+
+
+def test_the_stats_of_gossip_keep_every_field() -> None:
+    answer = shown(convert.convert_stats(STATS))
+    expected = dataclasses.asdict(STATS)
+    assert set(answer) == set(expected)
+    assert {name: numbers(value) for name, value in answer.items()} == expected
+
+
+def numbers(value: Any) -> Any:
+    """64-bit numbers are texts in protobuf's JSON."""
+    if isinstance(value, dict):
+        return {key: int(item) for key, item in value.items()}
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def test_a_link_keeps_every_score_in_the_units_of_its_name() -> None:

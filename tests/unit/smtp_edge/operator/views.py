@@ -26,7 +26,7 @@ from gossip.linkstate import (
     Snapshot,
     Version,
 )
-from gossip.status import MemberState, MemberStatus
+from gossip.status import GossipStats, MemberState, MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -46,6 +46,31 @@ ROUTES = (
     RouteRule("direct", ("direct.example",), ("mx",)),
     RouteRule("default", ("*.test",), ("a", "b")),
 )
+
+STATS = GossipStats(
+    frames_sent={"hello": 12, "push": 5},
+    frames_received={"hello": 11, "fetch": 1},
+    bytes_sent=2048,
+    bytes_received=1024,
+    records={"known": 3, "stored": 30},
+    originated={"node": 1, "links": 4},
+    events={"session-up": 2},
+    sessions=6,
+    sessions_wanted=8,
+    members=9,
+    unreachable=10,
+    database_records=13,
+    stones=14,
+    outbox_records=15,
+    eager_sessions=7,
+    own_lag_s=0.25,
+    patience=1.5,
+    damped=16,
+    quarantined=17,
+    epoch=1_800_000_000,
+    root="0123456789abcdef",
+)
+"""Every number is another one."""
 
 
 def make_identity(folder: Path, name: str = "relay-a", authority: Authority | None = None) -> Identity:
@@ -121,6 +146,9 @@ class FakeView:
             MemberStatus(PEER, "relay-b", MemberState.UP, 60, (own,), "", "0123456789abcdef", True, 3, 0.4),
             MemberStatus(OTHER, "relay-c", MemberState.UNREACHABLE, 40, (own, PEER), "connection refused"),
         )
+
+    def gossip_stats(self) -> GossipStats:
+        return STATS
 
     def uptime_s(self) -> float:
         return 120.0
