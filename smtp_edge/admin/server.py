@@ -2,7 +2,7 @@
 
 unix:PATH          whoever may open the socket file (mode 0600: the owner and root); the default
 loopback:port      any local user; reads only, as everything is in this version
-anything else      mutual TLS with a certificate of the cluster, or it does not start
+anything else      mutual TLS with a certificate of a member that was not revoked, or it does not start
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gossip.identity import Identity
-from smtp_edge.admin.address import is_loopback
+from smtp_edge.admin.address import needs_certificates
+from smtp_edge.admin.membership import MembersOnly
 from smtp_edge.admin.service import AdminService
 from smtp_edge.admin.view import NodeView
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
@@ -40,7 +41,8 @@ class AdminServer:
 
     async def start(self) -> str:
         """Listen; the address that clients dial."""
-        server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        guards = [MembersOnly(self._identity)] if needs_certificates(self._listen) else []
+        server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=guards)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*HEALTH_NAMES[-1:], reflection.SERVICE_NAME), server)
@@ -61,10 +63,10 @@ class AdminServer:
             return self._bind_socket(server)
         host, _, port = self._listen.rpartition(":")
         try:
-            if is_loopback(host):
-                bound = server.add_insecure_port(self._listen)
-            else:
+            if needs_certificates(self._listen):
                 bound = server.add_secure_port(self._listen, self._credentials())
+            else:
+                bound = server.add_insecure_port(self._listen)
         except RuntimeError:
             bound = 0
         if bound == 0:
