@@ -40,6 +40,7 @@ from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 from smtp_edge import __version__
 from smtp_edge.acceptor import QueueAcceptor
+from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
@@ -80,6 +81,7 @@ class Node:
         self.identity = _blame("cluster", lambda: Identity.load(*_cluster_files(settings)))
         self.counters = Counters()
         self.bound: dict[str, str] = {}
+        self.events = EventFeed(lambda node: self._gossip.name_of(node), lambda: datetime.now(UTC))
         self._began = time.monotonic()
         self._hostname = settings.node.hostname or getfqdn()
         self.table = RouteTable([RouteRule(route.name, route.domains, route.via) for route in settings.route])
@@ -145,6 +147,7 @@ class Node:
             state_path=settings.node.data_dir / "gossip.state",
             on_change=self._routing.on_snapshot,
             on_session=self._routing.on_session,
+            on_event=self.events.publish,
         )
 
     def _build_edge(self) -> None:

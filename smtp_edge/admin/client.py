@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:  # imported where a certificate is needed: most questions go t
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
-NO_PROXY = ("grpc.enable_http_proxy", 0)
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.keepalive_time_ms", 20_000),  # a stream may be silent for days: is the node still there?
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
 
 
 class UnreachableError(Exception):
@@ -40,7 +45,7 @@ class AdminClient:
     def __init__(self, address: str, cluster: ClusterSettings | None) -> None:
         self._address = address
         if cluster is None:
-            self._channel = grpc.insecure_channel(address, options=[NO_PROXY])
+            self._channel = grpc.insecure_channel(address, options=OPTIONS)
         else:
             self._channel = _open_secure(address, cluster)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
@@ -52,7 +57,7 @@ class AdminClient:
         self._channel.close()
 
     def call(self, method: str, request: dict[str, Any]) -> Any:
-        """One call. UnreachableError, or CallError with the node's own sentence."""
+        """One call with one answer. UnreachableError, or CallError with the node's own sentence."""
         message = json_format.ParseDict(request, getattr(admin_pb2, f"{method}Request")())
         try:
             return getattr(self._stub, method)(message, timeout=TIMEOUT_S)
@@ -61,6 +66,25 @@ class AdminClient:
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise UnreachableError(_explain_silence(self._address)) from None
             raise CallError(details or code.name) from None
+
+    def stream(self, method: str, request: dict[str, Any], on_open: Callable[[], None]) -> Iterator[Any]:
+        """Answers until the node ends the stream. `on_open`: it has begun. Errors as those of `call`."""
+        message = json_format.ParseDict(request, getattr(admin_pb2, f"{method}Request")())
+        call, begun = getattr(self._stub, method)(message), False
+        try:
+            call.initial_metadata()
+            if call.is_active():
+                begun = True
+                on_open()
+            yield from call
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details() or ""
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                gone = f"{self._address} is gone: the node was killed, or the connection broke"
+                raise UnreachableError(gone if begun else _explain_silence(self._address)) from None
+            raise CallError(details or code.name) from None
+        finally:
+            call.cancel()
 
 
 def _explain_silence(address: str) -> str:
@@ -82,7 +106,7 @@ def _open_secure(address: str, cluster: ClusterSettings) -> grpc.Channel:
     except (OSError, ValueError) as error:
         raise UnreachableError(f"{_explain_silence(address)} ({error})") from error
     credentials = grpc.ssl_channel_credentials(identity.ca_pem, identity.key_pem, identity.certificate_pem)
-    options = [NO_PROXY, ("grpc.ssl_target_name_override", f"{member.node_id}.smtpmesh")]
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", f"{member.node_id}.smtpmesh")]
     return grpc.secure_channel(address, credentials, options=options)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from gossip.linkstate import LinkState, NodeRecord, SessionStatus
 from gossip.status import GossipStats, MemberState, MemberStatus
 from router.decision import Candidate, Explanation, RouteRow
+from smtp_edge.admin.events import Told
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
@@ -162,6 +163,19 @@ def convert_stats(stats: GossipStats) -> pb.GetGossipStatsResponse:
         quarantined=stats.quarantined,
         epoch=stats.epoch,
         root=stats.root,
+    )
+
+
+def convert_event(told: Told) -> pb.WatchEventsResponse:
+    """One event for one subscriber."""
+    named, event = told.named, told.named.event
+    return pb.WatchEventsResponse(
+        at=_time(named.at),
+        kind=event.kind.value,
+        node=pb.NodeName(node_id=event.node_id, name=named.node_name),
+        text=event.text,
+        peer=pb.NodeName(node_id=event.peer, name=named.peer_name) if event.peer is not None else None,
+        lost=told.lost,
     )
 
 

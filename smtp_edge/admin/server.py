@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +26,12 @@ from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 HEALTH_NAMES = ("", "smtpmesh.smtp", "smtpmesh.queue", SERVICE)
 SOCKET_PATH_MAX = 107
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),  # a watcher whose machine is gone gives its place back
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # watchers ask too, see `client.OPTIONS`
+]
 
 
 class AdminError(Exception):
@@ -53,7 +60,8 @@ class AdminServer:
         return address
 
     async def stop(self) -> None:
-        """Say NOT_SERVING, then close."""
+        """Let those who watch events go, say NOT_SERVING, then close."""
+        self._view.events.close()
         if self._server is not None:
             await self._health.enter_graceful_shutdown()
             await self._server.stop(0.2)

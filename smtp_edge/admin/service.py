@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 
+from gossip.status import EventKind
 from router.decision import Query
 from smtp_edge import __version__
 from smtp_edge.admin import convert
+from smtp_edge.admin.events import FeedError
 from smtp_edge.admin.view import NodeView
 from smtp_edge.commands import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import Recipient
@@ -145,6 +148,26 @@ class AdminService(pb_grpc.AdminServicer):
     async def GetGossipStats(self, request: pb.GetGossipStatsRequest, context: Context) -> pb.GetGossipStatsResponse:
         """Gossip in numbers."""
         return convert.convert_stats(self._view.gossip_stats())
+
+    async def WatchEvents(
+        self, request: pb.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        """Events, until the caller has enough or the node stops."""
+        kinds: list[EventKind] = []
+        for word in request.kinds:
+            try:
+                kinds.append(EventKind(word))
+            except ValueError:
+                known = ", ".join(kind.value for kind in EventKind)
+                await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no kind {word!r}; there are: {known}")
+        try:
+            subscription = self._view.events.subscribe(kinds, request.recent)
+        except FeedError as error:
+            await _fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        with subscription:
+            await context.send_initial_metadata(())
+            async for told in subscription:
+                yield convert.convert_event(told)
 
 
 async def _fail(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:

@@ -10,6 +10,7 @@ from gossip.linkstate import SessionStatus, Snapshot
 from gossip.status import GossipStats, MemberStatus
 from router.engine import RoutingEngine
 from router.policy import RouteTable
+from smtp_edge.admin.events import EventFeed
 from smtp_edge.counters import Counters
 from smtp_edge.queue.store import MessageStore
 from smtp_edge.settings import Settings
@@ -30,6 +31,8 @@ class NodeView(Protocol):
     def table(self) -> RouteTable: ...
     @property
     def counters(self) -> Counters: ...
+    @property
+    def events(self) -> EventFeed: ...
     @property
     def bound(self) -> Mapping[str, str]:
         """Listener name -> host:port."""

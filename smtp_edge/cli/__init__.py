@@ -251,6 +251,34 @@ def gossip_stats(config: Path, admin: str | None, as_json: bool) -> None:
     _show(config, admin, as_json, "GetGossipStats", {}, "show_gossip_stats")
 
 
+@cli.command()
+@CONFIG
+@ADMIN
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each event, on a line of its own.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only events of this kind. May be repeated.")
+@click.option(
+    "--recent", default=0, show_default=True, type=click.IntRange(0, 256), help="Begin with so many of the past."
+)
+def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ...], recent: int) -> None:
+    """Events of gossip as they happen, a line for each: who comes, goes, is suspected, refused. Ctrl-C ends it."""
+    from smtp_edge.admin.client import CallError, UnreachableError
+    from smtp_edge.cli import tables
+
+    shower = tables.to_json_line if as_json else tables.show_event
+    try:
+        with _open_client(config, admin) as client:
+            request = {"kinds": list(kinds), "recent": recent}
+            for answer in client.stream("WatchEvents", request, lambda: click.echo("watching; Ctrl-C ends", err=True)):
+                click.echo(shower(answer))
+    except KeyboardInterrupt:
+        return
+    except UnreachableError as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    except CallError as error:
+        _fail(str(error), EXIT_NOT_DONE)
+    _fail("the node has stopped", EXIT_UNREACHABLE)
+
+
 def queue_options(command: Callable[..., None]) -> Callable[..., None]:
     """What narrows a list of the queue."""
     for option in (
@@ -299,23 +327,30 @@ def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) ->
 
 
 def _show(config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str) -> None:
-    from smtp_edge.admin.address import find_fault, needs_certificates
-    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError
+    from smtp_edge.admin.client import CallError, UnreachableError
     from smtp_edge.cli import tables
 
-    if admin is not None and (fault := find_fault(admin)):
-        raise click.BadParameter(f"{admin!r}: {fault}", param_hint="'--admin'")
-    settings = _load_for_reading(config) if admin is None or needs_certificates(admin) else None
-    address = admin if admin is not None else _admin_address(settings)
-    secured = settings is not None and needs_certificates(admin or settings.admin.listen)
     try:
-        with AdminClient(address, settings.cluster if settings is not None and secured else None) as client:
+        with _open_client(config, admin) as client:
             answer = client.call(method, request)
     except UnreachableError as error:
         _fail(str(error), EXIT_UNREACHABLE)
     except CallError as error:
         _fail(str(error), EXIT_NOT_DONE)
     click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
+
+
+def _open_client(config: Path, admin: str | None) -> Any:
+    """A client of the node in question. CallError, UnreachableError."""
+    from smtp_edge.admin.address import find_fault, needs_certificates
+    from smtp_edge.admin.client import AdminClient
+
+    if admin is not None and (fault := find_fault(admin)):
+        raise click.BadParameter(f"{admin!r}: {fault}", param_hint="'--admin'")
+    settings = _load_for_reading(config) if admin is None or needs_certificates(admin) else None
+    address = admin if admin is not None else _admin_address(settings)
+    secured = settings is not None and needs_certificates(admin or settings.admin.listen)
+    return AdminClient(address, settings.cluster if settings is not None and secured else None)
 
 
 def _show_queue(

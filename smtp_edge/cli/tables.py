@@ -14,14 +14,26 @@ ROOT_SHOWN = 8
 ID_SHOWN = 8
 NAMES_SHOWN = 3
 PAIR_WIDTH = 13
+KIND_WIDTH = 18
+"""Of an event; the longest is as long."""
+NAME_WIDTH = 12
+"""Of an event's node; events come one by one, so that a longer name moves its line."""
 
 
 def to_json(answer: Message) -> str:
     """Every field, by its name in the API."""
-    shown = json_format.MessageToDict(
+    return json.dumps(_to_plain(answer), indent=2, ensure_ascii=False)
+
+
+def to_json_line(answer: Message) -> str:
+    """The same without line breaks."""
+    return json.dumps(_to_plain(answer), ensure_ascii=False)
+
+
+def _to_plain(answer: Message) -> dict[str, Any]:
+    return json_format.MessageToDict(
         answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return json.dumps(shown, indent=2, ensure_ascii=False)
 
 
 def show_status(answer: Any) -> str:
@@ -141,6 +153,14 @@ def show_gossip_stats(answer: Any) -> str:
             _tally("events", answer.events),
         ]
     )
+
+
+def show_event(answer: Any) -> str:
+    """One line; one more before it if events were lost."""
+    lost = f"({_count(answer.lost, 'event')} lost here: read too slowly)\n" if answer.lost else ""
+    through = f"through {_name(answer.peer)}" if answer.HasField("peer") else ""
+    words = "  ".join(word for word in (answer.text, through) if word)
+    return f"{lost}{answer.at}  {answer.kind:<{KIND_WIDTH}}  {_name(answer.node):<{NAME_WIDTH}}  {words}".rstrip()
 
 
 def show_links(answer: Any) -> str:
@@ -298,9 +318,13 @@ def _note(node: Any) -> str:
     return ", ".join(words)
 
 
+def _name(node: Any) -> str:
+    return str(node.name or node.node_id[:ID_SHOWN])
+
+
 def _names(nodes: Sequence[Any]) -> str:
     """Up to `NAMES_SHOWN` of them."""
-    shown = [node.name or node.node_id[:ID_SHOWN] for node in nodes[:NAMES_SHOWN]]
+    shown = [_name(node) for node in nodes[:NAMES_SHOWN]]
     more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
     return f"{', '.join(shown)}{more}" if shown else "-"
 

@@ -74,6 +74,11 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/smtpmesh.admin.v1.Admin/WatchEvents',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -135,6 +140,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +189,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetGossipStats,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +412,33 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/GetGossipStats',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetGossipStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/WatchEvents',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

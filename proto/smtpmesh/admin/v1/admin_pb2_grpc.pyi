@@ -47,6 +47,8 @@ class AdminStub:
     """One message's history on this node."""
     GetGossipStats: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]
     """Counters of gossip since the start, and gauges of this moment."""
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]
+    """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -67,6 +69,8 @@ class AdminAsyncStub(AdminStub):
     """One message's history on this node."""
     GetGossipStats: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]  # type: ignore[assignment]
     """Counters of gossip since the start, and gauges of this moment."""
+    WatchEvents: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -132,5 +136,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetGossipStatsResponse, _abc.Awaitable[_admin_pb2.GetGossipStatsResponse]]:
         """Counters of gossip since the start, and gauges of this moment."""
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _admin_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchEventsResponse], _abc.AsyncIterator[_admin_pb2.WatchEventsResponse]]:
+        """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -234,6 +234,7 @@ def test_a_generic_client_finds_the_service_and_its_methods(served: Served) -> N
         "GetQueue",
         "GetMessage",
         "GetGossipStats",
+        "WatchEvents",
     ]
 
 

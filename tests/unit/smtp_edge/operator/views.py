@@ -31,6 +31,7 @@ from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
+from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminServer
 from smtp_edge.counters import Counters
 from smtp_edge.queue.sqlite import SQLiteStore
@@ -98,6 +99,7 @@ class FakeView:
         self.table = RouteTable(ROUTES)
         self.counters = Counters(accepted=7, relayed=1)
         self.bound: Mapping[str, str] = {"smtp": "127.0.0.1:2525", "mesh": "127.0.0.1:7925"}
+        self.events = EventFeed(self._name_of, lambda: datetime(2026, 3, 1, 12, 0, tzinfo=UTC))
         self.engine = RoutingEngine(
             node_id=identity.node_id,
             node_name="relay-a",
@@ -132,6 +134,9 @@ class FakeView:
             draining=draining,
             routes_digest=digest or self.table.digest(),
         )
+
+    def _name_of(self, node_id: NodeId) -> str:
+        return next((node.info.name for node in self.snapshot().nodes if node.node_id == node_id), "")
 
     def sessions(self) -> tuple[SessionStatus, ...]:
         return (
