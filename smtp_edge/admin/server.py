@@ -49,7 +49,7 @@ class AdminServer:
     async def start(self) -> str:
         """Listen; the address that clients dial."""
         guards = [MembersOnly(self._identity)] if needs_certificates(self._listen) else []
-        server = self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=guards)
+        server = self._server = grpc.aio.server(options=OPTIONS, interceptors=guards)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*HEALTH_NAMES[-1:], reflection.SERVICE_NAME), server)

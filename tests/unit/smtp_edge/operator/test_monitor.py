@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 from click.testing import CliRunner, Result
 
 from gossip.status import Event, EventKind
+from smtp_edge.admin import client, server
 from smtp_edge.admin.events import BACKLOG_MAX, SUBSCRIBERS_MAX
 from smtp_edge.cli import cli
 from smtp_edge.cli.tables import show_event
 from smtpmesh.admin.v1 import admin_pb2 as pb
 from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
-from tests.unit.smtp_edge.operator.views import OTHER, PEER, Served
+from tests.unit.smtp_edge.operator.views import OTHER, PEER, FakeView, Served, make_identity
 
 STORM = 20 * BACKLOG_MAX
 EVENTS = (
@@ -110,6 +112,25 @@ def test_a_node_that_does_not_run_is_one_sentence() -> None:
     result = CliRunner().invoke(cli, ["monitor", "--admin", "unix:/nowhere/admin.sock"])
     assert result.exit_code == 3
     assert result.stderr.startswith("smtpmesh: no answer from unix:/nowhere/admin.sock: is the node running")
+
+
+def test_a_monitor_over_the_network_is_a_member(folder: Path) -> None:
+    served = Served(FakeView(folder, make_identity(folder)), "0.0.0.0:0")
+    try:
+        publish(served, *EVENTS)
+        close(served)
+        config = folder / "node.toml"
+        config.write_text(f'[node]\nname = "x"\n[[route]]\nvia = ["mx"]\n[admin]\nlisten = "{served.address}"\n')
+        result = CliRunner().invoke(cli, ["monitor", "--config", str(config), "--recent", "3"])
+        assert len(result.stdout.splitlines()) == 3, result.output
+        assert result.stderr.endswith("smtpmesh: the node has stopped\n")
+    finally:
+        served.close()
+
+
+def test_a_watcher_asks_no_more_often_than_a_node_permits() -> None:
+    asked_ms = dict(client.OPTIONS)["grpc.keepalive_time_ms"]
+    assert asked_ms > dict(server.OPTIONS)["grpc.http2.min_recv_ping_interval_without_data_ms"]
 
 
 def test_events_come_as_they_happen(served: Served, stub: pb_grpc.AdminStub) -> None:
