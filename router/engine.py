@@ -175,6 +175,10 @@ class RoutingEngine:
         """Own edges for an advertisement, sorted by hop id."""
         return self._adjacency.links(now)
 
+    def edges(self) -> list[Edge]:
+        """Every own edge, for reading only: metrics. Ten thousand of them are not asked for their scores at once."""
+        return list(self._adjacency.all())
+
     def load(self, now: float) -> Load:
         """Own backlogs for an advertisement."""
         return Load(headroom_permille=0 if self.draining else 1000, classes=self._backlogs.load())

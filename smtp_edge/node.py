@@ -5,7 +5,7 @@
                     └──── backlogs ───> routing shell <─> engine
                                           │  ▲
                                           ▼  │
-                                         gossip        admin reads all of it
+                                         gossip        admin and metrics read all of it
 
 Start order is bottom up, so that nothing is accepted before it can be kept; stop order is the reverse, so that nothing
 is accepted that nobody will look at again.
@@ -47,6 +47,7 @@ from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.listener import Listener, ListenerError, MeshListener
 from smtp_edge.logs import configure_logs
+from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
@@ -203,11 +204,12 @@ class Node:
             size_bytes_max=max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024),
         )
         self._admin = AdminServer(self, settings.admin.listen, self.identity)
+        self._metrics = MetricsServer(self, settings.metrics.listen) if settings.metrics.listen else None
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bottom up: queue, peers' door, gossip, clients' doors, admin. NodeError says what is in the way."""
+        """Bottom up: queue, peers' door, gossip, clients' doors, metrics, admin. NodeError says what is in the way."""
         await _blame_async("node.data_dir", self.store.open())
         await self._sinks.start()
         self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
@@ -220,6 +222,8 @@ class Node:
         await self._dispatcher.start()
         for section, listener in zip(self.settings.listener, self._listeners, strict=True):
             self.bound[section.name] = await _blame_async(f"listener {section.name}", listener.start())
+        if self._metrics is not None:
+            self.bound["metrics"] = await _blame_async("metrics.listen", self._metrics.start())
         self.bound["admin"] = await _blame_async("admin.listen", self._admin.start())
         log.info("node.ready", node_id=self.identity.node_id, cluster=self.identity.cluster, **self.bound)
 
@@ -234,6 +238,8 @@ class Node:
         await self._client.close()
         await self._gossip.stop()
         await self._admin.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         await self._sinks.stop()
         await self.store.close()
         log.info("node.stopped")
@@ -332,6 +338,7 @@ START_ERRORS = (
     ListenerError,
     StoreError,
     AdminError,
+    MetricsError,
     SinkError,
     OSError,
 )

@@ -62,6 +62,9 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     for host in settings.smart_host:
         if host.name not in used:
             yield f"smart host {host.name} is in no route: it carries nothing"
+    metrics = settings.metrics.listen
+    if metrics and not ip_address(_host(metrics)).is_loopback:
+        yield f"metrics.listen {metrics} is not loopback: whoever reaches it reads next hops, classes and queue totals"
 
 
 # -- names and routes --------------------------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def _check_names(settings: Settings) -> Iterator[Mistake]:
                 text = f"{name!r} is the name of {key}[{first}] too; give each its own"
                 yield Mistake(f"{key}[{number}].name", text, rests_on=(f"{key}[{first}]",))
     for number, listener in enumerate(settings.listener):
-        if listener.name in ("mesh", "gossip", "admin"):
+        if listener.name in ("mesh", "gossip", "admin", "metrics"):
             yield Mistake(f"listener[{number}].name", f"{listener.name!r} is the name of the node's own door")
     for number, host in enumerate(settings.smart_host):
         if host.name == "mx":
@@ -122,6 +125,8 @@ def _warn_routes(routes: tuple[RouteSettings, ...]) -> Iterator[str]:
 def _check_addresses(settings: Settings) -> Iterator[Mistake]:
     places = [("gossip", settings.gossip.listen), ("mesh", settings.mesh.listen)]
     places += [(f"listener[{number}]", section.listen) for number, section in enumerate(settings.listener)]
+    if settings.metrics.listen:
+        places.append(("metrics", settings.metrics.listen))
     if not settings.admin.listen.startswith("unix:"):
         places.append(("admin", settings.admin.listen))
     elif settings.admin.listen == "unix:":

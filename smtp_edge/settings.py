@@ -185,6 +185,13 @@ class AdminSettings(Section):
     """`unix:PATH`, or host:port; anything but loopback demands a cluster certificate from the caller."""
 
 
+class MetricsSettings(Section):
+    """[metrics]"""
+
+    listen: str = ""
+    """host:port of an HTTP server for Prometheus; empty = none. It asks nobody who he is: loopback, or a closed net."""
+
+
 class LogSettings(Section):
     """[log]"""
 
@@ -216,5 +223,6 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     router: RouterSection = RouterSection()
     admin: AdminSettings = AdminSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     sink: tuple[SinkSettings, ...] = ()

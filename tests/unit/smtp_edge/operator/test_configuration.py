@@ -84,11 +84,14 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[route]]", '[[smart_host]]\nname = "up"\nhost = "x"\n[[route]]', "smart_host[1].name: 'up' is the name of smart_host[0] too; give each its own"),
         ("[[route]]", '[[smart_host]]\nname = "mx"\nhost = "x"\n[[route]]', 'smart_host[1].name: "mx" means direct delivery in a route; choose another name'),
         ("[[listener]]", '[[listener]]\nname = "mesh"', "listener[0].name: 'mesh' is the name of the node's own door"),
+        ("[[listener]]", '[[listener]]\nname = "metrics"', "listener[0].name: 'metrics' is the name of the node's own door"),
         # addresses
         ("[node]", "[mesh]\nlisten = 'localhost:25'\n[node]", "mesh.listen: 'localhost:25' is not ADDRESS:PORT: an IP address of this machine, a port up to 65535"),
         ("[node]", "[mesh]\nlisten = '::1:25'\n[node]", "mesh.listen: '::1:25' is not ADDRESS:PORT: an IP address of this machine, a port up to 65535"),
         ("[node]", "[admin]\nlisten = 'here'\n[node]", "admin.listen: 'here' is not ADDRESS:PORT or unix:PATH: an IP address of this machine, a port up to 65535"),
         ("[node]", "[admin]\nlisten = 'unix:'\n[node]", 'admin.listen: "unix:" names no path; the default is "unix:admin.sock", in node.data_dir'),
+        ("[node]", "[metrics]\nlisten = '9427'\n[node]", "metrics.listen: '9427' is not ADDRESS:PORT: an IP address of this machine, a port up to 65535"),
+        ("[node]", "[metrics]\nlisten = '127.0.0.1:7925'\n[node]", "metrics.listen: 127.0.0.1:7925 is taken by mesh.listen"),
         ("[node]", "[mesh]\nlisten = '127.0.0.1:7946'\n[node]", "mesh.listen: 127.0.0.1:7946 is taken by gossip.listen"),
         ("[node]", "[gossip]\nlisten = '0.0.0.0:1'\n[node]", "gossip.advertise: is required when gossip.listen is 0.0.0.0:1: it is the HOST:PORT that peers dial"),
         ("[node]", "[mesh]\nadvertise = 'relay'\n[node]", "mesh.advertise: 'relay' is not HOST:PORT"),
@@ -123,6 +126,11 @@ def test_the_commented_example_loads_and_only_its_closed_listener_is_doubtful(no
     ]
 
 
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:9427", "[::1]:9427"])
+def test_metrics_that_only_this_machine_can_ask_for_are_no_doubt(node: Path, listen: str) -> None:
+    assert warnings(node, f'{GOOD}[metrics]\nlisten = "{listen}"\n') == []
+
+
 def test_the_good_configuration_is_good(node: Path) -> None:
     assert warnings(node, GOOD) == []
 
@@ -155,6 +163,7 @@ def test_what_follows_from_a_mistake_is_not_reported_too(node: Path) -> None:
         ('allow_networks = ["127.0.0.0/8"]', "", "listener smtp (127.0.0.1:2525) relays for nobody: set allow_networks, relay_domains or auth_users"),
         ('["127.0.0.0/8"]', '["0.0.0.0/0"]', "listener smtp (127.0.0.1:2525) is an open relay: allow_networks holds every address"),
         ('[[listener]]\nallow_networks = ["127.0.0.0/8"]', "", "listener smtp (127.0.0.1:2525) relays for nobody: set allow_networks, relay_domains or auth_users"),
+        ("[node]", "[metrics]\nlisten = '0.0.0.0:9427'\n[node]", "metrics.listen 0.0.0.0:9427 is not loopback: whoever reaches it reads next hops, classes and queue totals"),
         ("[node]", "[[smart_host]]\nname = 'x'\nhost = 'x'\n[node]", "smart host x is in no route: it carries nothing"),
         ("[[route]]", '[[route]]\nname = "all"\nvia = ["up"]\n[[route]]', "route default never sees *: route all takes it before"),
     ],

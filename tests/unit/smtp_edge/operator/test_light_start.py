@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
-HEAVY = {"grpc", "networkx", "pydantic", "cryptography", "aiosmtpd", "aiosmtplib", "dns", "rich", "google.protobuf"}
+HEAVY = {"grpc", "networkx", "pydantic", "cryptography", "aiosmtpd", "aiosmtplib", "dns", "rich", "google.protobuf",
+         "prometheus_client"}  # fmt: skip
 LIST_MODULES = """
 import json, sys
 from click.testing import CliRunner
