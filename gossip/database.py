@@ -31,6 +31,7 @@ from gossip.linkstate import (
     Snapshot,
     Version,
 )
+from gossip.wire import LIFETIME_MAX_S
 
 RECORDS_MAX = 60_000
 ORIGIN_RECORDS_MAX = 1000
@@ -38,7 +39,10 @@ ORIGIN_RECORDS_MAX = 1000
 BUCKETS = 256
 SUM_MASK = 2**64 - 1
 MARK_MASK = 2**32 - 1
-STONE_FACTOR = 2
+STONE_S = float(LIFETIME_MAX_S)
+"""As long as any older version can live: what was issued before is dead by then, whatever lifetime it was given."""
+STONES_MAX = 100_000
+"""A member that issues and abandons keys pushes out stones, and costs no memory without end."""
 
 
 class Verifier(Protocol):
@@ -280,8 +284,10 @@ class Database:
 
     def _remove(self, key: Key, now: float) -> None:
         held = self._held.pop(key)
-        until = now + STONE_FACTOR * held.record.lifetime_s
+        until = now + STONE_S
         self._stones[key] = Stone(held.record.version, until)
+        if len(self._stones) > STONES_MAX:
+            del self._stones[next(iter(self._stones))]
         self._expire_from = min(self._expire_from, until)
         self._counts[key.origin] = self._counts.get(key.origin, 1) - 1
         self._count(key, -held.record.mark)
