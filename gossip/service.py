@@ -251,6 +251,11 @@ class GossipService(pb_grpc.GossipServicer):
         """The database."""
         return self._machine.snapshot(time.monotonic())
 
+    @property
+    def joining(self) -> bool:
+        """There are others, and this node does not hold what they hold yet: its view is no basis for their mail."""
+        return not self._machine.synced and bool(self._seeds or self._known_peers())
+
     def sessions(self) -> tuple[SessionStatus, ...]:
         """Every known peer, with or without a session."""
         now = time.monotonic()

@@ -33,7 +33,7 @@ from gossip.linkstate import NodeInfo, SessionStatus, Snapshot
 from gossip.revocation import RevocationError, load_revocations
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
-from gossip.status import GossipStats, MemberStatus
+from gossip.status import Event, EventKind, GossipStats, MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -148,7 +148,7 @@ class Node:
             state_path=settings.node.data_dir / "gossip.state",
             on_change=self._routing.on_snapshot,
             on_session=self._routing.on_session,
-            on_event=self.events.publish,
+            on_event=self._on_gossip_event,
         )
 
     def _build_edge(self) -> None:
@@ -271,6 +271,11 @@ class Node:
     def _load_revocations(self) -> list[tuple[bytes, bytes]]:
         return load_revocations(self.settings.cluster.revocations_folder, self.identity)
 
+    def _on_gossip_event(self, event: Event) -> None:
+        self.events.publish(event)
+        if event.kind is EventKind.IN_SYNC:
+            self._gossip.publish_info(self._info())  # from now on others may send their mail through here
+
     def _info(self) -> NodeInfo:
         settings = self.settings
         return NodeInfo(
@@ -279,7 +284,7 @@ class Node:
             mesh_address=settings.mesh.advertise or self.bound["mesh"],
             zone=settings.node.zone,
             software=f"smtpmesh/{__version__}",
-            no_transit=not settings.mesh.transit,
+            no_transit=not settings.mesh.transit or self._gossip.joining,
             direct_mx=any(route.via == ("mx",) for route in settings.route),
             routes_digest=self.table.digest(),
         )

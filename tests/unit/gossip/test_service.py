@@ -260,6 +260,17 @@ async def test_a_session_ends_with_the_peers_certificate(tmp_path: Path, authori
         assert "expired" in first.service.members()[-1].reason + first.service.members()[0].reason
 
 
+async def test_a_node_is_joining_until_its_database_equals_a_peers(tmp_path: Path, authority: Authority) -> None:
+    first = Node(tmp_path, authority, "n1")
+    assert not first.service.joining, "the first of its cluster waits for nobody"
+    second = Node(tmp_path, authority, "n2", join=(await first.start(),))
+    assert second.service.joining
+    await second.start()
+    async with running(first, second):
+        await until(lambda: not second.service.joining)
+        assert second.names() == {"n1", "n2"}
+
+
 def test_certificates_that_did_not_change_are_not_given_to_grpc_again(authority: Authority) -> None:
     certificate, key = authority.issue("n1", at=datetime.now(UTC))
     identity = Identity(authority.certificate_pem, certificate, key)
