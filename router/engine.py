@@ -23,6 +23,7 @@ from router.candidates import Case, explain_candidates
 from router.decision import (
     Changes,
     Decision,
+    EdgeState,
     ExitHop,
     Explanation,
     Hop,
@@ -182,6 +183,11 @@ class RoutingEngine:
     def load(self, now: float) -> Load:
         """Own backlogs for an advertisement."""
         return Load(headroom_permille=0 if self.draining else 1000, classes=self._backlogs.load())
+
+    def state_of(self, hop: Hop) -> EdgeState | None:
+        """Of the own edge to a hop; None without one."""
+        edge = self._adjacency.get(hop)
+        return edge.breaker.state if edge is not None else None
 
     def rows(self, now: float) -> tuple[RouteRow, ...]:
         """The routing table: for each class the decision that a fresh message would get."""

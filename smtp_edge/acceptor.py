@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -18,7 +18,7 @@ from router.policy import RouteTable
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import AttemptObserver, Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
-from smtp_edge.queue.entry import Delivery, Entry, NewEntry, Stored
+from smtp_edge.queue.entry import Delivery, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.reply import Reply
@@ -53,6 +53,7 @@ class QueueAcceptor:
         new_queue_id: Callable[[datetime], str],
         data_dir: Path,
         now: Callable[[], float],
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
         self._spool = spool
@@ -67,6 +68,7 @@ class QueueAcceptor:
         self._new_queue_id = new_queue_id
         self._data_dir = data_dir
         self._now = now
+        self._clock = clock
         self._free_bytes = 0
         self._free_checked = float("-inf")
 
@@ -133,7 +135,7 @@ class QueueAcceptor:
             self._dispatcher.note_unclaimed()
 
     def _build(self, message: ReceivedMessage) -> NewEntry:
-        at = datetime.now(UTC)
+        at = self._clock()
         queue_id = self._new_queue_id(at)
         transfer, client = message.transfer, message.client
         origin = transfer.token.rpartition("/")[0] if transfer else f"{self._node_id}/{queue_id}"

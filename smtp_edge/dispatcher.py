@@ -18,7 +18,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
@@ -28,7 +28,7 @@ from router.forwarding import EVERY_WAY_BACK
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.settlement import Reporting, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
@@ -132,6 +132,7 @@ class Dispatcher:
         counters: Counters,
         now: Callable[[], float],
         rng: random.Random,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store = store
         self._sinks = sinks
@@ -144,6 +145,7 @@ class Dispatcher:
         self._counters = counters
         self._now = now
         self._rng = rng
+        self._clock = clock
         self._classes: dict[str, ClassQueue] = {}
         self._active: dict[tuple[str, int], Waiting] = {}
         self._inflight: dict[str, int] = {}
@@ -172,6 +174,12 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._loops, return_exceptions=True)
 
+    def abandon(self) -> None:
+        """Drop everything at once, as a kill would: for simulations of one."""
+        self._stopping = True
+        for task in [*self._tasks, *self._loops]:
+            task.cancel()
+
     def has_room(self) -> bool:
         """True if fresh mail may be born claimed; else it waits on disk for the refill."""
         return len(self._active) < self._limits.active_max and not self._stopping
@@ -198,7 +206,7 @@ class Dispatcher:
 
     async def wake(self, class_ids: Sequence[str]) -> None:
         """A hop that serves these classes is back: their deferred mail is due now."""
-        woken = await self._store.wake(class_ids, datetime.now(UTC))
+        woken = await self._store.wake(class_ids, self._clock())
         if woken:
             log.info("queue.woken", classes=list(class_ids), deliveries=woken)
         self.note_unclaimed()
@@ -339,7 +347,7 @@ class Dispatcher:
             self._observer.ended(hop, delivery.class_id, result, began, waiting.claim.entry.data.size_bytes)
         waiting.tries += 1
         self._log_attempt(waiting, hop, result, self._now() - began)
-        at = datetime.now(UTC)
+        at = self._clock()
         settlement = plan_settlement(
             waiting.claim,
             hop,
@@ -362,7 +370,7 @@ class Dispatcher:
         entry, delivery = waiting.claim.entry, waiting.claim.delivery
         transfer = None
         if target.hop.kind is HopKind.PEER:
-            age_s = max(0, int((datetime.now(UTC) - entry.received_at).total_seconds()))
+            age_s = max(0, int((self._clock() - entry.received_at).total_seconds()))
             transfer = Transfer(delivery.transfer_token, (*entry.trace, self._node_id), age_s)
         envelope = replace(entry.envelope, recipients=delivery.recipients)
         return Job(delivery.queue_id, envelope, entry.data, entry.received_field, transfer)
@@ -411,7 +419,7 @@ class Dispatcher:
                 pass
 
     async def _park(self, waiting: Waiting, reason: str, for_good: bool = False, retry_s: float | None = None) -> None:
-        at = datetime.now(UTC)
+        at = self._clock()
         pause = timedelta(seconds=retry_s if retry_s is not None else self._limits.park_retry_s)
         settlement = plan_parking(
             waiting.claim,
@@ -456,7 +464,7 @@ class Dispatcher:
     async def _claim_while_room(self) -> None:
         while (room := self._limits.active_max - len(self._active)) > 0:
             limit = min(REFILL_BATCH_MAX, room)
-            claims = await self._store.claim(limit, datetime.now(UTC))
+            claims = await self._store.claim(limit, self._clock())
             self.submit(claims)
             if len(claims) < limit:
                 return
@@ -464,7 +472,7 @@ class Dispatcher:
 
     async def _wait_for_refill(self) -> None:
         due_at = await self._store.next_due_at()
-        delay_s = None if due_at is None else max(0.0, (due_at - datetime.now(UTC)).total_seconds())
+        delay_s = None if due_at is None else max(0.0, (due_at - self._clock()).total_seconds())
         if delay_s is not None and not self.has_room():
             delay_s = max(delay_s, SWEEP_S)
         limit_s = REFILL_IDLE_S if delay_s is None else min(delay_s, REFILL_IDLE_S)

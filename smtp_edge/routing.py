@@ -16,7 +16,6 @@ from gossip.linkstate import LinkState, Load, NodeId, Snapshot
 from router.decision import Changes, EdgeState, Hop, HopKind, Outcome, OutcomeKind
 from router.engine import RoutingEngine
 from smtp_edge.client.attempt import AttemptResult, Target
-from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.dispatcher import Dispatcher
 from smtp_edge.settings import Settings, SmartHostSettings
 
@@ -37,6 +36,30 @@ class Advertiser(Protocol):
 
     def publish_load(self, load: Load) -> None:
         """Advertise what waits here."""
+        ...
+
+
+class Prober(Protocol):
+    """The part of the outbound client that this shell speaks to."""
+
+    async def probe(self, target: Target) -> AttemptResult:
+        """See whether the target takes a session."""
+        ...
+
+    def forget(self, hop: Hop) -> None:
+        """Close the idle connections of a hop."""
+        ...
+
+
+class Addresses(Protocol):
+    """Hop ids to targets."""
+
+    def learn(self, snapshot: Snapshot) -> None:
+        """Take the addresses of peers."""
+        ...
+
+    def find(self, hop_id: str) -> Target | None:
+        """The target of a hop id; None if it is not known here."""
         ...
 
 
@@ -96,8 +119,8 @@ class RoutingShell:
     def __init__(
         self,
         engine: RoutingEngine,
-        targets: Targets,
-        client: DeliveryClient,
+        targets: Addresses,
+        client: Prober,
         *,
         backlogs: Callable[[], Mapping[str, int]],
         classes_of: Callable[[Hop], Sequence[str]],

@@ -19,10 +19,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from smtp_edge.envelope import Envelope, MailData, Recipient
 from smtp_edge.reply import Reply
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
 
 
 class DeliveryState(enum.StrEnum):

@@ -24,15 +24,15 @@ class WorldClock:
 
     def __init__(self, world: GossipWorld) -> None:
         self.world = world
-        self._loop = asyncio.get_running_loop()
-        self._ahead_s = world.now - self._loop.time()
+        self.loop = asyncio.get_running_loop()
+        self._ahead_s = world.now - self.loop.time()
         self._due = float("inf")
         self._handle: asyncio.TimerHandle | None = None
         self.arm()
 
     def now(self) -> float:
         """The world's time."""
-        return self._loop.time() + self._ahead_s
+        return self.loop.time() + self._ahead_s
 
     def catch_up(self) -> None:
         """Let everything happen that is due, before something new does."""
@@ -46,7 +46,7 @@ class WorldClock:
                 return
             self._handle.cancel()
         self._due = due
-        self._handle = self._loop.call_at(due - self._ahead_s, self._step) if due < float("inf") else None
+        self._handle = self.loop.call_at(due - self._ahead_s, self._step) if due < float("inf") else None
 
     def close(self) -> None:
         """The world stands still."""
@@ -97,13 +97,17 @@ class SimulatedGossip:
         """Counters and gauges of the machine."""
         return self._node.machine.stats(self._clock.now())
 
+    def close(self) -> None:
+        """The process is gone: nobody is told anything any more."""
+        self._node.on_effects = None
+
     def _publish(self, kind: Kind, payloads: Sequence[Payload]) -> None:
         self._clock.catch_up()
         self._clock.world.publish(self._node.node_id, kind, payloads)
         self._clock.arm()
 
     def _take(self, effects: Effects) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._clock.loop
         for change in effects.peers:
             loop.call_soon(self._on_session, change.node_id, change.up, change.reason)
         for event in effects.events:

@@ -1,0 +1,458 @@
+"""A whole mail mesh in virtual time: relays with their real engines and queues, smart hosts, mail, and failures.
+
+    from smtp_edge.simulation import Mesh
+
+    mesh = Mesh(seed=1)
+    mesh.host("s1", capacity_mps=40)
+    mesh.host("s2", capacity_mps=80)
+    mesh.relay("a", exits=["s1", "s2"])
+    mesh.relay("b", exits=["s2"])
+    mesh.load("a", rate_mps=60)
+    mesh.kill("s2", at=10.0)
+    mesh.restart("s2", at=20.0)
+    mesh.run(40)
+    assert mesh.lost == 0
+    assert mesh.reroute_s < 1
+
+Times are virtual seconds since the first mail could flow; `at` none means now. Same seed and calls, same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gossip.linkstate import NodeId
+from router.decision import EdgeState, Hop, HopKind
+from router.policy import RouteRule, RouteTable
+from smtp_edge.client.attempt import Job
+from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
+from smtp_edge.reply import Reply
+from smtp_edge.simulation.adapters import WorldClock
+from smtp_edge.simulation.gossip import GossipWorld
+from smtp_edge.simulation.ledger import Ledger
+from smtp_edge.simulation.loop import VirtualTimeLoop
+from smtp_edge.simulation.network import Network
+from smtp_edge.simulation.relay import SimulatedRelay, Strategy, Surroundings
+from smtp_edge.simulation.ways import ACCEPTED, Server, Way
+
+WARM_UP_S = 3.0
+"""Before the first mail: sessions are measured, probes are back."""
+DOMAIN = "example.org"
+BODY = b"Subject: simulated\r\n\r\nbody\r\n"
+WATCH_S = 0.005
+WATCHED_MAX_S = 30.0
+
+
+class MeshError(ValueError):
+    """The mesh cannot be built or told so; `str()` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """How a relay took a failure."""
+
+    relay: str
+    hop: str
+    failed_at: float
+    after_s: float
+    """Until its edge to what failed was no longer used for new mail."""
+
+
+class Mesh:
+    """See the module."""
+
+    def __init__(
+        self, *, seed: int = 1, strategy: Strategy | None = None, gossip_delay_s: tuple[float, float] = (0.001, 0.001)
+    ) -> None:
+        self._rng = random.Random(seed)
+        self._seed, self._strategy, self._gossip_delay_s = seed, strategy, gossip_delay_s
+        self._rules: list[RouteRule] = []
+        self._exits: dict[str, tuple[str, ...]] = {}
+        self._hosts: dict[str, Server] = {}
+        self._ways: dict[tuple[str, str], Way] = {}
+        self._default_way = Way()
+        self._loads: list[tuple[str, float, str, float, float]] = []
+        self._plan: list[tuple[float, Callable[[], None]]] = []
+        self._loop = VirtualTimeLoop()
+        self._began = 0.0
+        self._built = False
+        self._watched: list[asyncio.Task[None]] = []
+        self.relays: dict[str, SimulatedRelay] = {}
+        self.ledger = Ledger()
+        self.rerouted: list[Rerouted] = []
+        self.events: list[tuple[float, str]] = []
+        """(when, what) for timelines."""
+
+    # -- the topology --------------------------------------------------------------------------------------------------
+
+    def host(self, name: str, capacity_mps: float = float("inf"), *, error_rate: float = 0.0) -> None:
+        """A smart host that takes so many messages a second from all relays together."""
+        self._new(name)
+        hop = Hop(HopKind.SMART_HOST, name)
+
+        async def accept(job: Job, _client: str) -> Reply | None:
+            self.ledger.delivered(_message_id(job), name, job, self.now)
+            return ACCEPTED
+
+        self._hosts[name] = Server(hop, accept, capacity_mps, error_rate)
+
+    def relay(self, name: str, exits: Sequence[str] = ()) -> None:
+        """A relay of the cluster and the smart hosts that it can reach."""
+        self._new(name)
+        self._exits[name] = tuple(exits)
+
+    def route(self, name: str, domains: Sequence[str] = ("*",), via: Sequence[str] = ()) -> None:
+        """A class of destinations and its exits; without any there is one class that leaves by every host."""
+        self._rules.append(RouteRule(name, tuple(domains), tuple(via)))
+
+    def way(
+        self,
+        here: str,
+        there: str,
+        *,
+        capacity_mps: float = float("inf"),
+        latency_s: float = 0.002,
+        loss: float = 0.0,
+        lost_replies: float = 0.0,
+    ) -> None:
+        """How the path from a relay to a next hop is (`ways.Way`)."""
+        self._ways[here, there] = Way(latency_s, capacity_mps, loss=loss, lost_replies=lost_replies)
+
+    def load(
+        self, relay: str, rate_mps: float, *, domain: str = DOMAIN, since: float = 0.0, until: float = float("inf")
+    ) -> None:
+        """Clients submit mail to a relay: a Poisson stream."""
+        self._loads.append((relay, rate_mps, domain, since, until))
+
+    def _new(self, name: str) -> None:
+        if self._built:
+            raise MeshError("the mesh runs already: name its relays and hosts first")
+        if name in self._hosts or name in self._exits:
+            raise MeshError(f"there is a {name!r} already")
+
+    # -- failures ------------------------------------------------------------------------------------------------------
+
+    def kill(self, name: str, *, at: float | None = None) -> None:
+        """kill -9 of a relay or a host: its connections are reset, new ones refused."""
+        known = self._known(name)
+        self._at(at, lambda: self._kill(known), f"kill {name}")
+
+    def restart(self, name: str, *, at: float | None = None) -> None:
+        """Start it again; a relay finds its queue as it was."""
+        known = self._known(name)
+        self._at(at, lambda: self._restart(known), f"restart {name}")
+
+    def silence(self, name: str, *, at: float | None = None) -> None:
+        """A black hole: nothing comes back from there, and nothing says why."""
+        known = self._known(name)
+        self._at(at, lambda: self._silence(known), f"silence {name}")
+
+    def degrade(self, name: str, *, speed: float = 0.2, error_rate: float = 0.5, at: float | None = None) -> None:
+        """A gray failure of a host: a share of its speed, and errors. `speed=1, error_rate=0` ends it."""
+
+        def act() -> None:
+            self._hosts[name].speed, self._hosts[name].error_rate = speed, error_rate
+
+        self._known(name)
+        self._at(at, act, f"degrade {name} to {speed:.0%}, {error_rate:.0%} errors")
+
+    def partition(self, one: Iterable[str], other: Iterable[str], *, at: float | None = None) -> None:
+        """Cut two groups of relays from each other, gossip and mail."""
+        west, east = [self._known(name) for name in one], [self._known(name) for name in other]
+        self._at(at, lambda: self._cut(west, east, blocked=True), f"partition {' '.join(west)} | {' '.join(east)}")
+
+    def heal(self, *, at: float | None = None) -> None:
+        """End all cuts."""
+        self._at(at, self._heal, "heal")
+
+    def block(self, here: str, there: str, *, at: float | None = None) -> None:
+        """Mail from a relay to one next hop gets lost on its way."""
+        self._known(here), self._known(there)
+        self._at(at, lambda: self._block(here, there, blocked=True), f"block {here} -> {there}")
+
+    def unblock(self, here: str, there: str, *, at: float | None = None) -> None:
+        """It comes through again."""
+        self._known(here), self._known(there)
+        self._at(at, lambda: self._block(here, there, blocked=False), f"unblock {here} -> {there}")
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def run(self, duration_s: float) -> Mesh:
+        """Let time pass."""
+        if not self._built:
+            self._loop.run_until_complete(self._build())
+        self._loop.run_until_complete(asyncio.sleep(duration_s))
+        return self
+
+    def run_until(self, condition: Callable[[], bool], limit_s: float = 60.0) -> bool:
+        """Let time pass until it holds; False after the limit."""
+        end = self.now + limit_s if self._built else limit_s
+        while not condition():
+            if self.now >= end:
+                return False
+            self.run(0.01)
+        return True
+
+    def close(self) -> None:
+        """End everything. A closed mesh can still be asked."""
+        if self._loop.is_closed():
+            return
+        for relay in self.relays.values():
+            if relay.alive:
+                relay.kill()
+        if self._built:
+            self._clock.close()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(_gather(tasks))
+        self._loop.close()
+
+    def __enter__(self) -> Mesh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since mail could flow."""
+        return self._loop.time() - self._began if self._built else 0.0
+
+    @property
+    def accepted(self) -> int:
+        """Messages answered 250 by a relay."""
+        return len(self.ledger.accepted)
+
+    @property
+    def delivered(self) -> int:
+        """Different messages that reached a smart host."""
+        return len(self.ledger.deliveries)
+
+    @property
+    def doubled(self) -> int:
+        """Second and further copies at smart hosts."""
+        return sum(self.ledger.deliveries.values()) - len(self.ledger.deliveries)
+
+    @property
+    def queued(self) -> int:
+        """Deliveries in the queues of all relays, dead ones included."""
+        return sum(relay.backlog() for relay in self.relays.values())
+
+    @property
+    def lost(self) -> int:
+        """Accepted messages that are neither delivered nor in a queue: there may be none, ever."""
+        waiting = {name for relay in self.relays.values() for name in relay.messages()}
+        return sum(name not in self.ledger.deliveries and name not in waiting for name in self.ledger.accepted)
+
+    @property
+    def reroute_s(self) -> float:
+        """The longest time that any relay went on using something that had failed; 0 if nothing failed."""
+        return max((item.after_s for item in self.rerouted), default=0.0)
+
+    def throughput_mps(self, since: float = 0.0, until: float | None = None) -> float:
+        """Messages a second at the smart hosts."""
+        end = self.now if until is None else until
+        return self.ledger.count(since, end) / (end - since) if end > since else 0.0
+
+    def shares(self, since: float = 0.0) -> dict[str, float]:
+        """Of the deliveries since then, by host."""
+        counts = Counter({host: self.ledger.count_of(host, since) for host in self._hosts})
+        total = counts.total()
+        return {host: count / total if total else 0.0 for host, count in sorted(counts.items())}
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    async def _build(self) -> None:
+        if not self._exits:
+            raise MeshError("there is no relay")
+        for name, exits in self._exits.items():
+            if unknown := [host for host in exits if host not in self._hosts]:
+                raise MeshError(f"{name} has the exits {', '.join(unknown)}, which are no hosts")
+        rules = self._rules or [RouteRule("default", ("*",), tuple(self._hosts))]
+        world = GossipWorld.converged(
+            len(self._exits),
+            seed=self._seed,
+            network=Network(random.Random(self._seed), delay_s=self._gossip_delay_s),
+        )
+        world.keeps_events = False
+        self._clock = WorldClock(world)
+        self._nodes = dict(zip(self._exits, world.nodes, strict=True))
+        self._names = {node: name for name, node in self._nodes.items()}
+        around = Surroundings(
+            self._clock,
+            RouteTable(rules),
+            self._server_of,
+            self._way_of,
+            self._note_attempt,
+            self._note_transfer,
+            self._strategy,
+        )
+        for name, exits in self._exits.items():
+            rng = random.Random(self._rng.getrandbits(64))
+            self.relays[name] = SimulatedRelay(self._nodes[name], name, exits, around, rng)
+        for relay in self.relays.values():
+            await relay.start()
+        await asyncio.sleep(WARM_UP_S)
+        self._built, self._began = True, self._loop.time()
+        for relay_name, rate_mps, domain, since, until in self._loads:
+            rng = random.Random(self._rng.getrandbits(64))
+            self._watched.append(
+                asyncio.create_task(self._submit_often(self._known(relay_name), rate_mps, domain, since, until, rng))
+            )
+        for at, act in self._plan:
+            self._loop.call_at(self._began + at, act)
+
+    def _server_of(self, hop_id: str) -> Server | None:
+        kind, _, name = hop_id.partition(":")
+        if kind == HopKind.PEER:
+            found = self._names.get(NodeId(name))
+            return self.relays[found].server if found is not None and found in self.relays else None
+        return self._hosts.get(name)
+
+    def _way_of(self, node: NodeId, hop_id: str) -> Way:
+        name = hop_id.partition(":")[2]
+        key = self._names[node], self._names.get(NodeId(name), name)
+        if key not in self._ways:
+            self._ways[key] = dataclasses.replace(self._default_way)
+        return self._ways[key]
+
+    def _known(self, name: str) -> str:
+        if name not in self._exits and name not in self._hosts:
+            known = ", ".join([*self._exits, *self._hosts])
+            raise MeshError(f"there is no relay or host {name!r}; there are: {known}")
+        return name
+
+    def _at(self, at: float | None, act: Callable[[], None], text: str) -> None:
+        def noted() -> None:
+            self.events.append((self.now, text))
+            act()
+
+        if self._built:
+            self._loop.call_at(self._loop.time() if at is None else self._began + at, noted)
+            if at is None:
+                self.run(0)
+        else:
+            self._plan.append((at or 0.0, noted))
+
+    # -- mail ----------------------------------------------------------------------------------------------------------
+
+    async def _submit_often(
+        self, relay: str, rate_mps: float, domain: str, since: float, until: float, rng: random.Random
+    ) -> None:
+        await asyncio.sleep(since)
+        number = 0
+        while self.now < until:
+            await asyncio.sleep(rng.expovariate(rate_mps))
+            number += 1
+            task = asyncio.create_task(self._submit(relay, f"{relay}-{domain}-{since:g}-{number}", domain))
+            self._watched.append(task)
+            task.add_done_callback(self._watched.remove)
+
+    async def _submit(self, relay: str, name: str, domain: str) -> None:
+        message = ReceivedMessage(
+            Client("192.0.2.9", helo="client.test", protocol="ESMTP"),
+            Envelope(f"{name}@client.test", (Recipient(f"r@{domain}"),)),
+            MailData(len(BODY), inline=BODY, header=BODY),
+        )
+        self.ledger.offered += 1
+        at = self.now
+        reply = await self.relays[relay].accept(message)
+        if reply is not None and reply.positive:
+            self.ledger.accepted[name] = at
+        else:
+            self.ledger.refused += 1
+
+    # -- acts ----------------------------------------------------------------------------------------------------------
+
+    def _kill(self, name: str) -> None:
+        if name in self._hosts:
+            self._hosts[name].refusing = True
+            self._hosts[name].break_connections()
+        elif self.relays[name].alive:
+            self.relays[name].kill()
+            self._clock.world.kill(self._nodes[name])
+            self._clock.arm()
+        self._watch(name)
+
+    def _restart(self, name: str) -> None:
+        if name in self._hosts:
+            host = self._hosts[name]
+            host.refusing, host.silent = False, False
+            host.break_connections()
+            return
+        self.relays[name].server.silent = False
+        if not self.relays[name].alive:
+            self._clock.world.restart(self._nodes[name])
+            self._clock.arm()
+            self._watched.append(asyncio.ensure_future(self.relays[name].start(), loop=self._loop))
+
+    def _silence(self, name: str) -> None:
+        if name in self._hosts:
+            self._hosts[name].silent = True
+        else:
+            self.relays[name].server.silent = True
+            self.relays[name].kill()
+            self._clock.world.vanish(self._nodes[name])
+            self._clock.arm()
+        self._watch(name)
+
+    def _cut(self, west: Sequence[str], east: Sequence[str], *, blocked: bool) -> None:
+        for one in west:
+            for other in east:
+                self._block(one, other, blocked=blocked)
+                self._block(other, one, blocked=blocked)
+        self._clock.world.partition([self._nodes[name] for name in west], [self._nodes[name] for name in east])
+        self._clock.arm()
+
+    def _heal(self) -> None:
+        for way in self._ways.values():
+            way.blocked = False
+        self._clock.world.heal()
+        self._clock.arm()
+
+    def _block(self, here: str, there: str, *, blocked: bool) -> None:
+        hop = f"peer:{self._nodes[there]}" if there in self._nodes else f"host:{there}"
+        self._way_of(self._nodes[here], hop).blocked = blocked
+
+    # -- rerouting -----------------------------------------------------------------------------------------------------
+
+    def _watch(self, name: str) -> None:
+        hop = f"peer:{self._nodes[name]}" if name in self._nodes else f"host:{name}"
+        for relay in self.relays.values():
+            if relay.alive and relay.edge_state(hop) in (EdgeState.UP, EdgeState.SUSPECT):
+                task = self._loop.create_task(self._watch_one(relay, hop, name, self._loop.time()))
+                self._watched.append(task)
+                task.add_done_callback(self._watched.remove)
+
+    async def _watch_one(self, relay: SimulatedRelay, hop: str, name: str, failed: float) -> None:
+        while relay.alive and self._loop.time() - failed < WATCHED_MAX_S:
+            if relay.edge_state(hop) not in (EdgeState.UP, EdgeState.SUSPECT):
+                self.rerouted.append(Rerouted(relay.name, name, failed - self._began, self._loop.time() - failed))
+                return
+            await asyncio.sleep(WATCH_S)
+        if relay.alive:
+            self.rerouted.append(Rerouted(relay.name, name, failed - self._began, WATCHED_MAX_S))
+
+    def _note_attempt(self, node: NodeId, hop_id: str, at: float) -> None:
+        self.ledger.attempts += 1
+
+    def _note_transfer(self, node: NodeId, job: Job) -> None:
+        self.ledger.transfers += 1
+        if job.transfer is not None and node in job.transfer.trace:
+            self.ledger.revisits += 1
+
+
+def _message_id(job: Job) -> str:
+    return job.envelope.sender.partition("@")[0]
+
+
+async def _gather(tasks: Iterable[asyncio.Task[object]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,264 @@
+"""One relay of a simulated mesh: the product's acceptor, queue logic, dispatcher, routing shell and engine as
+`smtp_edge.node` wires them, on a store in memory, modelled SMTP and simulated gossip.
+
+A kill loses what a process loses: tasks, connections, estimates, views. The store stays, as a disk does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from gossip.linkstate import NodeId
+from router.decision import EdgeState, ExitHop, Hop, HopKind
+from router.engine import RoutingEngine
+from router.policy import RouteTable
+from router.settings import RouterSettings
+from smtp_edge.acceptor import QueueAcceptor
+from smtp_edge.client.attempt import Job, Target
+from smtp_edge.counters import Counters
+from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.envelope import Client, ReceivedMessage
+from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.retry import RetryPolicy
+from smtp_edge.queue.spool import Spool
+from smtp_edge.reply import Reply
+from smtp_edge.routing import RoutingShell
+from smtp_edge.settings import QueueSettings
+from smtp_edge.settlement import Reporting
+from smtp_edge.simulation.adapters import SimulatedGossip, WorldClock
+from smtp_edge.simulation.store import MemoryStore
+from smtp_edge.simulation.ways import ModelledClient, Server, Way
+from smtp_edge.sinks.api import Sink
+from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.mesh import MeshRouter
+
+Strategy = Callable[[RoutingEngine, Callable[[], float], random.Random], Sink]
+"""A routing sink in place of the mesh's own, for comparison: from engine, clock and randomness of its relay."""
+WALL_AT = datetime(2026, 1, 1, tzinfo=UTC)
+COMMIT_S = 0.002
+"""Of the modelled disk: one group commit."""
+SLOTS = 20
+NOWHERE = Path("/nonexistent")
+"""The simulated relay keeps mail data inline and asks no disk for room."""
+QUEUE = QueueSettings(free_bytes_min=0, connect_timeout_s=2.0, attempt_timeout_s=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a relay of a mesh is given by it."""
+
+    clock: WorldClock
+    table: RouteTable
+    server_of: Callable[[str], Server | None]
+    way_of: Callable[[NodeId, str], Way]
+    on_attempt: Callable[[NodeId, str, float], None]
+    on_transfer: Callable[[NodeId, Job], None]
+    """A relay took a message of another one."""
+    strategy: Strategy | None = None
+    router: RouterSettings = field(default_factory=RouterSettings)
+    queue: QueueSettings = QUEUE
+
+
+class SimulatedRelay:
+    """See the module. `start` gives it a process, `kill` takes it away."""
+
+    def __init__(
+        self, node_id: NodeId, name: str, exits: Sequence[str], around: Surroundings, rng: random.Random
+    ) -> None:
+        self.node_id, self.name, self.exits = node_id, name, tuple(exits)
+        self.alive = False
+        self._around, self._rng = around, rng
+        self._starts = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.store = self._new_store()
+        self.counters = Counters()
+        self.server = Server(Hop(HopKind.PEER, node_id), self.accept_transfer, refusing=True)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin, for the first time or after a kill."""
+        self._starts += 1
+        await self.store.open()
+        self._build_process()
+        self.alive, self.server.refusing = True, False
+        self._spawn(self._shell.run())
+        await self._dispatcher.start()
+        self._shell.on_snapshot(self._gossip.snapshot())
+        self._gossip.publish_links(self.engine.links(self.now()))
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.alive, self.server.refusing = False, True
+        self.server.break_connections()
+        self._dispatcher.abandon()
+        for task in self._tasks:
+            task.cancel()
+        self._gossip.close()
+        self.store.crash()
+
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self._around.clock.now()
+
+    def wall(self) -> datetime:
+        """Virtual wall clock."""
+        return WALL_AT + timedelta(seconds=self.now())
+
+    def _new_store(self) -> MemoryStore:
+        return MemoryStore(
+            name=self.name, history_s=self._around.queue.history_s, entries_max=1_000_000, clock=self.wall
+        )
+
+    def _build_process(self) -> None:
+        around = self._around
+        self.engine = RoutingEngine(
+            node_id=self.node_id,
+            node_name=self.name,
+            table=around.table,
+            exits=[ExitHop(Hop(HopKind.SMART_HOST, host), host, 0, SLOTS) for host in self.exits],
+            settings=around.router,
+            rng=random.Random(self._rng.getrandbits(64)),
+            now=self.now(),
+        )
+        self._client = ModelledClient(
+            self.node_id,
+            around.server_of,
+            lambda hop: around.way_of(self.node_id, hop),
+            random.Random(self._rng.getrandbits(64)),
+            connect_timeout_s=around.queue.connect_timeout_s,
+            attempt_timeout_s=around.queue.attempt_timeout_s,
+            on_attempt=lambda hop, at: around.on_attempt(self.node_id, hop, at),
+        )
+        self._shell = RoutingShell(
+            self.engine,
+            Everywhere(around.server_of),
+            self._client,
+            backlogs=self.store.backlog_counts,
+            classes_of=self._classes_of,
+            now=self.now,
+        )
+        self._gossip = SimulatedGossip(
+            around.clock, self.node_id, on_change=self._shell.on_snapshot, on_session=self._shell.on_session
+        )
+        self._build_queue()
+
+    def _build_queue(self) -> None:
+        around, queue = self._around, self._around.queue
+        ids = QueueIds(self.node_id, random.Random(self._starts))
+        if around.strategy is None:
+            sink: Sink = MeshRouter(self.engine, self.now)
+        else:
+            sink = around.strategy(self.engine, self.now, random.Random(self._rng.getrandbits(64)))
+        self._dispatcher = Dispatcher(
+            self.store,
+            SinkChain([Binding("mesh", sink)]),
+            self._client,
+            self._shell,
+            node_id=self.node_id,
+            target_of=Everywhere(around.server_of).find,
+            reporting=Reporting(
+                hostname=f"{self.name}.test",
+                policy=RetryPolicy.from_settings(queue),
+                new_queue_id=ids.new,
+                class_of=self._class_of,
+                lifetime=timedelta(seconds=queue.lifetime_s),
+            ),
+            limits=DispatcherLimits(queue.active_max, queue.in_doubt_hold_s, queue.retry_first_s),
+            counters=self.counters,
+            now=self.now,
+            clock=self.wall,
+            rng=random.Random(self._rng.getrandbits(64)),
+        )
+        self._shell.connect(self._dispatcher, self._gossip)
+        self._acceptor = QueueAcceptor(
+            self.store,
+            Spool(NOWHERE),
+            around.table,
+            self._dispatcher,
+            self._shell,
+            node_id=self.node_id,
+            hostname=f"{self.name}.test",
+            settings=queue,
+            counters=self.counters,
+            backlogs=self.store.backlog_counts,
+            new_queue_id=ids.new,
+            data_dir=NOWHERE,
+            now=self.now,
+            clock=self.wall,
+        )
+
+    # -- mail in -------------------------------------------------------------------------------------------------------
+
+    async def accept(self, message: ReceivedMessage) -> Reply | None:
+        """The reply to the final dot; None if the process died before it gave one."""
+        if not self.alive:
+            return None
+        life = self._starts
+        await asyncio.sleep(COMMIT_S)
+        if not self.alive or life != self._starts:
+            return None
+        return await self._acceptor.accept(message)
+
+    async def accept_transfer(self, job: Job, peer: str) -> Reply | None:
+        """From another relay."""
+        client = Client("192.0.2.1", helo=peer[:8], protocol="ESMTPS", peer_id=peer)
+        reply = await self.accept(ReceivedMessage(client, job.envelope, job.data, job.transfer))
+        if reply is not None and reply.positive:
+            self._around.on_transfer(self.node_id, job)
+        return reply
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def edge_state(self, hop: str) -> EdgeState | None:
+        """Of the own edge to a hop; None without one."""
+        return self.engine.state_of(Hop.parse(hop))
+
+    def messages(self) -> list[str]:
+        """Names of the stored messages that are not finished: the local part of their senders."""
+        return [claim.entry.envelope.sender.partition("@")[0] for claim in self.store.unfinished()]
+
+    def backlog(self) -> int:
+        """Stored deliveries."""
+        return sum(self.store.backlog_counts().values())
+
+    def _classes_of(self, hop: Hop) -> Sequence[str]:
+        if hop.kind is HopKind.PEER:
+            return tuple(self.store.backlog_counts())
+        return tuple(rule.name for rule in self._around.table.rules if hop.name in rule.via)
+
+    def _class_of(self, domain: str) -> str:
+        found = self._around.table.classify(domain)
+        return found.class_id if found is not None else f"unroutable:{domain}"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            task.result()
+
+
+class Everywhere:
+    """Targets by their hop: nothing has an address here."""
+
+    def __init__(self, server_of: Callable[[str], Server | None]) -> None:
+        self._server_of = server_of
+
+    def learn(self, snapshot: object) -> None:
+        """Addresses are of no use here."""
+
+    def find(self, hop_id: str) -> Target | None:
+        """The target of a hop id."""
+        server = self._server_of(hop_id)
+        return Target(server.hop, server.hop.name, 25, connections_max=SLOTS) if server is not None else None

@@ -1,0 +1,202 @@
+"""Modelled SMTP: exits with a speed and a temper, ways between a relay and a next hop, and the client that uses them.
+
+Everything here is what the real relay meets as sockets: refused connections, silence, 421, slow replies, connections
+that break after the final dot. What decides (engine, dispatcher, queue) is the product's own code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from router.decision import Hop, OutcomeKind
+from smtp_edge.client.attempt import AttemptResult, Job, Target
+from smtp_edge.reply import Reply
+from smtp_edge.transfer import parse_backlogs
+
+ROUND_TRIPS = 2
+"""Of a pipelined transaction on an open connection."""
+HANDSHAKES = 4
+"""Round trips before the first MAIL: TCP, TLS, greeting and EHLO."""
+ACCEPTED = Reply(250, "Ok", "2.0.0")
+UNAVAILABLE = Reply(421, "Service not available", "4.3.2")
+BUSY = Reply(451, "Try again later", "4.3.0")
+
+Accept = Callable[[Job, str], Awaitable[Reply | None]]
+"""Takes a message from a client (its node id) for good; None if the taker died before it could answer."""
+
+
+@dataclass(eq=False)
+class Server:
+    """One end that takes mail: a smart host, or the mesh door of a relay."""
+
+    hop: Hop
+    accept: Accept
+    capacity_mps: float = float("inf")
+    """Messages per second that it takes from all together."""
+    error_rate: float = 0.0
+    """Share of transactions that it answers 451 to MAIL."""
+    speed: float = 1.0
+    """Factor on its capacity now."""
+    refusing: bool = False
+    """Nobody listens: the process is dead, its machine is not."""
+    silent: bool = False
+    """Nothing comes back from there."""
+    generation: int = 0
+    """Counts restarts: connections of an earlier one are gone."""
+    free_at: float = 0.0
+    open: dict[asyncio.Future[bool], None] = field(default_factory=dict)
+    """Transactions in flight."""
+
+    def break_connections(self) -> None:
+        """Reset whatever is open."""
+        self.generation += 1
+        self.free_at = 0.0
+        for waiting in list(self.open):
+            if not waiting.done():
+                waiting.set_result(False)
+
+
+@dataclass
+class Way:
+    """From one relay to one next hop."""
+
+    latency_s: float = 0.002
+    """One direction."""
+    capacity_mps: float = float("inf")
+    speed: float = 1.0
+    loss: float = 0.0
+    """Share of transactions whose connection breaks before the final dot."""
+    lost_replies: float = 0.0
+    """Share of transactions whose connection breaks after it, when the message was taken."""
+    blocked: bool = False
+    free_at: float = 0.0
+
+
+class ModelledClient:
+    """The outbound client of one relay: `smtp_edge.dispatcher.Attempter`, and probes."""
+
+    def __init__(
+        self,
+        node_id: str,
+        server_of: Callable[[str], Server | None],
+        way_to: Callable[[str], Way],
+        rng: random.Random,
+        *,
+        connect_timeout_s: float,
+        attempt_timeout_s: float,
+        on_attempt: Callable[[str, float], None],
+    ) -> None:
+        self._node_id, self._server_of, self._way_to, self._rng = node_id, server_of, way_to, rng
+        self._connect_timeout_s, self._attempt_timeout_s = connect_timeout_s, attempt_timeout_s
+        self._on_attempt = on_attempt
+        self._idle: dict[str, tuple[int, int]] = {}
+        """Hop id -> (generation of the server, open idle connections)."""
+
+    async def attempt(self, target: Target, job: Job) -> AttemptResult:
+        """One delivery."""
+        loop = asyncio.get_running_loop()
+        began, hop = loop.time(), target.hop.id
+        self._on_attempt(hop, began)
+        server, way = self._server_of(hop), self._way_to(hop)
+        if server is None:
+            return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no such host")
+        if not self._take(hop, server):
+            failure = await self._connect(server, way)
+            if failure is not None:
+                return failure
+        began = loop.time()
+        result = await self._transact(server, way, job, began)
+        if result.kind in (OutcomeKind.ACCEPTED, OutcomeKind.HOP_TEMPFAIL):
+            generation, count = self._idle.get(hop, (server.generation, 0))
+            self._idle[hop] = (generation, count + 1)
+        return result
+
+    async def probe(self, target: Target) -> AttemptResult:
+        """Connect, EHLO, NOOP."""
+        began, hop = asyncio.get_running_loop().time(), target.hop.id
+        server, way = self._server_of(hop), self._way_to(hop)
+        if server is None:
+            return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no such host")
+        failure = await self._connect(server, way)
+        if failure is not None:
+            return failure
+        return AttemptResult(OutcomeKind.ACCEPTED, (), ACCEPTED, latency_s=asyncio.get_running_loop().time() - began)
+
+    def forget(self, hop: Hop) -> None:
+        """Close idle connections."""
+        self._idle.pop(hop.id, None)
+
+    def _take(self, hop: str, server: Server) -> bool:
+        generation, count = self._idle.get(hop, (0, 0))
+        if count == 0 or generation != server.generation:
+            self._idle.pop(hop, None)
+            return False
+        self._idle[hop] = (generation, count - 1)
+        return True
+
+    async def _connect(self, server: Server, way: Way) -> AttemptResult | None:
+        if way.blocked or server.silent:
+            await asyncio.sleep(self._connect_timeout_s)
+            return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="connect: timed out")
+        if server.refusing:
+            await asyncio.sleep(2 * way.latency_s)
+            return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="connect: connection refused")
+        await asyncio.sleep(2 * way.latency_s * HANDSHAKES)
+        return None
+
+    async def _transact(self, server: Server, way: Way, job: Job, began: float) -> AttemptResult:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[bool] = loop.create_future()
+        wait_s = self._queue(server, way, began) + 2 * way.latency_s * ROUND_TRIPS
+        timer = loop.call_later(wait_s, _finish, done)
+        server.open[done] = None
+        try:
+            alive = await done
+        finally:
+            timer.cancel()
+            server.open.pop(done, None)
+        if not alive:
+            return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
+        if way.blocked or server.silent:
+            await asyncio.sleep(max(0.0, began + self._attempt_timeout_s - loop.time()))
+            return AttemptResult(OutcomeKind.TIMEOUT, reason="DATA: no reply")
+        if self._rng.random() < server.error_rate:
+            return AttemptResult(OutcomeKind.HOP_TEMPFAIL, (), BUSY, str(BUSY))
+        if self._rng.random() < way.loss:
+            return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
+        reply = await server.accept(job, self._node_id)
+        if reply is None or self._rng.random() < way.lost_replies:
+            return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: connection reset")
+        return self._result(reply, job, loop.time() - began)
+
+    def _queue(self, server: Server, way: Way, now: float) -> float:
+        """Seconds until the last byte is through: both the way and the server take one message after another."""
+        at = now
+        if way.capacity_mps < float("inf"):
+            at = way.free_at = max(at, way.free_at) + 1 / (way.capacity_mps * way.speed)
+        if server.capacity_mps < float("inf"):
+            at = server.free_at = max(at, server.free_at) + 1 / (server.capacity_mps * server.speed)
+        return at - now
+
+    def _result(self, reply: Reply, job: Job, latency_s: float) -> AttemptResult:
+        replies = (reply,) * len(job.envelope.recipients)
+        if reply.positive:
+            kind = OutcomeKind.ACCEPTED
+        else:
+            kind = OutcomeKind.MESSAGE_REFUSED if reply.permanent else OutcomeKind.HOP_TEMPFAIL
+        return AttemptResult(
+            kind,
+            replies,
+            reply,
+            str(reply),
+            latency_s,
+            peer_backlogs=parse_backlogs(reply.text) if reply.positive else {},
+        )
+
+
+def _finish(done: asyncio.Future[bool]) -> None:
+    if not done.done():
+        done.set_result(True)
