@@ -83,6 +83,8 @@ class Link:
     """One live stream with a peer."""
 
     peer: NodeId
+    name: str
+    """Of the peer, by its certificate."""
     address: str
     dialled: bool
     not_after: datetime
@@ -286,9 +288,9 @@ class GossipService(pb_grpc.GossipServicer):
         return tuple(self._member_status(node, listed_by[node], now) for node in nodes)
 
     def name_of(self, node: NodeId) -> str:
-        """What a node calls itself; empty if it is not known here."""
-        info = self._machine.database.info(node)
-        return info.name if info is not None else ""
+        """What a node calls itself, or its certificate before its record is here; empty if it is not known here."""
+        info, link = self._machine.database.info(node), self._links.get(node)
+        return info.name if info is not None else link.name if link is not None else ""
 
     def stats(self) -> GossipStats:
         """Counters and gauges."""
@@ -305,7 +307,8 @@ class GossipService(pb_grpc.GossipServicer):
         state, reason = self._member_state(node)
         sources = listed_by
         if state is MemberState.UNREACHABLE:
-            sources = [peer for peer in machine.database.sessions(node) if peer not in listed_by]
+            own = [self._identity.node_id] if machine.lost_reason(node) is not None else []
+            sources = sorted({*machine.database.sessions(node), *own}.difference(listed_by))
         session = machine.session(node)
         hello = session.hello if session is not None else None
         round_trip_s = session.round_trip_s if session is not None else None
@@ -362,7 +365,7 @@ class GossipService(pb_grpc.GossipServicer):
                 log.warning("gossip.peer_refused", client=client, reason=str(error))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member of this cluster")
             return
-        link = Link(member.node_id, context.peer(), dialled=False, not_after=member.not_after)
+        link = Link(member.node_id, member.name, context.peer(), dialled=False, not_after=member.not_after)
         if not self._adopt(link):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, "there is a session already")
             return
@@ -458,7 +461,7 @@ class GossipService(pb_grpc.GossipServicer):
         async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
             async with asyncio.timeout(self._settings.dial_timeout_s):
                 await channel.channel_ready()
-            link = Link(member.node_id, address, dialled=True, not_after=member.not_after)
+            link = Link(member.node_id, member.name, address, dialled=True, not_after=member.not_after)
             if not self._adopt(link):
                 return member.node_id in self._links
             call = pb_grpc.GossipStub(channel).Session(link.frames())

@@ -111,7 +111,10 @@ def convert_node(
         accept_capacity_mps=node.load.accept_capacity_mmps / 1000,
         state=member.state.value,
         since_s=member.since_s,
-        sources=[pb.NodeName(node_id=source, name=names.get(source, "")) for source in member.sources],
+        sources=[
+            pb.NodeName(node_id=source, name=name)
+            for name, source in sorted((names.get(source, ""), source) for source in member.sources)
+        ],
         reason=member.reason,
         root=member.root,
         in_sync=member.in_sync,

@@ -172,6 +172,13 @@ def test_what_no_session_tells_of_a_node_stays_absent() -> None:
     assert not {"in_sync", "lag_s", "round_trip_s", "root", "session"} & set(shown(message))
 
 
+def test_sources_are_in_the_order_of_their_names() -> None:
+    member = dataclasses.replace(MEMBER, sources=(NodeId("c" * 32), NodeId("d" * 32)))
+    names = {"c" * 32: "relay-z", "d" * 32: "relay-y"}
+    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", names=names)
+    assert [source.name for source in message.sources] == ["relay-y", "relay-z"]
+
+
 def test_a_source_that_left_is_named_by_its_id_alone() -> None:
     message = convert.convert_node(NODE, MEMBER, session=None, routes_digest="digest", names={})
     assert shown(message)["sources"] == [{"node_id": "c" * 32}]

@@ -27,14 +27,20 @@ class Member:
         self.name = name
         self.identity = Identity(authority.certificate_pem, certificate, key)
         self.events: list[Event] = []
+        self.names: dict[NodeId, str] = {}
+        """As they were known at a node's first event."""
         self.service = GossipService(
             self.identity,
             GossipSettings(listen="127.0.0.1:0", join=join),
             state_path=folder / name,
             on_change=lambda _: None,
             on_session=lambda *_: None,
-            on_event=self.events.append,
+            on_event=self.note,
         )
+
+    def note(self, event: Event) -> None:
+        self.events.append(event)
+        self.names.setdefault(event.node_id, self.service.name_of(event.node_id))
 
     async def start(self) -> str:
         address = await self.service.start()
@@ -90,6 +96,12 @@ async def test_a_member_that_went_is_unreachable_and_those_who_lost_it_say_so(pa
     assert first.sees(second).sources == (own,)
     assert first.sees(second).reason
     assert first.sees(second).in_sync is None
+
+
+async def test_a_session_has_a_name_as_soon_as_it_is_told(pair: tuple[Member, Member]) -> None:
+    first, second = pair
+    await until(lambda: first.told(EventKind.SESSION_UP, second))
+    assert first.names[second.identity.node_id] == "second"
 
 
 def test_who_is_no_member_has_no_name(pair: tuple[Member, Member]) -> None:
