@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # imported where a certificate is needed: most questions go t
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+NODE_HEADER = "smtpmesh-node"
+"""Of a stream that has begun: the node's name."""
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 20_000),  # a stream may be silent for days: is the node still there?
@@ -67,15 +69,16 @@ class AdminClient:
                 raise UnreachableError(_explain_silence(self._address)) from None
             raise CallError(details or code.name) from None
 
-    def stream(self, method: str, request: dict[str, Any], on_open: Callable[[], None]) -> Iterator[Any]:
-        """Answers until the node ends the stream. `on_open`: it has begun. Errors as those of `call`."""
+    def stream(self, method: str, request: dict[str, Any], on_open: Callable[[str], None]) -> Iterator[Any]:
+        """Answers until the node ends the stream. `on_open`: it has begun, at the node of this name."""
         message = json_format.ParseDict(request, getattr(admin_pb2, f"{method}Request")())
         call, begun = getattr(self._stub, method)(message), False
         try:
-            call.initial_metadata()
-            if call.is_active():
+            # a call that fails has headers too, empty ones, and they may come before the failure
+            name = dict(call.initial_metadata() or ()).get(NODE_HEADER)
+            if name is not None:
                 begun = True
-                on_open()
+                on_open(str(name))
             yield from call
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""

@@ -13,6 +13,7 @@ from gossip.status import EventKind
 from router.decision import Query
 from smtp_edge import __version__
 from smtp_edge.admin import convert
+from smtp_edge.admin.client import NODE_HEADER
 from smtp_edge.admin.events import FeedError
 from smtp_edge.admin.view import NodeView
 from smtp_edge.commands import SyntaxFault, parse_mailbox
@@ -165,7 +166,7 @@ class AdminService(pb_grpc.AdminServicer):
         except FeedError as error:
             await _fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         with subscription:
-            await context.send_initial_metadata(())
+            await context.send_initial_metadata(((NODE_HEADER, self._view.settings.node.name),))
             async for told in subscription:
                 yield convert.convert_event(told)
 

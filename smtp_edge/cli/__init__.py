@@ -268,7 +268,7 @@ def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ..
     try:
         with _open_client(config, admin) as client:
             request = {"kinds": list(kinds), "recent": recent}
-            for answer in client.stream("WatchEvents", request, lambda: click.echo("watching; Ctrl-C ends", err=True)):
+            for answer in client.stream("WatchEvents", request, _say_watching):
                 click.echo(shower(answer))
     except KeyboardInterrupt:
         return
@@ -338,6 +338,10 @@ def _show(config: Path, admin: str | None, as_json: bool, method: str, request: 
     except CallError as error:
         _fail(str(error), EXIT_NOT_DONE)
     click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
+
+
+def _say_watching(name: str) -> None:
+    click.echo(f"watching {name}; Ctrl-C ends", err=True)
 
 
 def _open_client(config: Path, admin: str | None) -> Any:

@@ -122,7 +122,7 @@ def test_a_killed_relay_is_seen_in_nodes_monitor_stats_and_metrics(cluster: Clus
         wait_until(lambda: some.shows(gone["node_id"]), WAIT_S, "the lost relay as JSON")
         for monitor in (everything, some):
             monitor.process.send_signal(signal.SIGINT)
-            assert monitor.end() == (0, "watching; Ctrl-C ends")
+            assert monitor.end() == (0, "watching relay-a; Ctrl-C ends")
         told = [json.loads(line) for line in some.out.read_text().splitlines()]
         assert {(event["kind"], event["node"]["name"]) for event in told} == {("node-unreachable", "relay-c")}
 

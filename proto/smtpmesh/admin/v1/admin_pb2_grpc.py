@@ -141,7 +141,8 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some.
+        """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
+        once: from then on nothing is missed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class AdminStub:
     GetGossipStats: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]
     """Counters of gossip since the start, and gauges of this moment."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]
-    """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
+    """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
+    once: from then on nothing is missed.
+    """
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -70,7 +72,9 @@ class AdminAsyncStub(AdminStub):
     GetGossipStats: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetGossipStatsRequest, _admin_pb2.GetGossipStatsResponse]  # type: ignore[assignment]
     """Counters of gossip since the start, and gauges of this moment."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchEventsRequest, _admin_pb2.WatchEventsResponse]  # type: ignore[assignment]
-    """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
+    """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
+    once: from then on nothing is missed.
+    """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -143,6 +147,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.WatchEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchEventsResponse], _abc.AsyncIterator[_admin_pb2.WatchEventsResponse]]:
-        """Events of gossip as they happen. Ends when the node stops; headers are sent at once, events when there are some."""
+        """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
+        once: from then on nothing is missed.
+        """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

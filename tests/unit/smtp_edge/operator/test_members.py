@@ -68,7 +68,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Member, Member]]:
     first = Member(tmp_path, authority, "first")
     second = Member(tmp_path, authority, "second", join=(await first.start(),))
     await second.start()
-    await until(lambda: first.service.name_of(second.identity.node_id) == "second")
+    await until(lambda: first.told(EventKind.NODE_JOINED, second))
     yield first, second
     for member in (first, second):
         await member.service.stop()

@@ -71,7 +71,7 @@ def test_an_event_is_one_line_with_time_kind_name_text_and_through_whom(served: 
 def test_the_end_of_the_node_is_told(served: Served) -> None:
     result = watch(served)
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr == "watching; Ctrl-C ends\nsmtpmesh: the node has stopped\n"
+    assert result.stderr == "watching relay-a; Ctrl-C ends\nsmtpmesh: the node has stopped\n"
 
 
 def test_kinds_are_chosen_by_name(served: Served) -> None:
