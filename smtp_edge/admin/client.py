@@ -30,6 +30,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 20_000),  # a stream may be silent for days: is the node still there?
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # the core waits for the longer of both
 ]
 
 
