@@ -7,7 +7,7 @@ meshes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +19,8 @@ from router.topology import Arc
 
 SINK = "*"
 """The one destination behind all exits of a class."""
+SOURCE = "+"
+"""In front of all relays that have mail."""
 PATHS_MAX = 4
 
 
@@ -65,6 +67,25 @@ def compute_bound(arcs: Sequence[Arc], source: str, *, no_transit: frozenset[str
         return Bound(0, ())
     value, (near, far) = nx.minimum_cut(graph, source, SINK, flow_func=shortest_augmenting_path)
     return Bound(int(value), tuple(sorted((u, v) for u in near for v in graph[u] if v in far)))
+
+
+def compute_joint_bound(arcs: Sequence[Arc], sources: Iterable[str], exits: Mapping[str, int]) -> int:
+    """Maximum flow (mmps) from several relays together. `exits`: what an exit (hop id) takes from all of them, mmps.
+
+    An exit that is not named there takes what its arcs carry.
+    """
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for arc in arcs:
+        graph.add_edge(arc.origin, _vertex(arc), capacity=arc.capacity_mmps)
+        if arc.hop.kind is not HopKind.PEER:
+            limit = {"capacity": exits[arc.hop.id]} if arc.hop.id in exits else {}
+            graph.add_edge(_vertex(arc), SINK, **limit)
+    found = sorted(source for source in set(sources) if source in graph)
+    for source in found:
+        graph.add_edge(SOURCE, source)
+    if not found or SINK not in graph:
+        return 0
+    return int(nx.maximum_flow_value(graph, SOURCE, SINK, flow_func=shortest_augmenting_path))
 
 
 def find_paths(arcs: Sequence[Arc], source: str, *, no_transit: frozenset[str] = frozenset()) -> list[list[str]]:

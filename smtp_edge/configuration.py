@@ -111,20 +111,25 @@ def _stands_alone(broken: Mistake, mistakes: list[Mistake]) -> bool:
     return not any(section == part or section.startswith(f"{part}[") for section in wrong for part in read)
 
 
+def describe(error: ValidationError, root: type[BaseModel]) -> list[Mistake]:
+    """The mistakes of single keys of another file (`root`: the whole of it), for people."""
+    return [_translate(detail, root) for detail in error.errors()]
+
+
 def _section_of(key: str) -> str:
     return key.partition(".")[0]
 
 
-def _translate(detail: ErrorDetails) -> Mistake:
+def _translate(detail: ErrorDetails, root: type[BaseModel] = Settings) -> Mistake:
     location, given = detail["loc"], detail.get("input")
-    return Mistake(_spell(location), _word(detail["type"], detail, location, _show(given)))
+    return Mistake(_spell(location), _word(detail["type"], detail, location, _show(given), root))
 
 
-def _word(kind: str, detail: ErrorDetails, location: Location, given: str) -> str:
+def _word(kind: str, detail: ErrorDetails, location: Location, given: str, root: type[BaseModel]) -> str:
     """pydantic's finding in our words."""
     match kind:
         case "extra_forbidden":
-            return f"unknown key{_suggest(location)}"
+            return f"unknown key{_suggest(location, root)}"
         case "missing":
             return "is required"
         case "value_error":
@@ -132,10 +137,10 @@ def _word(kind: str, detail: ErrorDetails, location: Location, given: str) -> st
         case "literal_error":
             return f"must be one of {detail['ctx']['expected']}, not {given}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"must be {_bounds(location)}, not {given}"
+            return f"must be {_bounds(location, root)}, not {given}"
         case "string_pattern_mismatch":
             return f"{given} is no name: letters, digits, dot, dash and underscore, at most 63"
-        case "tuple_type" if _model_at(location) is not None:
+        case "tuple_type" if _model_at(location, root) is not None:
             return f"must be a list of tables: write [[{location[-1]}]], not [{location[-1]}]"
         case _:
             return f"must be {KINDS.get(kind, detail['msg'].removeprefix('Input should be '))}, not {given}"
@@ -177,20 +182,25 @@ def _spell(location: Iterable[int | str]) -> str:
     return words
 
 
-def _suggest(location: Location) -> str:
-    model = _model_at(location[:-1])
+def _suggest(location: Location, root: type[BaseModel]) -> str:
+    model = _model_at(location[:-1], root)
     known = sorted(field.alias or name for name, field in model.model_fields.items()) if model is not None else []
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
 
 
-def _bounds(location: Location) -> str:
+def _bounds(location: Location, root: type[BaseModel]) -> str:
     """`between 1 and 65535`, from the field's own constraints."""
-    model = _model_at(location[:-1])
-    rules = model.model_fields[str(location[-1])].metadata if model is not None else []
+    model = _model_at(location[:-1], root)
+    rules: list[Any] = []
+    if model is not None:
+        field = model.model_fields[str(location[-1])]
+        rules += field.metadata
+        for kind in get_args(field.annotation):  # of an optional value
+            rules += get_args(kind)[1:]
     words = []
-    for rule in rules:
-        match rule:
+    for bound_rule in [part for rule in rules for part in getattr(rule, "metadata", [rule])]:
+        match bound_rule:
             case Ge(ge=bound):
                 words.append(f"at least {bound}")
             case Gt(gt=bound):
@@ -202,9 +212,9 @@ def _bounds(location: Location) -> str:
     return " and ".join(words)
 
 
-def _model_at(location: Location) -> type[BaseModel] | None:
+def _model_at(location: Location, root: type[BaseModel]) -> type[BaseModel] | None:
     """The section that a location leads to; None if it leads to a plain value."""
-    model: type[BaseModel] = Settings
+    model = root
     for part in location:
         if isinstance(part, int):
             continue

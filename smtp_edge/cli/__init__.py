@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from smtp_edge import __version__
+from smtp_edge.cli.simulate import simulate
 
 EXIT_NOT_DONE = 1
 EXIT_UNREACHABLE = 3
@@ -39,6 +40,9 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object ins
 @click.version_option(__version__, prog_name="smtpmesh")
 def cli() -> None:
     """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
+
+
+cli.add_command(simulate)
 
 
 def main() -> None:

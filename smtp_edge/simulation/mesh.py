@@ -28,7 +28,9 @@ from dataclasses import dataclass
 
 from gossip.linkstate import NodeId
 from router.decision import EdgeState, Hop, HopKind
+from router.flow import compute_joint_bound
 from router.policy import RouteRule, RouteTable
+from router.topology import Arc
 from smtp_edge.client.attempt import Job
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
 from smtp_edge.reply import Reply
@@ -44,12 +46,24 @@ WARM_UP_S = 3.0
 """Before the first mail: sessions are measured, probes are back."""
 DOMAIN = "example.org"
 BODY = b"Subject: simulated\r\n\r\nbody\r\n"
+SAMPLE_S = 0.5
+UNLIMITED_MMPS = 10**9
 WATCH_S = 0.005
 WATCHED_MAX_S = 30.0
 
 
 class MeshError(ValueError):
     """The mesh cannot be built or told so; `str()` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The mesh at one moment."""
+
+    at: float
+    bound_mps: float
+    """What it could carry at most from the relays that clients use (max-flow over what works)."""
+    queued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,8 @@ class Mesh:
         self.rerouted: list[Rerouted] = []
         self.events: list[tuple[float, str]] = []
         """(when, what) for timelines."""
+        self.samples: list[Sample] = []
+        """Twice a second."""
 
     # -- the topology --------------------------------------------------------------------------------------------------
 
@@ -268,6 +284,28 @@ class Mesh:
         total = counts.total()
         return {host: count / total if total else 0.0 for host, count in sorted(counts.items())}
 
+    def bound_mps(self) -> float:
+        """What could be carried now at most, from the relays that clients use: the max-flow over all that works."""
+        arcs = [arc for name, relay in self.relays.items() if relay.alive for arc in self._arcs_of(name)]
+        exits = {
+            f"host:{name}": _mmps(host.capacity_mps * host.speed * (1 - host.error_rate))
+            for name, host in self._hosts.items()
+        }
+        sources = {load[0] for load in self._loads if self.relays[load[0]].alive}
+        return compute_joint_bound(arcs, [self._nodes[name] for name in sources], exits) / 1000
+
+    def _arcs_of(self, name: str) -> list[Arc]:
+        arcs = []
+        hops = [*self._exits[name], *(other for other in self._exits if other != name)]
+        for hop in hops:
+            hop_id = f"peer:{self._nodes[hop]}" if hop in self._nodes else f"host:{hop}"
+            way, server = self._way_of(self._nodes[name], hop_id), self._server_of(hop_id)
+            if way.blocked or server is None or server.refusing or server.silent:
+                continue
+            capacity = _mmps(way.capacity_mps * way.speed * (1 - way.loss))
+            arcs.append(Arc(self._nodes[name], server.hop, 1.0, capacity, ()))
+        return arcs
+
     # -- building ------------------------------------------------------------------------------------------------------
 
     async def _build(self) -> None:
@@ -309,6 +347,7 @@ class Mesh:
             )
         for at, act in self._plan:
             self._loop.call_at(self._began + at, act)
+        self._watched.append(asyncio.create_task(self._sample_often()))
 
     def _server_of(self, hop_id: str) -> Server | None:
         kind, _, name = hop_id.partition(":")
@@ -355,6 +394,11 @@ class Mesh:
             task = asyncio.create_task(self._submit(relay, f"{relay}-{domain}-{since:g}-{number}", domain))
             self._watched.append(task)
             task.add_done_callback(self._watched.remove)
+
+    async def _sample_often(self) -> None:
+        while True:
+            self.samples.append(Sample(self.now, self.bound_mps(), self.queued))
+            await asyncio.sleep(SAMPLE_S)
 
     async def _submit(self, relay: str, name: str, domain: str) -> None:
         message = ReceivedMessage(
@@ -448,6 +492,10 @@ class Mesh:
         self.ledger.transfers += 1
         if job.transfer is not None and node in job.transfer.trace:
             self.ledger.revisits += 1
+
+
+def _mmps(capacity_mps: float) -> int:
+    return int(min(UNLIMITED_MMPS, capacity_mps * 1000))
 
 
 def _message_id(job: Job) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gossip.linkstate import LinkState, LinkStatus, Snapshot
-from router.decision import Hop
-from router.flow import Bound, compute_bound, compute_ranks, find_paths
+from router.decision import Hop, HopKind
+from router.flow import Bound, compute_bound, compute_joint_bound, compute_ranks, find_paths
 from router.policy import DestinationClass
 from router.topology import Arc, Topology, build_topology, rank_key
 from tests.unit.router.worlds import CLASS, host, link, node_id, peer, record
@@ -82,3 +82,16 @@ def test_a_link_that_never_works_has_a_finite_weight() -> None:
     hopeless = LinkState("host:a", LinkStatus.UP, 0, 0, 0, 0, 0, 2, (CLASS,))
     (only,) = seen_from(1, record(2, [hopeless])).of_class(A)
     assert only.weight == 22
+
+
+def test_the_joint_bound_shares_exits_among_relays() -> None:
+    arcs = [
+        Arc("a", Hop(HopKind.SMART_HOST, "s"), 1.0, 50_000, ()),
+        Arc("b", Hop(HopKind.SMART_HOST, "s"), 1.0, 50_000, ()),
+        Arc("c", Hop(HopKind.PEER, "b"), 1.0, 10_000, ()),
+    ]
+    assert compute_joint_bound(arcs, ["a", "b"], {"host:s": 70_000}) == 70_000
+    assert compute_joint_bound(arcs, ["a", "b"], {}) == 100_000
+    assert compute_joint_bound(arcs, ["c"], {"host:s": 70_000}) == 10_000
+    assert compute_joint_bound(arcs, ["nobody"], {}) == 0
+    assert compute_joint_bound([], ["a"], {}) == 0
