@@ -501,7 +501,8 @@ class Machine:
         self._lost_once |= self._listed - up
         self._listed = frozenset(up)
         shown = up - self._damping.hidden([str(peer) for peer in up], now)
-        self._own.publish(Kind.SESSIONS, [Sessions(tuple(sorted(shown)))], now)
+        calm = all(peer in self._sessions for peer in self._own.told_sessions() - shown)  # superfluous, not lost
+        self._own.publish(Kind.SESSIONS, [Sessions(tuple(sorted(shown)))], now, calm=calm)
 
     # -- membership ----------------------------------------------------------------------------------------------------
 

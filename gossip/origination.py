@@ -88,8 +88,17 @@ class Origination:
         if node.latest():
             node.pending, node.urgency, node.issued = node.latest(), Urgency.RECOVER, ()
 
-    def publish(self, kind: Kind, payloads: Sequence[Payload], now: float) -> list[str]:
-        """Say something new about this node at the next `issue_due`; what cannot be said."""
+    def told_sessions(self) -> frozenset[NodeId]:
+        """The peers that the last SESSIONS record lists."""
+        return frozenset(
+            peer for item in self._own[Kind.SESSIONS].issued if isinstance(item, Sessions) for peer in item.peers
+        )
+
+    def publish(self, kind: Kind, payloads: Sequence[Payload], now: float, *, calm: bool = False) -> list[str]:
+        """Say something new about this node at the next `issue_due`; what cannot be said.
+
+        `calm`: what is taken back works still, and nobody has to hurry because of it.
+        """
         fitted = [fit(payload) for payload in payloads]
         own = self._own[kind]
         latest = own.latest()
@@ -102,7 +111,7 @@ class Origination:
             if own.pending is None:
                 own.pending_since = now
             own.pending = wanted
-            own.urgency = _urgency(own.issued, wanted)
+            own.urgency = max(_urgency(own.issued, wanted), Urgency.RECOVER if calm else Urgency.WITHDRAW)
         return [text for _, texts in fitted for text in texts]
 
     def issue_due(self, now: float, wall: int) -> list[Record]:

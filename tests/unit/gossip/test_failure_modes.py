@@ -11,7 +11,19 @@ import pytest
 from gossip.database import Verifier
 from gossip.frames import Aged, Push, Record
 from gossip.identity import IdentityError
-from gossip.linkstate import ClassLoad, Key, Kind, LinkState, LinkStatus, Load, NodeId, NodeInfo, Opaque, Version
+from gossip.linkstate import (
+    ClassLoad,
+    Key,
+    Kind,
+    LinkState,
+    LinkStatus,
+    Load,
+    NodeId,
+    NodeInfo,
+    Opaque,
+    Urgency,
+    Version,
+)
 from gossip.settings import GossipSettings
 from gossip.status import EventKind
 from gossip.wire import EPOCH_MAX, WireError, decode_record, encode_body
@@ -138,6 +150,20 @@ def test_a_connection_that_breaks_and_is_made_again_is_no_news_for_anybody() -> 
     assert len(world.by_id[world.nodes[0]].streams) == 5
     assert told == []
     assert world.losses == []
+
+
+def test_a_session_that_is_no_longer_needed_is_taken_back_without_haste() -> None:
+    """A newcomer takes places on the rings: those who were neighbours part, and nobody has lost anybody."""
+    world = GossipWorld.converged(30)
+    world.run(5)
+    told: list[Record] = []
+    world.on_stored = lambda node, record: told.append(record) if record.key.kind == Kind.SESSIONS else None
+    for index in range(3):
+        world.join(2000 + index)
+    world.run(90)
+    fewer = [record for record in told if record.key.origin in world.nodes[:30]]
+    assert fewer
+    assert all(record.urgency is not Urgency.WITHDRAW for record in fewer)
 
 
 def test_a_session_that_follows_a_broken_one_and_stays_deaf_is_withdrawn() -> None:
