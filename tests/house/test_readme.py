@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+FILES = dict(re.findall(r"^```toml\n# (\S+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 READY_WITHIN_S = 30.0
 
@@ -27,6 +28,8 @@ def desk(tmp_path: Path) -> Path:
     """A folder from which the commands work as they stand."""
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
