@@ -60,6 +60,8 @@ MISMATCHES_BEFORE_REPAIR = 2
 REPAIR_FIRST_S = 2.0
 REPAIR_MAX_S = 30.0
 FETCH_TOKENS = 2000
+FETCH_PATIENCE_S = 3.0
+"""A peer whose next chunk takes longer is no longer waited for: another one goes on where it stopped."""
 CHECKS_PER_S = 50.0
 CONTINUES_S = 2.5
 """How long a session that follows a broken one may take to show that it is two-way."""
@@ -884,7 +886,9 @@ class Machine:
         session.repair_pause_s = min(REPAIR_MAX_S, max(REPAIR_FIRST_S, session.repair_pause_s * 2))
         session.repair_after = now + session.repair_pause_s
         if hello.records > FETCH_ABOVE and 2 * len(self.database) < hello.records:
-            session.fetching = True
+            if any(other.fetching and now - other.fetched_at < FETCH_PATIENCE_S for other in self._sessions.values()):
+                return  # one after the other: all of them have the same
+            session.fetching, session.fetched_at = True, now
             session.budget.tokens += FETCH_TOKENS
             effects.frames.append((peer, Fetch(self._fetch_from)))
         elif self._node_id < peer or session.repair_pause_s > REPAIR_FIRST_S:
@@ -917,7 +921,7 @@ class Machine:
             session.fetching, self._fetch_from = False, None
             session.repair_after = now
         elif session.fetching:
-            self._fetch_from = chunk.last
+            self._fetch_from, session.fetched_at = chunk.last, now
             session.budget.tokens += FETCH_TOKENS
             effects.frames.append((peer, Fetch(chunk.last)))
 

@@ -60,6 +60,8 @@ class Session:
     repair_after: float = float("-inf")
     repair_pause_s: float = 0.0
     fetching: bool = False
+    fetched_at: float = 0.0
+    """When its last chunk came, or was asked for first."""
     refusals: int = 0
     pruned_at: float = float("-inf")
 

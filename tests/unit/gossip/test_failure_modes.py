@@ -9,7 +9,7 @@ import random
 import pytest
 
 from gossip.database import Verifier
-from gossip.frames import Aged, Push, Record
+from gossip.frames import Aged, Chunk, Push, Record
 from gossip.identity import IdentityError
 from gossip.linkstate import (
     ClassLoad,
@@ -515,6 +515,27 @@ def test_joins_by_the_hundred_in_five_seconds() -> None:
     )
     world.run(60)
     assert max(len(world.by_id[node].streams) for node in world.nodes) < 40
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_newcomer_fetches_everything_once_and_waits_for_no_silent_source(deaf: bool) -> None:
+    world = GossipWorld.converged(150)
+    world.run(3)
+    fetched: list[tuple[NodeId, int]] = []
+    newcomer = world.join(3000)
+    deliver = world._deliver
+
+    def watch(stream: object, here: NodeId, there: NodeId, frame: object) -> None:
+        if isinstance(frame, Chunk):
+            fetched.append((here, len(frame.items)))
+            if deaf and here == fetched[0][0]:
+                return
+        deliver(stream, here, there, frame)  # type: ignore[arg-type]
+
+    world._deliver = watch  # type: ignore[method-assign, assignment]
+    assert world.run_until(lambda: len(world.database(newcomer).nodes()) == 151, 30, every_s=0.1)
+    assert fetched
+    assert sum(count for _, count in fetched) < 2 * 450
 
 
 def test_records_of_kinds_to_come_are_kept_and_passed_on_untouched() -> None:
