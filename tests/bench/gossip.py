@@ -64,8 +64,8 @@ class Effort:
 EFFORTS = {
     10: Effort(20, 300, 60.0, 5),
     100: Effort(10, 40, 60.0, 50),
-    1000: Effort(4, 1, 20.0, 100),
-    10000: Effort(1, 1, 5.0, 10, starved_share_max=0.01),
+    1000: Effort(4, 1, 20.0, 30),
+    10000: Effort(1, 1, 5.0, 3, starved_share_max=0.01),
 }
 
 
