@@ -64,8 +64,8 @@ class Effort:
 EFFORTS = {
     10: Effort(20, 300, 60.0, 5),
     100: Effort(10, 40, 60.0, 50),
-    1000: Effort(4, 1, 20.0, 30),
-    10000: Effort(1, 1, 5.0, 3, starved_share_max=0.01),
+    1000: Effort(4, 1, 20.0, 10),
+    10000: Effort(1, 1, 5.0, 1, starved_share_max=0.01),
 }
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     print(f"virtual part: {time.monotonic() - began:.0f} s\n", flush=True)
     if not arguments.no_real:
         subprocess.run(
-            [sys.executable, "-m", "tests.bench.gossip_real", "--sizes", "10,30", "--trials", "2"], check=True
+            [sys.executable, "-m", "tests.bench.gossip_real", "--sizes", "10,30", "--trials", "1"], check=True
         )
     print(f"all: {time.monotonic() - began:.0f} s")
 
