@@ -23,7 +23,7 @@ from tests.bench.lab.cluster import GossipCluster, LabError, Usage
 from tests.bench.lab.figures import percentile, spread, table
 
 KINDS = ("crash", "silence", "pause", "restart", "spread", "cost")
-COST_S = 20.0
+COST_S = 15.0
 SPREAD_ROUNDS = 3
 SPREAD_GAP_S = 0.1
 """Between two changes of different nodes: each is alone on its way."""
