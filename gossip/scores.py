@@ -17,6 +17,8 @@ RATIO_LEVEL = math.log(1.25)
 LEVELS_MIN = 2
 GOOD = frozenset({LinkStatus.UP, LinkStatus.UNKNOWN})
 """UNKNOWN may be used; nothing has spoken against it yet."""
+TRIED = frozenset({LinkStatus.DOWN, LinkStatus.HALF_OPEN})
+"""A trial that failed is no news."""
 
 
 def urgency_of(before: Iterable[LinkState], after: Iterable[LinkState]) -> Urgency | None:
@@ -35,6 +37,8 @@ def _compare(was: LinkState, link: LinkState) -> Urgency | None:
     if was.status != link.status:
         if link.status in GOOD:
             return Urgency.RECOVER
+        if was.status in TRIED and link.status in TRIED:
+            return Urgency.RECOVER  # nobody used it, and nobody should now
         return Urgency.WITHDRAW if link.status == LinkStatus.DOWN else Urgency.DEGRADE
     steps = (
         (link.availability_permille - was.availability_permille) / SHARE_LEVEL,

@@ -31,7 +31,7 @@ class GossipSettings:
     hold_sessions_max_s: float = 4.0
     hold_quiet_s: float = 60.0
     hold_bypass_s: float = 5.0
-    """Bad news passes the hold once in this time."""
+    """Worse news passes the hold once in this time, and what is gone on average."""
     trifle_s: float = 10.0
     """Changes of less than two score levels wait this long."""
     load_s: float = 0.25

@@ -128,7 +128,9 @@ class Adjacency:
         """Edges that were down long enough are tried. Also: whether advertisements drifted since they were last due."""
         transitions: list[Transition] = []
         for edge in self._edges.values():
-            transitions += self._note(edge, edge.breaker.state, edge.breaker.on_timer(now), now)
+            before, stall_at = edge.breaker.state, edge.stall_at()
+            stalls = stall_at is not None and now >= stall_at
+            transitions += self._note(edge, before, edge.note_stall(now) if stalls else edge.breaker.on_timer(now), now)
         key = tuple(edge.advert_key(now) for edge in self._edges.values())
         drifted, self._advertised = key != self._advertised, key
         return tuple(transitions), drifted
@@ -136,14 +138,15 @@ class Adjacency:
     # -- when ----------------------------------------------------------------------------------------------------------
 
     def next_timer(self) -> float | None:
-        """The earliest end of a pause or of the time between two trial probes."""
+        """The earliest end of a pause, of patience, or of the time between two trial probes."""
         pauses = [edge.breaker.retry_at for edge in self._edges.values() if edge.breaker.retry_at is not None]
         trials = [
             edge.used_at + self._settings.trial_interval_s
             for edge in self._edges.values()
-            if edge.breaker.state in ON_TRIAL and not edge.probing and not edge.inflight
+            if edge.breaker.state in ON_TRIAL and not edge.probing and (edge.stalled or not edge.inflight)
         ]
-        return min([*pauses, *trials], default=None)
+        stalls = [at for at in (edge.stall_at() for edge in self._edges.values()) if at is not None]
+        return min([*pauses, *trials, *stalls], default=None)
 
     def take_probes(self, now: float) -> tuple[Hop, ...]:
         """Hops to probe now; each is marked as being probed until its outcome is recorded."""
@@ -185,7 +188,7 @@ class Adjacency:
 
     def _probe_due(self, edge: Edge, now: float) -> bool:
         """A domain's exchangers are strangers' machines: only mail is a reason to call there."""
-        if edge.probing or edge.inflight or not edge.usable or edge.hop.kind is HopKind.MX:
+        if edge.probing or (edge.inflight and not edge.stalled) or not edge.usable or edge.hop.kind is HopKind.MX:
             return False
         idle_s = now - edge.used_at
         if edge.breaker.state in ON_TRIAL or edge.breaker.state is EdgeState.UNKNOWN:

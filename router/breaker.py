@@ -23,6 +23,11 @@ from router.decision import EdgeState, OutcomeKind
 from router.settings import RouterSettings
 
 USABLE = frozenset({EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT, EdgeState.HALF_OPEN})
+ONE_MESSAGE = frozenset({EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT})
+ITS_OWN_FAULT = frozenset(
+    {OutcomeKind.HOP_TEMPFAIL, OutcomeKind.DISCONNECTED, OutcomeKind.IN_DOUBT, OutcomeKind.TIMEOUT}
+)
+"""What a message can do to a hop that is well otherwise."""
 
 
 @dataclass(slots=True)
@@ -47,15 +52,25 @@ class Breaker:
     penalty: float = 0.0
     penalty_at: float = 0.0
     suppressed: bool = False
+    failed_message: str = ""
+    """The message of the last failure that counted."""
 
-    def record(self, kind: OutcomeKind, reason: str, now: float, *, began: float | None = None) -> str | None:
-        """Take the end of an attempt or probe that began at `began` (None = now)."""
+    def record(
+        self, kind: OutcomeKind, reason: str, now: float, *, began: float | None = None, message: str = ""
+    ) -> str | None:
+        """Take the end of an attempt or probe that began at `began` (None = now).
+
+        A message that fails again right after itself says more of the message than of the hop: it counts once.
+        """
         if kind is OutcomeKind.CANCELLED or self.state is EdgeState.DRAINING:
             return None
         if kind in (OutcomeKind.ACCEPTED, OutcomeKind.MESSAGE_REFUSED):
             return self._succeed(now)
         if self.state is EdgeState.DOWN or (began is not None and began < self.trial_at):
             return None
+        if message and message == self.failed_message and self.state in ONE_MESSAGE and kind in ITS_OWN_FAULT:
+            return None
+        self.failed_message = message
         return self._fail(kind, reason or kind.value, now)
 
     def suspect(self, reason: str, now: float) -> str | None:
@@ -107,7 +122,7 @@ class Breaker:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def _succeed(self, now: float) -> str | None:
-        self.failures = 0
+        self.failures, self.failed_message = 0, ""
         match self.state:
             case EdgeState.UNKNOWN:
                 return self._enter(EdgeState.UP, "first success", now)

@@ -82,6 +82,8 @@ class Outcome:
     """MAIL to final reply; 0 when none came."""
     size_bytes: int = 0
     probe: bool = False
+    message: str = ""
+    """Names the message: one that fails again and again is one failure of the hop. Empty = each counts."""
     reason: str = ""
     """Reply text or error, for people."""
 

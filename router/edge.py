@@ -29,6 +29,7 @@ WEIGHT_HYSTERESIS = 0.1
 """The weight leaves its level this far beyond the middle to the next one."""
 ADVERTISE_RATIO = 1.3
 """Change of the capacity that is worth an advertisement."""
+PATIENCE_MAX = 64.0
 ATTEMPTS_MAX = 20.0
 """Expected attempts beyond which it makes no difference."""
 
@@ -52,6 +53,14 @@ class Edge:
     sent_at: float = 0.0
     used_at: float = 0.0
     """When it was last tried or probed."""
+    inflight_bytes: int = 0
+    """Mail data of the transactions in flight."""
+    progress_at: float = 0.0
+    """When something came back last, or transactions began to be in flight."""
+    stalled: bool = False
+    """Nothing comes back from what is in flight."""
+    patience: float = 1.0
+    """Factor on the time until that is said: doubles with each probe that found the hop well."""
     probing: bool = False
     weight_level: float = 1.0
     advertised_mps: float = 0.0
@@ -108,9 +117,30 @@ class Edge:
             self.weight_level = max(1.0, round(attempts / WEIGHT_STEP) * WEIGHT_STEP)
         return self.weight_level + self.cost
 
-    def begin(self, now: float) -> None:
+    def stall_at(self) -> float | None:
+        """When what is in flight has stalled, unless something comes back before.
+
+        None without transactions, and for domains' exchangers: those are strangers, and only mail is a reason to ask.
+        """
+        if not self.inflight or self.stalled or self.hop.kind is HopKind.MX or not self.usable:
+            return None
+        settings = self.settings
+        usual_s = max(settings.stall_min_s, settings.stall_latencies * (self.latency.peak or 0.0))
+        return self.progress_at + self.patience * usual_s + self.inflight_bytes / settings.stall_bytes_per_s
+
+    def note_stall(self, now: float) -> str | None:
+        """Nothing came back for long: the reason of a state change, if any."""
+        self.stalled = True
+        self.window.reopen(self.settings.window_first)
+        text = f"nothing came back for {now - self.progress_at:.1f} s from {self.inflight} in flight"
+        return self.breaker.suspect(text, now)
+
+    def begin(self, now: float, size_bytes: int = 0) -> None:
         """A transaction starts."""
+        if not self.inflight:
+            self.progress_at = now
         self.inflight += 1
+        self.inflight_bytes += size_bytes
         self.sent = self.faded_sent(now) + 1
         self.sent_at = self.used_at = now
         self._note_full(now)
@@ -125,8 +155,10 @@ class Edge:
             self.probing = False
         else:
             self.inflight = max(0, self.inflight - 1)
+            self.inflight_bytes = max(0, self.inflight_bytes - outcome.size_bytes) if self.inflight else 0
+        self._note_progress(outcome, now)
         self.used_at = now
-        reason = self.breaker.record(outcome.kind, outcome.reason, now, began=outcome.began)
+        reason = self.breaker.record(outcome.kind, outcome.reason, now, began=outcome.began, message=outcome.message)
         self._estimate(outcome, now)
         self._note_full(now)
         return reason
@@ -140,6 +172,14 @@ class Edge:
         if state in (EdgeState.HALF_OPEN, EdgeState.SUSPECT):
             self.used_at = now - self.settings.trial_interval_s  # a probe is due at once
         self._note_full(now)
+
+    def _note_progress(self, outcome: Outcome, now: float) -> None:
+        """A probe that found the hop well gives what is in flight more time; an answer to mail is what was missing."""
+        if outcome.probe and self.stalled and outcome.kind is OutcomeKind.ACCEPTED:
+            self.patience = min(PATIENCE_MAX, 2 * self.patience)
+        elif not outcome.probe and outcome.kind is not OutcomeKind.CANCELLED:
+            self.patience = 1.0
+        self.progress_at, self.stalled = now, False
 
     def _note_full(self, now: float) -> None:
         """All slots taken is proof of the capacity only where the window, not the breaker, is the limit."""

@@ -138,13 +138,13 @@ class RoutingEngine:
         candidates = explain_candidates(case, self._adjacency.all(), self._forwarding, self._backlogs)
         return Decision(query.class_id, hop, rule, candidates, self._snapshot.root, now)
 
-    def begin(self, hop: Hop, class_id: str, now: float) -> None:
+    def begin(self, hop: Hop, class_id: str, now: float, size_bytes: int = 0) -> None:
         """A transaction starts on a hop: it takes a slot."""
         edge = self._adjacency.get(hop)
         if edge is None:  # a user's sink chose it
             edge = self._adjacency.add(hop, hop.id, now)
             self._forget_ranks()
-        edge.begin(now)
+        edge.begin(now, size_bytes)
 
     def record(self, outcome: Outcome, class_id: str, now: float) -> Changes:
         """An attempt or a probe ended."""

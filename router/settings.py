@@ -41,6 +41,12 @@ class RouterSettings:
     """Share of the capacity that a recovered link is trusted with; doubles each second with a delivery."""
     probe_interval_s: float = 60
     """An exit without traffic is probed this often."""
+    stall_min_s: float = 1
+    """Transactions in flight from which nothing comes back for so long make a hop suspect, and a probe finds out."""
+    stall_latencies: float = 10
+    """The same, in latencies of the hop, where that is longer."""
+    stall_bytes_per_s: float = 125_000
+    """Mail data in flight may take this long besides (1 Mbit/s)."""
     trial_interval_s: float = 0.3
     """Between probes of a HALF_OPEN or SUSPECT edge."""
     flap_penalty: float = 1000

@@ -60,11 +60,13 @@ class Attempter(Protocol):
 class AttemptObserver(Protocol):
     """Who learns from attempts (the routing engine, through the node)."""
 
-    def began(self, hop: Hop, class_id: str) -> None:
+    def began(self, hop: Hop, class_id: str, size_bytes: int) -> None:
         """A transaction starts and takes a slot of the hop."""
         ...
 
-    def ended(self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int) -> None:
+    def ended(
+        self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int, message: str
+    ) -> None:
         """It ended; the slot is free."""
         ...
 
@@ -334,7 +336,7 @@ class Dispatcher:
     def _begin(self, waiting: Waiting, target: Target) -> None:
         hop_id = target.hop.id
         self._inflight[hop_id] = self._inflight.get(hop_id, 0) + 1
-        self._observer.began(target.hop, waiting.claim.delivery.class_id)
+        self._observer.began(target.hop, waiting.claim.delivery.class_id, waiting.claim.entry.data.size_bytes)
         self._spawn(self._attempt(waiting, target))
 
     async def _attempt(self, waiting: Waiting, target: Target) -> None:
@@ -344,7 +346,8 @@ class Dispatcher:
             result = await self._client.attempt(target, self._job(waiting, target))
         finally:
             self._inflight[hop.id] -= 1
-            self._observer.ended(hop, delivery.class_id, result, began, waiting.claim.entry.data.size_bytes)
+            size_bytes = waiting.claim.entry.data.size_bytes
+            self._observer.ended(hop, delivery.class_id, result, began, size_bytes, delivery.queue_id)
         waiting.tries += 1
         self._log_attempt(waiting, hop, result, self._now() - began)
         at = self._clock()

@@ -47,7 +47,7 @@ class Prober(Protocol):
         ...
 
     def forget(self, hop: Hop) -> None:
-        """Close the idle connections of a hop."""
+        """The hop is down: close its idle connections, and end what is in flight there and not in doubt."""
         ...
 
 
@@ -145,16 +145,18 @@ class RoutingShell:
 
     # -- AttemptObserver -----------------------------------------------------------------------------------------------
 
-    def began(self, hop: Hop, class_id: str) -> None:
+    def began(self, hop: Hop, class_id: str, size_bytes: int) -> None:
         """A slot is taken."""
-        self._engine.begin(hop, class_id, self._now())
+        self._engine.begin(hop, class_id, self._now(), size_bytes)
 
-    def ended(self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int) -> None:
+    def ended(
+        self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int, message: str
+    ) -> None:
         """A slot is free, and the edge has one more measurement."""
         now = self._now()
         if result.peer_backlogs and hop.kind is HopKind.PEER:
             self._engine.hear_backlog(hop.name, result.peer_backlogs, now)
-        outcome = Outcome(hop, result.kind, began, result.latency_s, size_bytes, reason=result.reason)
+        outcome = Outcome(hop, result.kind, began, result.latency_s, size_bytes, message=message, reason=result.reason)
         self._act(self._engine.record(outcome, class_id, now))
 
     def backlog_changed(self, class_id: str) -> None:

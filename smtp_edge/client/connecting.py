@@ -19,6 +19,7 @@ import aiosmtplib
 from gossip.identity import Identity, IdentityError
 from router.decision import OutcomeKind
 from smtp_edge.client.attempt import Target
+from smtp_edge.client.patience import Patience
 from smtp_edge.client.replies import ConnectionLost, ReplyStream, as_transport, clean_text
 from smtp_edge.reply import Reply
 
@@ -57,34 +58,43 @@ class Connector:
     """Opens connections for one node."""
 
     def __init__(self, *, hostname: str, identity: Identity | None, connect_timeout_s: float) -> None:
-        self._hostname, self._identity, self._timeout_s = hostname, identity, connect_timeout_s
+        self._hostname, self._identity = hostname, identity
+        self._patience = Patience(connect_timeout_s)
         self._contexts: dict[object, ssl.SSLContext] = {}
 
     async def open(self, target: Target, host: str) -> Connection:
         """Connect to `host` (the target's own, or one of its mail exchangers). Unconnected if that fails."""
         try:
-            async with asyncio.timeout(self._timeout_s * 3):
-                return await self._open(target, host, target.tls)
-        except TimeoutError:
-            raise Unconnected(OutcomeKind.TIMEOUT, "timeout before the session was ready") from None
+            return await self._open_in_time(target, host, target.tls)
         except _NoOpportunity:
             return await self.open_in_clear(target, host)
 
     async def open_in_clear(self, target: Target, host: str) -> Connection:
         """What `opportunistic` does when a remote's TLS is broken: a fresh connection without it."""
-        try:
-            async with asyncio.timeout(self._timeout_s * 3):
-                return await self._open(target, host, "none")
-        except TimeoutError:
-            raise Unconnected(OutcomeKind.TIMEOUT, "timeout before the session was ready") from None
+        return await self._open_in_time(target, host, "none")
 
-    async def _open(self, target: Target, host: str, tls: str) -> Connection:
+    async def _open_in_time(self, target: Target, host: str, tls: str) -> Connection:
+        began, allowed_s = time.monotonic(), self._patience.allow((host, target.port))
+        try:
+            async with asyncio.timeout(allowed_s * 3):
+                connection = await self._open(target, host, tls, allowed_s)
+        except TimeoutError:
+            self._patience.note_timeout((host, target.port))
+            raise Unconnected(OutcomeKind.TIMEOUT, "timeout before the session was ready") from None
+        except Unconnected:
+            if time.monotonic() - began >= allowed_s:
+                self._patience.note_timeout((host, target.port))
+            raise
+        self._patience.note_session((host, target.port), time.monotonic() - began)
+        return connection
+
+    async def _open(self, target: Target, host: str, tls: str, timeout_s: float) -> Connection:
         implicit = tls in ("implicit", "mesh")
         client = aiosmtplib.SMTP(
             hostname=host,
             port=target.port,
             local_hostname=self._hostname,
-            timeout=self._timeout_s,
+            timeout=timeout_s,
             use_tls=implicit,
             start_tls=False,
             tls_context=self._context(target) if implicit else None,

@@ -18,7 +18,7 @@ from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.client.connecting import Connection, Connector, Unconnected
 from smtp_edge.client.mx import NoExchanger, find_exchangers
 from smtp_edge.client.replies import ConnectionLost
-from smtp_edge.client.transaction import Stale, transact
+from smtp_edge.client.transaction import Stale, Transaction
 
 IDLE_S = 30.0
 SWEEP_S = 5.0
@@ -43,6 +43,7 @@ class DeliveryClient:
         self._resolver = resolver
         self._rng = rng or random.Random()
         self._idle: dict[Hop, list[Connection]] = {}
+        self._busy: dict[Hop, set[Transaction]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -86,9 +87,16 @@ class DeliveryClient:
         return AttemptResult(kind, (), reply, str(reply), time.monotonic() - began, connection.remote, connection.tls)
 
     def forget(self, hop: Hop) -> None:
-        """Close the idle connections of a hop."""
+        """The hop is down: close its idle connections, and end what is in flight there and not in doubt.
+
+        What is in doubt goes on waiting for its reply: sending it elsewhere would double it. A transfer to a peer may
+        be repeated (its token is known there), so it ends, too.
+        """
         for connection in self._idle.pop(hop, ()):
             connection.close()
+        for transaction in self._busy.get(hop, ()):
+            if hop.kind is HopKind.PEER or not transaction.dot_sent:
+                transaction.break_off("the next hop is down")
 
     async def close(self) -> None:
         """Close all idle connections; attempts in flight end by themselves."""
@@ -101,7 +109,15 @@ class DeliveryClient:
     # -- connections ---------------------------------------------------------------------------------------------------
 
     async def _transact(self, connection: Connection, job: Job) -> AttemptResult:
-        result = await transact(connection, job, timeout_s=self._attempt_timeout_s)
+        transaction = Transaction(connection, job)
+        busy = self._busy.setdefault(connection.target.hop, set())
+        busy.add(transaction)
+        try:
+            result = await transaction.run(timeout_s=self._attempt_timeout_s)
+        finally:
+            busy.discard(transaction)
+            if not busy:
+                self._busy.pop(connection.target.hop, None)
         self._give_back(connection)
         return result
 

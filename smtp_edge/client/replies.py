@@ -144,6 +144,12 @@ class ReplyStream(asyncio.Protocol):
         self._lost = self._lost or "closed by ourselves"
         self._transport.abort()
 
+    def break_off(self, reason: str) -> None:
+        """Whoever reads or drains is told that the connection is lost; nothing more is sent."""
+        self._fail(reason)
+        self._writable.set()
+        self._wake()
+
     def _fail(self, reason: str) -> None:
         self._lost = self._lost or reason
         self._buffer.clear()

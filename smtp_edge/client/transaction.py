@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from router.decision import OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.client.blame import blame
 from smtp_edge.client.connecting import Connection
 from smtp_edge.client.replies import ConnectionLost
 from smtp_edge.envelope import BodyType, Envelope, Notify, Recipient
@@ -46,29 +47,52 @@ class Progress:
     replies: list[Reply | None] = field(default_factory=list)
     answered: bool = False
     dot_sent: bool = False
+    broken_off: bool = False
 
 
-async def transact(connection: Connection, job: Job, *, timeout_s: float) -> AttemptResult:
-    """Send one message. Never raises for the remote's faults, except `Stale` (see there).
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """One message on one connection."""
 
-    Afterwards the connection is usable only if `connection.stream.usable`; it is aborted when in an unknown state.
-    """
-    refusal = unable(connection, job)
-    if refusal is not None:
-        replies = (refusal,) * len(job.envelope.recipients)
-        return AttemptResult(OutcomeKind.MESSAGE_REFUSED, replies, refusal, str(refusal), remote=connection.remote)
-    progress = Progress()
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _transact(connection, job, progress)
-    except (ConnectionLost, TimeoutError, OSError) as error:
-        connection.stream.abort()
-        if isinstance(error, ConnectionLost) and not progress.answered and connection.used_count:
-            raise Stale from error
-        return _broken(connection, progress, error)
-    except BaseException:
-        connection.stream.abort()
-        raise
+    connection: Connection
+    job: Job
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def dot_sent(self) -> bool:
+        """Only a reply can tell now whether the remote has the message."""
+        return self.progress.dot_sent
+
+    async def run(self, *, timeout_s: float) -> AttemptResult:
+        """Send the message. Never raises for the remote's faults, except `Stale` (see there).
+
+        Afterwards the connection is usable only if `connection.stream.usable`; it is aborted when in an unknown state.
+        """
+        connection, job, progress = self.connection, self.job, self.progress
+        refusal = unable(connection, job)
+        if refusal is not None:
+            replies = (refusal,) * len(job.envelope.recipients)
+            return AttemptResult(OutcomeKind.MESSAGE_REFUSED, replies, refusal, str(refusal), remote=connection.remote)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _transact(connection, job, progress)
+        except (ConnectionLost, TimeoutError, OSError) as error:
+            connection.stream.abort()
+            if self._is_stale(error):
+                raise Stale from error
+            return _broken(connection, progress, error)
+        except BaseException:
+            connection.stream.abort()
+            raise
+
+    def break_off(self, reason: str) -> None:
+        """End it from outside: `run` returns as if the connection were lost."""
+        self.progress.broken_off = True
+        self.connection.stream.break_off(reason)
+
+    def _is_stale(self, error: Exception) -> bool:
+        unused = isinstance(error, ConnectionLost) and not self.progress.answered and self.connection.used_count
+        return bool(unused) and not self.progress.broken_off
 
 
 def unable(connection: Connection, job: Job) -> Reply | None:
@@ -240,9 +264,7 @@ def _end(connection: Connection, job: Job, progress: Progress, reply: Reply, *, 
 def _kind(reply: Reply, progress: Progress, *, final: bool) -> OutcomeKind:
     if final and reply.positive:
         return OutcomeKind.ACCEPTED
-    if reply.code == 421 or (reply.transient and progress.stage != "RCPT"):
-        return OutcomeKind.HOP_TEMPFAIL
-    return OutcomeKind.MESSAGE_REFUSED
+    return blame(reply, progress.stage)
 
 
 def _broken(connection: Connection, progress: Progress, error: BaseException) -> AttemptResult:

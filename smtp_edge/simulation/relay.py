@@ -47,7 +47,7 @@ COMMIT_S = 0.002
 SLOTS = 20
 NOWHERE = Path("/nonexistent")
 """The simulated relay keeps mail data inline and asks no disk for room."""
-QUEUE = QueueSettings(free_bytes_min=0, connect_timeout_s=2.0, attempt_timeout_s=30.0)
+QUEUE = QueueSettings(free_bytes_min=0, connect_timeout_s=1.0, attempt_timeout_s=30.0)
 
 
 @dataclass(frozen=True, slots=True)

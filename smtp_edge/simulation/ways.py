@@ -94,6 +94,8 @@ class ModelledClient:
         self._on_attempt = on_attempt
         self._idle: dict[str, tuple[int, int]] = {}
         """Hop id -> (generation of the server, open idle connections)."""
+        self._hanging: dict[str, set[asyncio.Future[None]]] = {}
+        """Hop id -> transactions that wait for what does not come."""
 
     async def attempt(self, target: Target, job: Job) -> AttemptResult:
         """One delivery."""
@@ -126,8 +128,11 @@ class ModelledClient:
         return AttemptResult(OutcomeKind.ACCEPTED, (), ACCEPTED, latency_s=asyncio.get_running_loop().time() - began)
 
     def forget(self, hop: Hop) -> None:
-        """Close idle connections."""
+        """Close idle connections, end what hangs."""
         self._idle.pop(hop.id, None)
+        for hanging in self._hanging.pop(hop.id, ()):
+            if not hanging.done():
+                hanging.set_result(None)
 
     def _take(self, hop: str, server: Server) -> bool:
         generation, count = self._idle.get(hop, (0, 0))
@@ -161,8 +166,7 @@ class ModelledClient:
         if not alive:
             return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
         if way.blocked or server.silent:
-            await asyncio.sleep(max(0.0, began + self._attempt_timeout_s - loop.time()))
-            return AttemptResult(OutcomeKind.TIMEOUT, reason="DATA: no reply")
+            return await self._hang(server.hop.id, began + self._attempt_timeout_s - loop.time())
         if self._rng.random() < server.error_rate:
             return AttemptResult(OutcomeKind.HOP_TEMPFAIL, (), BUSY, str(BUSY))
         if self._rng.random() < way.loss:
@@ -171,6 +175,19 @@ class ModelledClient:
         if reply is None or self._rng.random() < way.lost_replies:
             return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: connection reset")
         return self._result(reply, job, loop.time() - began)
+
+    async def _hang(self, hop: str, limit_s: float) -> AttemptResult:
+        """Nothing comes back before the final dot: until the time is over, or the relay gives up."""
+        hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hanging.setdefault(hop, set()).add(hanging)
+        try:
+            async with asyncio.timeout(max(0.0, limit_s)):
+                await hanging
+        except TimeoutError:
+            return AttemptResult(OutcomeKind.TIMEOUT, reason="DATA: no reply")
+        finally:
+            self._hanging.get(hop, set()).discard(hanging)
+        return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: the next hop is down")
 
     def _queue(self, server: Server, way: Way, now: float) -> float:
         """Seconds until the last byte is through: both the way and the server take one message after another."""

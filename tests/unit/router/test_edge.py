@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from router import adjacency
 from router.adjacency import Adjacency
-from router.decision import EdgeState, Hop, HopKind, Outcome, OutcomeKind
+from router.decision import EdgeState, ExitHop, Hop, HopKind, Outcome, OutcomeKind
 from router.edge import Edge, build_edge
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
@@ -193,3 +193,70 @@ def test_news_of_an_edge_that_is_gone_changes_nothing() -> None:
     assert not edges.record(Outcome(A, OK, 0), 0)
     assert not edges.note_session("f" * 32, True, 0)
     assert edges.next_timer() is None
+
+
+# -- silence and single messages ---------------------------------------------------------------------------------------
+
+
+def stall_world() -> tuple[Adjacency, Edge]:
+    rules = RouteTable([RouteRule("r", ("*",), ("a",))])
+    world = Adjacency(rules, [ExitHop(A, "a")], RouterSettings(), random.Random(1), 0.0)
+    edge = world.get(A)
+    assert edge is not None
+    for moment in range(3):
+        edge.begin(moment)
+        world.record(Outcome(A, OK, moment, 0.01), moment + 0.01)
+    assert edge.breaker.state is EdgeState.UP
+    return world, edge
+
+
+def test_silence_from_what_is_in_flight_is_suspected_and_probed() -> None:
+    world, edge = stall_world()
+    edge.begin(10.0)
+    assert world.next_timer() == pytest.approx(11.0)
+    assert not world.on_timer(10.9)[0]
+    (change,) = world.on_timer(11.0)[0]
+    assert (change.after, edge.free_slots(11.0)) == (EdgeState.SUSPECT, 0)
+    assert "nothing came back for 1.0 s from 1 in flight" in change.reason
+    assert world.take_probes(11.0) == (A,)
+    (change,) = world.record(Outcome(A, REFUSED, 11.0, probe=True), 11.5).transitions
+    assert change.after is EdgeState.DOWN
+
+
+def test_a_probe_that_finds_the_hop_well_buys_time_and_an_answer_ends_the_matter() -> None:
+    world, edge = stall_world()
+    edge.begin(10.0)
+    world.on_timer(11.0)
+    world.take_probes(11.0)
+    world.record(Outcome(A, OK, 11.0, 0.01, probe=True), 11.1)
+    assert edge.breaker.state is EdgeState.UP
+    assert edge.stall_at() == pytest.approx(11.1 + 2.0)
+    world.record(Outcome(A, OK, 10.0, 2.0), 12.0)
+    assert (edge.stall_at(), edge.patience) == (None, 1.0)
+
+
+def test_large_mail_and_slow_hops_have_their_time() -> None:
+    _, edge = stall_world()
+    edge.begin(10.0, 1_250_000)
+    assert edge.stall_at() == pytest.approx(10 + 1 + 10), "at a megabit a second"
+    edge.record(Outcome(A, OK, 10.0, 4.0, size_bytes=1_250_000), 14.0)
+    edge.begin(20.0)
+    assert edge.stall_at() == pytest.approx(20 + 40), "ten of its latencies"
+
+
+def test_strangers_are_not_suspected_for_their_silence() -> None:
+    edge = build(Hop(HopKind.MX, "example.org"))
+    edge.begin(0)
+    assert edge.stall_at() is None
+
+
+def test_one_message_that_fails_again_and_again_does_not_take_its_hop_down() -> None:
+    edge = build()
+    for moment in range(20):
+        edge.begin(moment)
+        edge.record(Outcome(A, OutcomeKind.DISCONNECTED, moment, message="poison"), moment + 0.1)
+    assert edge.breaker.state is EdgeState.UNKNOWN
+    for moment in range(20, 25):
+        edge.begin(moment)
+        edge.record(Outcome(A, OutcomeKind.DISCONNECTED, moment, message=f"m{moment}"), moment + 0.1)
+    assert edge.breaker.state is EdgeState.DOWN

@@ -61,10 +61,12 @@ class Observer:
         self.busy: dict[str, int] = {}
         self.ends: list[tuple[str, OutcomeKind]] = []
 
-    def began(self, hop: Hop, class_id: str) -> None:
+    def began(self, hop: Hop, class_id: str, size_bytes: int) -> None:
         self.busy[hop.id] = self.busy.get(hop.id, 0) + 1
 
-    def ended(self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int) -> None:
+    def ended(
+        self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int, message: str
+    ) -> None:
         self.busy[hop.id] -= 1
         self.ends.append((hop.id, result.kind))
 

@@ -135,9 +135,9 @@ class Relay:
 
     def fail_exit(self) -> None:
         """An attempt on the own exit that found nobody."""
-        self.shell.began(EXIT, "default")
+        self.shell.began(EXIT, "default", 1000)
         refused = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="connection refused")
-        self.shell.ended(EXIT, "default", refused, self.clock.now(), 1000)
+        self.shell.ended(EXIT, "default", refused, self.clock.now(), 1000, "m")
 
     def sees_exit_of(self, other: NodeId) -> LinkStatus | None:
         """What the database here says of another node's exit."""

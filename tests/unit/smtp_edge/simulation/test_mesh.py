@@ -156,3 +156,12 @@ def test_mistakes_are_named() -> None:
             mesh.run(1)
     with Mesh() as empty, pytest.raises(MeshError, match="there is no relay"):
         empty.run(1)
+
+
+def test_a_host_that_falls_silent_is_left_and_what_hung_there_goes_elsewhere(mesh: Mesh) -> None:
+    mesh.load("a", rate_mps=30, until=10)
+    mesh.silence("s2", at=5)
+    mesh.run(15)
+    assert mesh.reroute_s < 2.5, "a second of silence, and a probe that gets no session in a second"
+    assert (mesh.lost, mesh.doubled, mesh.queued) == (0, 0, 0)
+    assert max(mesh.ledger.delays_s) < 4
