@@ -96,6 +96,7 @@ class Mesh:
         self._began = 0.0
         self._built = False
         self._watched: list[asyncio.Task[None]] = []
+        self._restarts: Counter[str] = Counter()
         self.relays: dict[str, SimulatedRelay] = {}
         self.ledger = Ledger()
         self.rerouted: list[Rerouted] = []
@@ -278,6 +279,13 @@ class Mesh:
         end = self.now if until is None else until
         return self.ledger.count(since, end) / (end - since) if end > since else 0.0
 
+    def rates(self, since: float, until: float) -> dict[str, float]:
+        """Messages a second at each smart host."""
+        return {
+            host: (self.ledger.count_of(host, since) - self.ledger.count_of(host, until)) / (until - since)
+            for host in sorted(self._hosts)
+        }
+
     def shares(self, since: float = 0.0) -> dict[str, float]:
         """Of the deliveries since then, by host."""
         counts = Counter({host: self.ledger.count_of(host, since) for host in self._hosts})
@@ -427,6 +435,7 @@ class Mesh:
         self._watch(name)
 
     def _restart(self, name: str) -> None:
+        self._restarts[name] += 1
         if name in self._hosts:
             host = self._hosts[name]
             host.refusing, host.silent = False, False
@@ -477,12 +486,13 @@ class Mesh:
                 task.add_done_callback(self._watched.remove)
 
     async def _watch_one(self, relay: SimulatedRelay, hop: str, name: str, failed: float) -> None:
-        while relay.alive and self._loop.time() - failed < WATCHED_MAX_S:
+        restarts = self._restarts[name]
+        while relay.alive and self._loop.time() - failed < WATCHED_MAX_S and restarts == self._restarts[name]:
             if relay.edge_state(hop) not in (EdgeState.UP, EdgeState.SUSPECT):
                 self.rerouted.append(Rerouted(relay.name, name, failed - self._began, self._loop.time() - failed))
                 return
             await asyncio.sleep(WATCH_S)
-        if relay.alive:
+        if relay.alive and restarts == self._restarts[name]:  # what is back need not be left any more
             self.rerouted.append(Rerouted(relay.name, name, failed - self._began, WATCHED_MAX_S))
 
     def _note_attempt(self, node: NodeId, hop_id: str, at: float) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MISSING = "plots need matplotlib: pip install 'smtpmesh[plot]'"
+LABEL_ROOM = 0.025
+"""Share of the width that a marked failure's name needs."""
 STYLE = "body{font:16px sans-serif;margin:2em auto;max-width:60em}pre{font-size:13px;overflow-x:auto}"
 
 
@@ -29,15 +31,22 @@ def draw(report: Report, title: str) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(MISSING) from error
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    above, hosts, below = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 1])
     middles = [(window.since + window.until) / 2 for window in report.windows]
     edges = [at for at, _ in report.bounds] + [report.duration_s]
-    above.stairs([bound for _, bound in report.bounds], edges, color="0.6", label="max-flow bound", linewidth=2)
+    above.stairs(
+        [bound for _, bound in report.bounds], edges, baseline=None, color="0.6", label="max-flow bound", linewidth=2
+    )
     above.plot(middles, [w.offered_mps for w in report.windows], color="tab:blue", linestyle=":", label="accepted")
     above.plot(middles, [w.delivered_mps for w in report.windows], color="tab:green", label="delivered")
     above.set_ylabel("messages a second")
     above.set_ylim(bottom=0)
+    for host in report.windows[0].hosts_mps if report.windows else ():
+        hosts.plot(middles, [window.hosts_mps[host] for window in report.windows], label=host, drawstyle="steps-mid")
+    hosts.set_ylabel("by host")
+    hosts.set_ylim(bottom=0)
+    hosts.legend(loc="center left", ncols=8, fontsize=8)
     below.fill_between(middles, [w.queued for w in report.windows], color="tab:orange", alpha=0.5)
     below.set_ylabel("queued")
     below.set_ylim(bottom=0)
@@ -49,12 +58,18 @@ def draw(report: Report, title: str) -> Figure:
 
 
 def _mark(axes: Any, report: Report) -> None:
-    top = axes.get_ylim()[1]
+    top, room_s = axes.get_ylim()[1], LABEL_ROOM * report.duration_s
+    labelled = -room_s
     for window in report.windows:
         for event in window.events:
             at, _, what = event.partition(" s ")
-            axes.axvline(float(at), color="tab:red", linewidth=1, alpha=0.7)
-            axes.text(float(at), top, f" {what}", rotation=90, va="top", ha="right", fontsize=8, color="tab:red")
+            moment = float(at)
+            if moment - labelled < room_s:  # too near to the last one: a thin line, no words over words
+                axes.axvline(moment, color="tab:red", linewidth=0.5, alpha=0.3)
+                continue
+            labelled = moment
+            axes.axvline(moment, color="tab:red", linewidth=1, alpha=0.7)
+            axes.text(moment, top, f" {what}", rotation=90, va="top", ha="right", fontsize=8, color="tab:red")
 
 
 def save(report: Report, path: Path, title: str) -> None:

@@ -24,6 +24,8 @@ class Window:
     bound_mps: float
     queued: int
     events: tuple[str, ...]
+    hosts_mps: dict[str, float]
+    """Delivered to each host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def _windows(mesh: Mesh) -> list[Window]:
                 statistics.fmean(sample.bound_mps for sample in samples) if samples else 0.0,
                 samples[-1].queued if samples else 0,
                 tuple(f"{at:.1f} s {what}" for at, what in mesh.events if since <= at < until),
+                mesh.rates(since, until),
             )
         )
         since = until

@@ -99,6 +99,9 @@ class EventSection(Section):
     """For block and unblock: the next hop."""
     speed: Share = 0.2
     error_rate: Share = 0.5
+    every_s: Annotated[float, Field(gt=0)] | None = None
+    """With `times`: the same again after so many seconds."""
+    times: Annotated[int, Field(ge=1, le=100_000)] = 1
     one: tuple[Name, ...] = ()
     other: tuple[Name, ...] = ()
     """For partition: the two groups."""
@@ -160,13 +163,16 @@ def build(
     for load in topology.load:
         mesh.load(load.relay, load.rate_mps, domain=load.domain, since=load.since, until=_unlimited(load.until))
     for event in scenario.event if scenario is not None else ():
-        _plan(mesh, event)
+        if event.do not in ("heal", "partition") and not event.what:
+            raise MeshError(f"the event at {event.at:g} s ({event.do}) does not say what")
+        if event.times > 1 and event.every_s is None:
+            raise MeshError(f"the event at {event.at:g} s ({event.do}) happens {event.times} times; say every_s, too")
+        for number in range(event.times):
+            _plan(mesh, event.model_copy(update={"at": event.at + number * (event.every_s or 0.0)}))
     return mesh
 
 
 def _plan(mesh: Mesh, event: EventSection) -> None:
-    if event.do not in ("heal", "partition") and not event.what:
-        raise MeshError(f"the event at {event.at:g} s ({event.do}) does not say what")
     match event.do:
         case "kill":
             mesh.kill(event.what, at=event.at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,31 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     result = simulate(tmp_path / "nothing.toml")
     assert result.exit_code == 78
     assert "nothing.toml: there is no such file" in result.stderr
+
+
+@pytest.mark.parametrize("story", ["herd", "flap", "slow"])
+def test_the_stories_of_the_readme_stay_at_the_bound_and_lose_nothing(story: str) -> None:
+    """No herding, no oscillation: what piled up is carried off at the speed of everything, and no host is left out."""
+    folder = Path("deploy/scenarios")
+    report = json.loads(simulate(folder / "mesh.toml", "--scenario", folder / f"{story}.toml", "--json").stdout)
+    assert (report["lost"], report["doubled"]) == (0, 0)
+    assert report["revisits"] <= report["accepted"] / 1000
+    calm = [after for before, after in pairwise(report["windows"]) if not (before["events"] or after["events"])]
+    busy = [window for window in calm if window["queued"] > 100]
+    assert busy or story == "flap"
+    assert all(window["delivered_mps"] >= 0.97 * window["bound_mps"] for window in busy)
+    assert max(window["queued"] for window in report["windows"]) < {"herd": 1500, "flap": 100, "slow": 1500}[story]
+    assert max(item[3] for item in report["rerouted"] or [[0] * 4]) < 1
+
+
+def test_an_event_can_happen_again_and_again(mesh: Path, tmp_path: Path) -> None:
+    flap = tmp_path / "flap.toml"
+    flap.write_text('[[event]]\nat = 1\ndo = "kill"\nwhat = "s2"\nevery_s = 2\ntimes = 3\n')
+    printed = simulate(mesh, "--scenario", flap, "--duration", 8).stdout
+    assert [f"{at}.0 s kill s2" in printed for at in (1, 3, 5, 7)] == [True, True, True, False]
+    flap.write_text('[[event]]\nat = 1\ndo = "kill"\nwhat = "s2"\ntimes = 3\n')
+    result = simulate(mesh, "--scenario", flap)
+    assert (result.exit_code, result.stderr) == (
+        78,
+        "smtpmesh: the event at 1 s (kill) happens 3 times; say every_s, too\n",
+    )
