@@ -6,6 +6,7 @@
     router.flow          ranks, bound, bottleneck, paths (networkx)
     router.forwarding    the rule, per message
     router.candidates    the rule explained
+    router.whatif        the rule as a fluid, on a changed copy of the view
 
 It is asked only when a slot may be free, so that nothing is bound early. Ranks are computed again only when membership,
 policy, a state or a weight changed: never because of load or latency.
@@ -38,6 +39,7 @@ from router.forwarding import ClassView, ForwardingRule, build_view
 from router.policy import MX_VIA, DestinationClass, RouteTable
 from router.settings import RouterSettings
 from router.topology import Topology, build_topology, rank_key
+from router.whatif import Answer, Hypothesis, exit_capacities, forecast
 
 DIRECT_PREFIX = f"{MX_VIA}:"
 CLASSES_MAX = 10_000
@@ -210,6 +212,30 @@ class RoutingEngine:
             bottleneck=tuple(f"{names.get(u, u)} -> {names.get(v, v)}" for u, v in bound.cut),
             paths=tuple(" -> ".join(names.get(step, step) for step in path) for path in paths),
         )
+
+    def what_if(
+        self, hypothesis: Hypothesis, now: float, *, load_mps: float | None = None, at: Sequence[str] = ()
+    ) -> tuple[Answer, ...]:
+        """Where the mail of each class would go, now and after the changes. Walks the graph: not for every message.
+
+        `load_mps`: of each class, spread evenly over the relays `at` (node ids; none = all); None = as much as they can
+        deliver now. Classes of single domains are left out.
+        """
+        topology = self._current_topology(now)
+        relays = sorted(at) or sorted({self._node_id, *topology.names})
+        found = []
+        for class_id, wanted in sorted(self._classes.items()):
+            if class_id.startswith(DIRECT_PREFIX):
+                continue
+            arcs = topology.of_class(wanted)
+            load = sum(exit_capacities(arcs).values()) if load_mps is None else load_mps
+            demand = {relay: load / len(relays) for relay in relays}
+            today, then = (
+                forecast(arcs, demand, changes, no_transit=topology.no_transit)
+                for changes in (Hypothesis(), hypothesis)
+            )
+            found.append(Answer(class_id, today, then))
+        return tuple(found)
 
     # -- private -------------------------------------------------------------------------------------------------------
 

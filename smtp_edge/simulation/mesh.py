@@ -30,6 +30,7 @@ from gossip.linkstate import NodeId
 from router.decision import EdgeState, Hop, HopKind
 from router.flow import compute_joint_bound
 from router.policy import RouteRule, RouteTable
+from router.settings import RouterSettings
 from router.topology import Arc
 from smtp_edge.client.attempt import Job
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
@@ -81,8 +82,14 @@ class Mesh:
     """See the module."""
 
     def __init__(
-        self, *, seed: int = 1, strategy: Strategy | None = None, gossip_delay_s: tuple[float, float] = (0.001, 0.001)
+        self,
+        *,
+        seed: int = 1,
+        strategy: Strategy | None = None,
+        gossip_delay_s: tuple[float, float] = (0.001, 0.001),
+        router: RouterSettings | None = None,
     ) -> None:
+        self._router = router or RouterSettings()
         self._rng = random.Random(seed)
         self._seed, self._strategy, self._gossip_delay_s = seed, strategy, gossip_delay_s
         self._rules: list[RouteRule] = []
@@ -169,14 +176,28 @@ class Mesh:
         known = self._known(name)
         self._at(at, lambda: self._silence(known), f"silence {name}")
 
-    def degrade(self, name: str, *, speed: float = 0.2, error_rate: float = 0.5, at: float | None = None) -> None:
-        """A gray failure of a host: a share of its speed, and errors. `speed=1, error_rate=0` ends it."""
+    def degrade(
+        self, name: str, *, to: str = "", speed: float = 0.2, error_rate: float = 0.5, at: float | None = None
+    ) -> None:
+        """A gray failure: a share of the speed, and errors. `speed=1, error_rate=0` ends it.
+
+        Of a host, whose errors are 451 replies; with `to` of the way from a relay to a next hop, whose errors are
+        connections that break before the final dot.
+        """
 
         def act() -> None:
-            self._hosts[name].speed, self._hosts[name].error_rate = speed, error_rate
+            if to:
+                way = self._way_of(self._nodes[name], self._hop_id(to))
+                way.speed, way.loss = speed, error_rate
+            else:
+                self._hosts[name].speed, self._hosts[name].error_rate = speed, error_rate
 
         self._known(name)
-        self._at(at, act, f"degrade {name} to {speed:.0%}, {error_rate:.0%} errors")
+        if to:
+            self._known(to)
+        if (name in self._exits) != bool(to):
+            raise MeshError(f"{name}: degrade a host, or the way from a relay to a next hop")
+        self._at(at, act, f"degrade {name}{f' -> {to}' if to else ''} to {speed:.0%}, {error_rate:.0%} errors")
 
     def partition(self, one: Iterable[str], other: Iterable[str], *, at: float | None = None) -> None:
         """Cut two groups of relays from each other, gossip and mail."""
@@ -340,6 +361,7 @@ class Mesh:
             self._note_attempt,
             self._note_transfer,
             self._strategy,
+            self._router,
         )
         for name, exits in self._exits.items():
             rng = random.Random(self._rng.getrandbits(64))
@@ -472,13 +494,15 @@ class Mesh:
         self._clock.arm()
 
     def _block(self, here: str, there: str, *, blocked: bool) -> None:
-        hop = f"peer:{self._nodes[there]}" if there in self._nodes else f"host:{there}"
-        self._way_of(self._nodes[here], hop).blocked = blocked
+        self._way_of(self._nodes[here], self._hop_id(there)).blocked = blocked
+
+    def _hop_id(self, name: str) -> str:
+        return f"peer:{self._nodes[name]}" if name in self._nodes else f"host:{name}"
 
     # -- rerouting -----------------------------------------------------------------------------------------------------
 
     def _watch(self, name: str) -> None:
-        hop = f"peer:{self._nodes[name]}" if name in self._nodes else f"host:{name}"
+        hop = self._hop_id(name)
         for relay in self.relays.values():
             if relay.alive and relay.edge_state(hop) in (EdgeState.UP, EdgeState.SUSPECT):
                 task = self._loop.create_task(self._watch_one(relay, hop, name, self._loop.time()))

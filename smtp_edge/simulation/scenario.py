@@ -96,7 +96,7 @@ class EventSection(Section):
     what: str = ""
     """A relay or host; for block and unblock the relay that sends."""
     to: str = ""
-    """For block and unblock: the next hop."""
+    """For block, unblock, and a way that is degraded: the next hop."""
     speed: Share = 0.2
     error_rate: Share = 0.5
     every_s: Annotated[float, Field(gt=0)] | None = None
@@ -181,7 +181,7 @@ def _plan(mesh: Mesh, event: EventSection) -> None:
         case "silence":
             mesh.silence(event.what, at=event.at)
         case "degrade":
-            mesh.degrade(event.what, speed=event.speed, error_rate=event.error_rate, at=event.at)
+            mesh.degrade(event.what, to=event.to, speed=event.speed, error_rate=event.error_rate, at=event.at)
         case "partition":
             mesh.partition(event.one, event.other, at=event.at)
         case "heal":
