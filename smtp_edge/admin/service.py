@@ -15,6 +15,7 @@ from smtp_edge import __version__
 from smtp_edge.admin import convert
 from smtp_edge.admin.client import NODE_HEADER
 from smtp_edge.admin.events import FeedError
+from smtp_edge.admin.hypotheses import HypothesisError, Names, convert_answer, read_hypothesis
 from smtp_edge.admin.view import NodeView
 from smtp_edge.commands import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import Recipient
@@ -83,6 +84,32 @@ class AdminService(pb_grpc.AdminServicer):
         trace = [await self._find_node(step, context) for step in request.trace]
         explanation = view.engine.explain(Query(wanted.class_id, tuple(trace)), view.now())
         return convert.convert_explanation(request.address, rule.name, wanted.exits, explanation)
+
+    async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
+        """Where mail would go if something failed."""
+        view, snapshot = self._view, self._view.snapshot()
+        nodes = {str(node.node_id): node.info.name for node in snapshot.nodes}
+        nodes[view.identity.node_id] = view.settings.node.name
+        linked = {link.hop for node in snapshot.nodes for link in node.links if link.hop.startswith("host:")}
+        hosts = {host.name for host in view.settings.smart_host} | {hop.partition(":")[2] for hop in linked}
+        names = Names(nodes, hosts)
+        try:
+            hypothesis = read_hypothesis(request, names)
+            at = [names.node(name) for name in request.at]
+        except HypothesisError as error:
+            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        answers = view.engine.what_if(hypothesis, view.now(), load_mps=request.load_mps or None, at=at)
+        chosen = [answer for answer in answers if request.class_id in ("", answer.class_id)]
+        if not chosen:
+            known = ", ".join(answer.class_id for answer in answers) or "none but single domains"
+            text = f"no class {request.class_id!r} can be asked about; there are: {known}"
+            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+        return pb.WhatIfResponse(
+            node_id=view.identity.node_id,
+            node_name=view.settings.node.name,
+            database_root=snapshot.root,
+            classes=[convert_answer(answer, nodes) for answer in chosen],
+        )
 
     async def _find_node(self, name_or_id: str, context: Context) -> str:
         """A node's id by its name. Ids are taken as they are: a message may have visited a node that left."""

@@ -15,10 +15,14 @@ import click
 
 from smtp_edge import __version__
 from smtp_edge.cli.simulate import simulate
+from smtp_edge.cli.whatif import Rate, Slow, show_what_if
 
 EXIT_NOT_DONE = 1
 EXIT_UNREACHABLE = 3
 EXIT_BAD_CONFIGURATION = 78
+
+Shower = Callable[[Any], str]
+"""An answer of the admin service as text."""
 
 CONFIG = click.option(
     "--config",
@@ -222,6 +226,34 @@ def explain(address: str, trace: tuple[str, ...], config: Path, admin: str | Non
     _show(config, admin, as_json, "Explain", {"address": address, "trace": list(trace)}, "show_explanation")
 
 
+@cli.command("what-if")
+@click.option("--down", multiple=True, metavar="NAME", help="A node or smart host that fails. Repeat.")
+@click.option("--slow", multiple=True, type=Slow(), help="A smart host at a share of its speed: s1=0.5. Repeat.")
+@click.option("--load", type=Rate(), help="What clients submit, like 400/s. [default: what can be delivered now]")
+@click.option("--at", multiple=True, metavar="NODE", help="Where they submit it, in equal parts. [default: everywhere]")
+@click.option("--class", "class_id", default="", help="Only this class of destinations.")
+@CONFIG
+@ADMIN
+@JSON
+def what_if(
+    down: tuple[str, ...],
+    slow: tuple[tuple[str, float], ...],
+    load: float | None,
+    at: tuple[str, ...],
+    class_id: str,
+    config: Path,
+    admin: str | None,
+    as_json: bool,
+) -> None:
+    """Where mail would go if something failed, next to where it goes now. Changes nothing.
+
+    An exit's capacity is what all nodes together measured. One that was never at its limit may carry more than it says.
+    """
+    changes = [{"host": host, "factor": factor} for host, factor in slow]
+    request = {"down": list(down), "slow": changes, "load_mps": load or 0.0, "at": list(at), "class_id": class_id}
+    _show(config, admin, as_json, "WhatIf", request, show_what_if)
+
+
 @cli.command()
 @CONFIG
 @ADMIN
@@ -330,7 +362,9 @@ def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) ->
 # -- common to the commands --------------------------------------------------------------------------------------------
 
 
-def _show(config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str) -> None:
+def _show(
+    config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str | Shower
+) -> None:
     from smtp_edge.admin.client import CallError, UnreachableError
     from smtp_edge.cli import tables
 
@@ -341,7 +375,8 @@ def _show(config: Path, admin: str | None, as_json: bool, method: str, request: 
         _fail(str(error), EXIT_UNREACHABLE)
     except CallError as error:
         _fail(str(error), EXIT_NOT_DONE)
-    click.echo(tables.to_json(answer) if as_json else getattr(tables, shower)(answer))
+    show: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
+    click.echo(tables.to_json(answer) if as_json else show(answer))
 
 
 def _say_watching(name: str) -> None:

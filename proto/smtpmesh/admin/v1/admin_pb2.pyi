@@ -348,6 +348,222 @@ class ExplainResponse(_message.Message):
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
 @_typing.final
+class WhatIfRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOWN_FIELD_NUMBER: _builtins.int
+    SLOW_FIELD_NUMBER: _builtins.int
+    LOAD_MPS_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    load_mps: _builtins.float
+    """of each class; 0: as much as can be delivered now"""
+    class_id: _builtins.str
+    """empty: all"""
+    @_builtins.property
+    def down(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names or ids of nodes, names of smart hosts; `host:NAME` where both have the name"""
+
+    @_builtins.property
+    def slow(self) -> _containers.RepeatedCompositeFieldContainer[Global___CapacityChange]: ...
+    @_builtins.property
+    def at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """nodes where clients submit it, in equal parts; empty: all"""
+
+    def __init__(
+        self,
+        *,
+        down: _abc.Iterable[_builtins.str] | None = ...,
+        slow: _abc.Iterable[Global___CapacityChange] | None = ...,
+        load_mps: _builtins.float = ...,
+        at: _abc.Iterable[_builtins.str] | None = ...,
+        class_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "class_id", b"class_id", "down", b"down", "load_mps", b"load_mps", "slow", b"slow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhatIfRequest: _TypeAlias = WhatIfRequest  # noqa: Y015
+
+@_typing.final
+class CapacityChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    factor: _builtins.float
+    """of the capacity that it has now"""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapacityChange: _TypeAlias = CapacityChange  # noqa: Y015
+
+@_typing.final
+class WhatIfResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    DATABASE_ROOT_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    node_name: _builtins.str
+    database_root: _builtins.str
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassForecast]: ...
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        database_root: _builtins.str = ...,
+        classes: _abc.Iterable[Global___ClassForecast] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "database_root", b"database_root", "node_id", b"node_id", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhatIfResponse: _TypeAlias = WhatIfResponse  # noqa: Y015
+
+@_typing.final
+class ClassForecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    class_id: _builtins.str
+    @_builtins.property
+    def now(self) -> Global___Forecast: ...
+    @_builtins.property
+    def then(self) -> Global___Forecast: ...
+    def __init__(
+        self,
+        *,
+        class_id: _builtins.str = ...,
+        now: Global___Forecast | None = ...,
+        then: Global___Forecast | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "then", b"then"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "now", b"now", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassForecast: _TypeAlias = ClassForecast  # noqa: Y015
+
+@_typing.final
+class Forecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFERED_MPS_FIELD_NUMBER: _builtins.int
+    DELIVERED_MPS_FIELD_NUMBER: _builtins.int
+    BOUND_MPS_FIELD_NUMBER: _builtins.int
+    EXITS_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    STRANDED_FIELD_NUMBER: _builtins.int
+    offered_mps: _builtins.float
+    delivered_mps: _builtins.float
+    bound_mps: _builtins.float
+    """max flow from all nodes with load"""
+    @_builtins.property
+    def exits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExitForecast]: ...
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferForecast]: ...
+    @_builtins.property
+    def stranded(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeName]:
+        """nodes with load that reach no exit"""
+
+    def __init__(
+        self,
+        *,
+        offered_mps: _builtins.float = ...,
+        delivered_mps: _builtins.float = ...,
+        bound_mps: _builtins.float = ...,
+        exits: _abc.Iterable[Global___ExitForecast] | None = ...,
+        transfers: _abc.Iterable[Global___TransferForecast] | None = ...,
+        stranded: _abc.Iterable[Global___NodeName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_mps", b"bound_mps", "delivered_mps", b"delivered_mps", "exits", b"exits", "offered_mps", b"offered_mps", "stranded", b"stranded", "transfers", b"transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forecast: _TypeAlias = Forecast  # noqa: Y015
+
+@_typing.final
+class ExitForecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOP_FIELD_NUMBER: _builtins.int
+    DELIVERED_MPS_FIELD_NUMBER: _builtins.int
+    CAPACITY_MPS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    hop: _builtins.str
+    delivered_mps: _builtins.float
+    capacity_mps: _builtins.float
+    """what all nodes together measured"""
+    share: _builtins.float
+    """of what is delivered, 0..1"""
+    def __init__(
+        self,
+        *,
+        hop: _builtins.str = ...,
+        delivered_mps: _builtins.float = ...,
+        capacity_mps: _builtins.float = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_mps", b"capacity_mps", "delivered_mps", b"delivered_mps", "hop", b"hop", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExitForecast: _TypeAlias = ExitForecast  # noqa: Y015
+
+@_typing.final
+class TransferForecast(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENDER_FIELD_NUMBER: _builtins.int
+    RECEIVER_FIELD_NUMBER: _builtins.int
+    MPS_FIELD_NUMBER: _builtins.int
+    mps: _builtins.float
+    @_builtins.property
+    def sender(self) -> Global___NodeName: ...
+    @_builtins.property
+    def receiver(self) -> Global___NodeName: ...
+    def __init__(
+        self,
+        *,
+        sender: Global___NodeName | None = ...,
+        receiver: Global___NodeName | None = ...,
+        mps: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receiver", b"receiver", "sender", b"sender"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mps", b"mps", "receiver", b"receiver", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferForecast: _TypeAlias = TransferForecast  # noqa: Y015
+
+@_typing.final
 class ListNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -49,6 +49,11 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.WhatIf = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/WhatIf',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/smtpmesh.admin.v1.Admin/ListNodes',
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ListNodesRequest.SerializeToString,
@@ -100,6 +105,13 @@ class AdminServicer(object):
 
     def Explain(self, request, context):
         """Every candidate for one recipient address, and why it won or lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhatIf(self, request, context):
+        """Where mail would go if something failed, next to where it goes now. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +177,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'WhatIf': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhatIf,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -278,6 +295,33 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/Explain',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhatIf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/WhatIf',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhatIfResponse.FromString,
             options,
             channel_credentials,
             insecure,

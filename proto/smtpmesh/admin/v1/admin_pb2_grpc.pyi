@@ -37,6 +37,8 @@ class AdminStub:
     """For each destination class the next hops in order, with every score term."""
     Explain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.ExplainResponse]
     """Every candidate for one recipient address, and why it won or lost."""
+    WhatIf: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhatIfRequest, _admin_pb2.WhatIfResponse]
+    """Where mail would go if something failed, next to where it goes now. Changes nothing."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListNodesRequest, _admin_pb2.ListNodesResponse]
     """Members of the cluster as this node knows them."""
     ListLinks: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListLinksRequest, _admin_pb2.ListLinksResponse]
@@ -61,6 +63,8 @@ class AdminAsyncStub(AdminStub):
     """For each destination class the next hops in order, with every score term."""
     Explain: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.ExplainResponse]  # type: ignore[assignment]
     """Every candidate for one recipient address, and why it won or lost."""
+    WhatIf: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhatIfRequest, _admin_pb2.WhatIfResponse]  # type: ignore[assignment]
+    """Where mail would go if something failed, next to where it goes now. Changes nothing."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListNodesRequest, _admin_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Members of the cluster as this node knows them."""
     ListLinks: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListLinksRequest, _admin_pb2.ListLinksResponse]  # type: ignore[assignment]
@@ -100,6 +104,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ExplainResponse, _abc.Awaitable[_admin_pb2.ExplainResponse]]:
         """Every candidate for one recipient address, and why it won or lost."""
+
+    @_abc_1.abstractmethod
+    def WhatIf(
+        self,
+        request: _admin_pb2.WhatIfRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WhatIfResponse, _abc.Awaitable[_admin_pb2.WhatIfResponse]]:
+        """Where mail would go if something failed, next to where it goes now. Changes nothing."""
 
     @_abc_1.abstractmethod
     def ListNodes(

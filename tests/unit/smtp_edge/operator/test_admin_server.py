@@ -229,6 +229,7 @@ def test_a_generic_client_finds_the_service_and_its_methods(served: Served) -> N
         "GetStatus",
         "GetRoutes",
         "Explain",
+        "WhatIf",
         "ListNodes",
         "ListLinks",
         "GetQueue",
