@@ -234,11 +234,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--meshes", type=int, default=10)
-    parser.add_argument(
-        "--cases",
-        type=lambda text: [Case.parse(word) for word in text.split(",")],
-        default=[Case.parse(word) for word in CASES.split(",")],
-    )
+    parser.add_argument("--cases", default=CASES, help="RELAYS:LOAD[:stale][:gray],...")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(STRATEGIES))
     arguments = parser.parse_args()
     began, found = time.monotonic(), Found()
