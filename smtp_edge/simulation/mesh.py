@@ -88,7 +88,10 @@ class Mesh:
         strategy: Strategy | None = None,
         gossip_delay_s: tuple[float, float] = (0.001, 0.001),
         router: RouterSettings | None = None,
+        records: bool = False,
     ) -> None:
+        """`records`: each relay keeps what its engine was told and answered (`SimulatedRelay.recordings`)."""
+        self._records = records
         self._router = router or RouterSettings()
         self._rng = random.Random(seed)
         self._seed, self._strategy, self._gossip_delay_s = seed, strategy, gossip_delay_s
@@ -361,6 +364,7 @@ class Mesh:
             self._note_attempt,
             self._note_transfer,
             self._strategy,
+            self._records,
             self._router,
         )
         for name, exits in self._exits.items():

@@ -19,6 +19,7 @@ from gossip.linkstate import NodeId
 from router.decision import EdgeState, ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteTable
+from router.recording import Origin, Recorder
 from router.settings import RouterSettings
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import Job, Target
@@ -62,6 +63,8 @@ class Surroundings:
     on_transfer: Callable[[NodeId, Job], None]
     """A relay took a message of another one."""
     strategy: Strategy | None = None
+    records: bool = False
+    """Keep what every engine is told and answers (`router.recording`)."""
     router: RouterSettings = field(default_factory=RouterSettings)
     queue: QueueSettings = QUEUE
 
@@ -79,6 +82,8 @@ class SimulatedRelay:
         self._tasks: set[asyncio.Task[None]] = set()
         self.store = self._new_store()
         self.counters = Counters()
+        self.recordings: list[Recorder] = []
+        """One for each start, if the mesh records."""
         self.server = Server(Hop(HopKind.PEER, node_id), self.accept_transfer, refusing=True)
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -119,15 +124,20 @@ class SimulatedRelay:
 
     def _build_process(self) -> None:
         around = self._around
-        self.engine = RoutingEngine(
+        origin = Origin(
             node_id=self.node_id,
             node_name=self.name,
-            table=around.table,
-            exits=[ExitHop(Hop(HopKind.SMART_HOST, host), host, 0, SLOTS) for host in self.exits],
+            rules=around.table.rules,
+            exits=tuple(ExitHop(Hop(HopKind.SMART_HOST, host), host, 0, SLOTS) for host in self.exits),
             settings=around.router,
-            rng=random.Random(self._rng.getrandbits(64)),
+            seed=self._rng.getrandbits(64),
             now=self.now(),
         )
+        if around.records:
+            self.recordings.append(Recorder(origin))
+            self.engine = self.recordings[-1].engine
+        else:
+            self.engine = origin.build()
         self._client = ModelledClient(
             self.node_id,
             around.server_of,
