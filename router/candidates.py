@@ -70,6 +70,13 @@ def _build(case: Case, edge: Edge, forwarding: ForwardingRule, backlogs: Backlog
         share=edge.plan_weight(now) / planned_total if planned_total else 0.0,
         cost=edge.cost,
         reason=reason,
+        serves=(edge.exit and edge in case.view.exits) or (rank_there is not None and not edge.exit),
+        usable=edge.usable,
+        awaits_probe=edge.awaits_probe,
+        free_slots=edge.free_slots(now),
+        free_slots_in_panic=edge.free_slots(now, panic=True),
+        stride=edge.stride(now),
+        sideways=0.0 if edge.exit or rank_there is None else forwarding.sideways(class_id, rank_there, case.view),
     )
 
 

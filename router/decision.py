@@ -139,6 +139,19 @@ class Candidate:
     cost: int
     reason: str
     """One clause for people: why it won or lost."""
+    serves: bool = True
+    """It is an exit of the class, or a relay that reaches one without us and takes mail."""
+    usable: bool = True
+    """Its state permits mail at all."""
+    awaits_probe: bool = False
+    """Nothing has succeeded since it was down: a probe goes first."""
+    free_slots: int = 0
+    free_slots_in_panic: int = 0
+    """The same when most exits of the class are in trouble and caution is off."""
+    stride: float = 0.0
+    """Among free exits the smallest wins: sent lately for its weight, plus cost in seconds."""
+    sideways: float = 0.0
+    """Messages by which a relay that is no nearer must be emptier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +180,11 @@ class Decision:
     view: str
     """Root of the link-state database that was used."""
     now: float
+    query: Query = Query("")
+    node_id: str = ""
+    hops_max: int = 0
+    beta: float = 0.0
+    """Messages of backlog that one unit of rank was worth."""
 
 
 # -- what the engine tells its shell -----------------------------------------------------------------------------------

@@ -138,7 +138,18 @@ class RoutingEngine:
         no_transit = self._current_topology(now).no_transit
         case = Case(query, view, no_transit, chosen, rule, self._forwarding.hops_max, now)
         candidates = explain_candidates(case, self._adjacency.all(), self._forwarding, self._backlogs)
-        return Decision(query.class_id, hop, rule, candidates, self._snapshot.root, now)
+        return Decision(
+            query.class_id,
+            hop,
+            rule,
+            candidates,
+            self._snapshot.root,
+            now,
+            query,
+            self._node_id,
+            self._forwarding.hops_max,
+            self._forwarding.beta,
+        )
 
     def begin(self, hop: Hop, class_id: str, now: float, size_bytes: int = 0) -> None:
         """A transaction starts on a hop: it takes a slot."""

@@ -91,11 +91,20 @@ class ForwardingRule:
         bias = settings.beta_messages * (here - there)
         return edge.reliability.value * (gradient + bias - self._sideways(waiting, there >= here))
 
+    def sideways(self, class_id: str, there: float, view: ClassView) -> float:
+        """What a peer of rank `there` must be emptier by, in messages."""
+        return self._sideways(self._backlogs.here(class_id), view.here is not None and there >= view.here)
+
     def exit_gain(self, edge: Edge, class_id: str, view: ClassView) -> float:
         """Gain of an exit, where backlog and rank are 0."""
         return edge.reliability.value * (
             self._backlogs.here(class_id) + self._settings.beta_messages * (view.here or 0.0)
         )
+
+    @property
+    def beta(self) -> float:
+        """Messages of backlog that one unit of rank is worth."""
+        return self._settings.beta_messages
 
     def in_panic(self, view: ClassView) -> bool:
         """Most exits of the class are in trouble: use what is left without caution."""

@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gossip.linkstate import LinkState, LinkStatus, NodeId, Snapshot
-from router.decision import Hop, HopKind, Outcome, OutcomeKind, Query
+from router.decision import Decision, Hop, HopKind, Outcome, OutcomeKind, Query
 from router.engine import RoutingEngine
 from router.forwarding import STEP_BACK
 from tests.unit.router.worlds import CLASS, build_engine, host, link, node_id, peer, record
@@ -50,7 +51,9 @@ class Tally:
 class DivergentMesh:
     """Relays 1..n, each with an engine that believes what it likes."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, on_decision: Callable[[Decision], None] | None = None) -> None:
+        """`on_decision`: is told every decision, with all its terms."""
+        self.on_decision = on_decision
         self.rng, self.now = rng, 10.0
         self.count = rng.randint(*RELAYS)
         hosts = [f"h{number}" for number in range(rng.randint(1, 3))]
@@ -93,7 +96,12 @@ class DivergentMesh:
         avoid: tuple[Hop, ...] = ()
         holds = 0
         while holds < HOLDS_MAX:
-            decision = self.engines[here].decide(Query(CLASS, trace, avoid), self.now, explain=False)
+            prefer = rng.choice(avoid) if avoid and rng.random() < 0.2 else None
+            decision = self.engines[here].decide(
+                Query(CLASS, trace, avoid, prefer), self.now, explain=self.on_decision is not None
+            )
+            if self.on_decision is not None:
+                self.on_decision(decision)
             hop = decision.chosen
             if hop is None:
                 holds += 1
