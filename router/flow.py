@@ -7,6 +7,8 @@ meshes.
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,19 +42,34 @@ def compute_ranks(
 
     `without` takes one relay out of the graph: how near the others are on their own. A relay in `no_transit` passes on
     nothing that comes from others, but its own distance counts.
+
+    Dijkstra on plain dictionaries: it follows every change of the mesh, and building a networkx graph of a thousand
+    relays takes longer than the search. (The tests hold it against networkx.)
     """
-    graph: nx.DiGraph[str] = nx.DiGraph()
+    nearest: dict[str, float] = {}
+    senders: dict[str, list[tuple[str, float]]] = {}
     for arc in arcs:
-        if arc.origin == without or arc.hop.name == without:
+        origin, hop = arc.origin, arc.hop
+        if origin == without:
             continue
-        if arc.hop.kind is not HopKind.PEER:
-            _add_lighter(graph, SINK, arc.origin, arc.weight)
-        elif arc.hop.name not in no_transit:
-            _add_lighter(graph, arc.hop.name, arc.origin, arc.weight)
-    if SINK not in graph:
-        return {}
-    found: dict[str, float] = nx.single_source_dijkstra_path_length(graph, SINK, weight="weight")
-    found.pop(SINK, None)
+        if hop.kind is not HopKind.PEER:
+            if arc.weight < nearest.get(origin, math.inf):
+                nearest[origin] = arc.weight
+        elif hop.name != without and hop.name not in no_transit:
+            senders.setdefault(hop.name, []).append((origin, arc.weight))
+    waiting = [(rank, relay) for relay, rank in nearest.items()]
+    heapq.heapify(waiting)
+    found: dict[str, float] = {}
+    while waiting:
+        rank, relay = heapq.heappop(waiting)
+        if relay in found:
+            continue
+        found[relay] = rank
+        for sender, weight in senders.get(relay, ()):
+            through = rank + weight
+            if sender not in found and through < nearest.get(sender, math.inf):
+                nearest[sender] = through
+                heapq.heappush(waiting, (through, sender))
     return found
 
 
@@ -107,8 +124,3 @@ def _open_arcs(arcs: Sequence[Arc], no_transit: frozenset[str]) -> Iterable[Arc]
 
 def _vertex(arc: Arc) -> str:
     return arc.hop.name if arc.hop.kind is HopKind.PEER else arc.hop.id
-
-
-def _add_lighter(graph: nx.DiGraph[str], u: str, v: str, weight: float) -> None:
-    if not graph.has_edge(u, v) or graph[u][v]["weight"] > weight:
-        graph.add_edge(u, v, weight=weight)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
+import networkx as nx
+import pytest
+
 from gossip.linkstate import LinkState, LinkStatus, Snapshot
 from router.decision import Hop, HopKind
 from router.flow import Bound, compute_bound, compute_joint_bound, compute_ranks, find_paths
@@ -38,6 +43,24 @@ def test_a_relay_without_transit_still_has_its_own_way() -> None:
 def test_the_lighter_of_two_exits_counts_and_no_exit_is_no_rank() -> None:
     assert compute_ranks([arc("r", "host:a", 3), arc("r", "host:b", 1), arc("r", "host:c", 2)]) == {"r": 1}
     assert compute_ranks([arc("r", "peer:s")]) == {}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ranks_are_those_of_networkx(seed: int) -> None:
+    rng = random.Random(seed)
+    relays = [f"r{number}" for number in range(rng.randint(2, 30))]
+    arcs = [arc(one, f"peer:{rng.choice(relays)}", rng.randint(4, 20) / 4) for one in relays for _ in range(4)]
+    arcs += [arc(relay, f"host:{rng.choice('ab')}", rng.randint(4, 20) / 4) for relay in relays if rng.random() < 0.3]
+    closed = frozenset(relay for relay in relays if rng.random() < 0.1)
+    without = rng.choice(["", *relays])
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for item in sorted(arcs, key=lambda item: -item.weight):  # the lightest of parallel arcs stays
+        exit_ = item.hop.kind is HopKind.SMART_HOST
+        if without not in (item.origin, item.hop.name) and (exit_ or item.hop.name not in closed):
+            graph.add_edge("*" if exit_ else item.hop.name, item.origin, weight=item.weight)
+    wanted = nx.single_source_dijkstra_path_length(graph, "*") if "*" in graph else {}
+    wanted.pop("*", None)
+    assert compute_ranks(arcs, without=without, no_transit=closed) == wanted
 
 
 def test_the_bound_is_the_narrowest_cut() -> None:
