@@ -25,7 +25,9 @@ class Ledger:
     transfers: int = 0
     """Between relays."""
     revisits: int = 0
-    """Times that a message was at a relay again."""
+    """Times that a message was at a relay again, other than by a step back."""
+    steps_back: int = 0
+    """Out of a dead end, to the relay that first sent the message there."""
     by_host: dict[str, list[float]] = field(default_factory=dict)
     """Host -> times of arrivals."""
 

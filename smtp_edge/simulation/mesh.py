@@ -528,8 +528,14 @@ class Mesh:
 
     def _note_transfer(self, node: NodeId, job: Job) -> None:
         self.ledger.transfers += 1
-        if job.transfer is not None and node in job.transfer.trace:
-            self.ledger.revisits += 1
+        trace = job.transfer.trace if job.transfer is not None else ()
+        if node in trace:
+            sender = trace[-1]
+            came_from = trace[: trace.index(sender)][-1:]
+            if came_from == (node,):
+                self.ledger.steps_back += 1
+            else:
+                self.ledger.revisits += 1
 
 
 def _mmps(capacity_mps: float) -> int:

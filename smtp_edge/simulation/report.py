@@ -43,6 +43,7 @@ class Report:
     lost: int
     doubled: int
     revisits: int
+    steps_back: int
     transfers: int
     p50_s: float
     p95_s: float
@@ -69,6 +70,7 @@ def build_report(mesh: Mesh) -> Report:
         lost=mesh.lost,
         doubled=mesh.doubled,
         revisits=mesh.ledger.revisits,
+        steps_back=mesh.ledger.steps_back,
         transfers=mesh.ledger.transfers,
         p50_s=statistics.median(delays) if delays else 0.0,
         p95_s=delays[int(0.95 * (len(delays) - 1))] if delays else 0.0,
@@ -133,7 +135,8 @@ def _balance(report: Report) -> list[str]:
         f"lost      {report.lost}",
         f"doubled   {report.doubled}",
         f"delay     median {report.p50_s:.2f} s, 95 % within {report.p95_s:.2f} s; "
-        f"{report.transfers} transfers between relays, {report.revisits} to a relay again",
+        f"{report.transfers} transfers between relays",
+        f"loops     {report.revisits} transfers to a relay again, and {report.steps_back} steps back out of dead ends",
         "shares    " + "   ".join(f"{host} {share:.1%}" for host, share in report.shares.items()),
     ]
     for failed_at, hop, relay, after_s in report.rerouted:

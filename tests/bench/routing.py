@@ -155,6 +155,7 @@ class Figures:
     lost: int
     doubled: int
     revisits: int
+    steps_back: int
     hops: float
     delivered: int
     took_s: float
@@ -195,6 +196,7 @@ def play(plan: Plan, case: Case, strategy: str) -> Figures:
             lost=mesh.lost,
             doubled=mesh.doubled,
             revisits=mesh.ledger.revisits,
+            steps_back=mesh.ledger.steps_back,
             hops=mesh.ledger.transfers / max(1, mesh.delivered),
             delivered=mesh.delivered,
             took_s=time.monotonic() - began,
@@ -243,7 +245,19 @@ def main() -> None:
             plans = [random_plan(seed, case.relays) for seed in range(1, arguments.meshes + 1)]
             runs = {name: [pool.submit(play, plan, case, name) for plan in plans] for name in arguments.only}
             found[case] = {name: [future.result() for future in futures] for name, futures in runs.items()}
-            heading = ["", "before", "failed", "healed", "p95 delay", "transfers", "revisits", "lost", "doubled", "run"]
+            heading = [
+                "",
+                "before",
+                "failed",
+                "healed",
+                "p95 delay",
+                "transfers",
+                "revisits",
+                "steps back",
+                "lost",
+                "doubled",
+                "run",
+            ]
             print(f"{case}")
             print(table([heading, *(_row(name, figures) for name, figures in found[case].items())]), flush=True)
             print(flush=True)
@@ -265,6 +279,7 @@ def _row(name: str, found: list[Figures]) -> list[str]:
         f"{statistics.median(item.p95_s for item in found):.1f} s",
         f"{statistics.median(item.hops for item in found):.2f}",
         str(sum(item.revisits for item in found)),
+        str(sum(item.steps_back for item in found)),
         str(sum(item.lost for item in found)),
         str(sum(item.doubled for item in found)),
         f"{statistics.median(item.took_s for item in found):.0f} s",
