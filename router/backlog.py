@@ -8,12 +8,17 @@ nothing waiting there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gossip.linkstate import ClassLoad, Load
 
 ACKNOWLEDGEMENT, GOSSIP, UNKNOWN = "acknowledgement", "gossip", "unknown"
+INGRESS_TAU_S = 5.0
+INGRESS_STEP = 1.1
+"""The rate that is told is a power of this: what changes by less is no news."""
+INGRESS_MIN_MPS = 0.1
 HEARD_CLASSES_MAX = 10_000
 """Classes remembered of one neighbour; past it the oldest knowledge goes."""
 
@@ -39,12 +44,18 @@ class Waiting:
     oldest_s: float
 
 
+NOTHING_WAITING = Waiting(0, 0.0)
+
+
 class Backlogs:
     """See the module."""
 
     def __init__(self, fresh_s: float) -> None:
         self._fresh_s = fresh_s
         self._own: dict[str, Waiting] = {}
+        self._ingress: dict[str, float] = {}
+        """Messages per second from clients, a mean of the last seconds."""
+        self._ingress_at: float | None = None
         self._acknowledged: dict[str, dict[str, Heard]] = {}
         self._advertised: dict[str, dict[str, Heard]] = {}
 
@@ -54,6 +65,21 @@ class Backlogs:
             self._own[class_id] = Waiting(count, oldest_s)
         else:
             self._own.pop(class_id, None)
+
+    def note_arrivals(self, counts: Mapping[str, int], now: float) -> None:
+        """What clients submitted since the last call."""
+        passed_s = now - self._ingress_at if self._ingress_at is not None else 0.0
+        self._ingress_at = now
+        if passed_s <= 0:
+            return
+        weight = 1 - math.exp(-passed_s / INGRESS_TAU_S)
+        for class_id in {*counts, *self._ingress}:
+            rate = self._ingress.get(class_id, 0.0)
+            rate += (counts.get(class_id, 0) / passed_s - rate) * weight
+            if rate >= INGRESS_MIN_MPS / 2 or class_id in counts:
+                self._ingress[class_id] = rate
+            else:
+                del self._ingress[class_id]
 
     def here(self, class_id: str) -> int:
         """Own stored messages of a class."""
@@ -88,7 +114,17 @@ class Backlogs:
         self._advertised.pop(node_id, None)
 
     def load(self) -> tuple[ClassLoad, ...]:
-        """Own backlogs for an advertisement, sorted."""
-        return tuple(
-            ClassLoad(class_id, waiting.count, int(waiting.oldest_s)) for class_id, waiting in sorted(self._own.items())
-        )
+        """Own backlogs and arrivals for an advertisement, sorted."""
+        told = {class_id: rate for class_id, rate in self._ingress.items() if rate >= INGRESS_MIN_MPS}
+        found = []
+        for class_id in sorted({*self._own, *told}):
+            waiting = self._own.get(class_id, NOTHING_WAITING)
+            found.append(ClassLoad(class_id, waiting.count, int(waiting.oldest_s), _told(told.get(class_id, 0.0))))
+        return tuple(found)
+
+
+def _told(rate_mps: float) -> int:
+    """Milli-messages per second, in steps."""
+    if not rate_mps:
+        return 0
+    return round(1000 * INGRESS_STEP ** round(math.log(rate_mps) / math.log(INGRESS_STEP)))

@@ -5,13 +5,15 @@ Edges to the exchangers of other domains are left out: there may be thousands, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from router.backlog import Backlogs, Heard
 from router.decision import Candidate, EdgeState, HopKind, Query, Verdict
 from router.edge import Edge
-from router.forwarding import LARGEST_GAIN, ClassView, ForwardingRule
+from router.forwarding import LARGEST_GAIN, PLANNED_PEER, ClassView, ForwardingRule
+from router.planning import ClassPlan
 
 EXIT_BACKLOG = "exit"
 NOTHING_AT_AN_EXIT = Heard(0, None, EXIT_BACKLOG)
@@ -28,6 +30,7 @@ class Case:
     rule: str
     hops_max: int
     now: float
+    plan: ClassPlan | None = None
 
 
 def explain_candidates(
@@ -77,7 +80,21 @@ def _build(case: Case, edge: Edge, forwarding: ForwardingRule, backlogs: Backlog
         free_slots_in_panic=edge.free_slots(now, panic=True),
         stride=edge.stride(now),
         sideways=0.0 if edge.exit or rank_there is None else forwarding.sideways(class_id, rank_there, case.view),
+        plan_share=_plan_share(case.plan, edge),
+        plan_stride=_plan_stride(case.plan, edge),
     )
+
+
+def _plan_share(plan: ClassPlan | None, edge: Edge) -> float | None:
+    if plan is None:
+        return None
+    return plan.exits if edge.exit else plan.peers.get(edge.hop.name, 0.0)
+
+
+def _plan_stride(plan: ClassPlan | None, edge: Edge) -> float:
+    if plan is None:
+        return math.inf
+    return plan.stride_of_exits() if edge.exit else plan.stride_of(edge.hop.name)
 
 
 def _terms(
@@ -147,7 +164,9 @@ def _outranked_by(case: Case, edge: Edge) -> str:
     if case.chosen is not None and case.chosen.hop == case.query.prefer:
         return "another hop may have the message already"
     if edge.exit:
-        return "another exit is further behind its share"
+        return f"{'a relay of the plan' if case.rule == PLANNED_PEER else 'another exit'} is further behind its share"
+    if case.rule == PLANNED_PEER:
+        return "another relay of the plan is further behind its share"
     return "another relay has the larger gain" if case.rule == LARGEST_GAIN else "an exit comes first"
 
 

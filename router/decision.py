@@ -6,6 +6,7 @@ A decision can be replayed: it holds all that the rule looked at.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 
@@ -152,6 +153,10 @@ class Candidate:
     """Among free exits the smallest wins: sent lately for its weight, plus cost in seconds."""
     sideways: float = 0.0
     """Messages by which a relay that is no nearer must be emptier."""
+    plan_share: float | None = None
+    """What the joint plan sends to this relay, or to the exits together, 0..1; None = nothing is planned here."""
+    plan_stride: float = math.inf
+    """Sent lately for that share: the smallest is furthest behind. The same for all exits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
     router.backlog       what waits here and at the neighbours
     router.topology      own edges and the link-state database as arcs
     router.flow          ranks, bound, bottleneck, paths (networkx)
+    router.planning      the joint plan of all mail, made off the message path
     router.forwarding    the rule, per message
     router.candidates    the rule explained
     router.whatif        the rule as a fluid, on a changed copy of the view
@@ -36,6 +37,7 @@ from router.decision import (
 from router.edge import Edge
 from router.flow import compute_bound, compute_ranks, find_paths
 from router.forwarding import ClassView, ForwardingRule, build_view
+from router.planning import Planning
 from router.policy import MX_VIA, DestinationClass, RouteTable
 from router.settings import RouterSettings
 from router.topology import Topology, build_topology, rank_key
@@ -61,6 +63,7 @@ class RoutingEngine:
         now: float,
     ) -> None:
         self._node_id, self._node_name, self._table = NodeId(node_id), node_name, table
+        self.planning = Planning(node_id)
         self._adjacency = Adjacency(table, exits, settings, rng, now)
         self._backlogs = Backlogs(settings.backlog_fresh_s)
         self._forwarding = ForwardingRule(node_id, settings, self._backlogs)
@@ -113,6 +116,12 @@ class RoutingEngine:
         """Own stored messages of a class."""
         self._backlogs.set_own(class_id, count, oldest_s)
 
+    def note_arrivals(self, counts: Mapping[str, int], now: float) -> None:
+        """Messages that clients submitted since the last call, by class: the demand that is planned for."""
+        self._backlogs.note_arrivals(
+            {name: count for name, count in counts.items() if not name.startswith(DIRECT_PREFIX)}, now
+        )
+
     def hear_backlog(self, node_id: str, backlogs: Mapping[str, int], now: float) -> None:
         """What a peer said of its own backlog on an acknowledgement."""
         self._backlogs.hear_acknowledgement(node_id, backlogs, now)
@@ -131,12 +140,13 @@ class RoutingEngine:
         """Where a message goes now, or hold. With `explain`, every own edge is a candidate with its verdict."""
         view = self._views.get(query.class_id) or self._build_view(query.class_id, now)
         preferred = self._adjacency.get(query.prefer) if query.prefer is not None else None
-        chosen, rule = self._forwarding.choose(query, view, preferred, now)
+        chosen, rule = self._forwarding.choose(query, view, preferred, now, self.planning.of_class(query.class_id))
         hop = chosen.hop if chosen is not None else None
         if not explain:
             return Decision(query.class_id, hop, rule, (), self._snapshot.root, now)
         no_transit = self._current_topology(now).no_transit
-        case = Case(query, view, no_transit, chosen, rule, self._forwarding.hops_max, now)
+        plan = self.planning.of_class(query.class_id)
+        case = Case(query, view, no_transit, chosen, rule, self._forwarding.hops_max, now, plan)
         candidates = explain_candidates(case, self._adjacency.all(), self._forwarding, self._backlogs)
         return Decision(
             query.class_id,
@@ -158,6 +168,9 @@ class RoutingEngine:
             edge = self._adjacency.add(hop, hop.id, now)
             self._forget_ranks()
         edge.begin(now, size_bytes)
+        plan = self.planning.of_class(class_id)
+        if plan is not None:
+            plan.note(None if edge.exit else hop.name, now)
 
     def record(self, outcome: Outcome, class_id: str, now: float) -> Changes:
         """An attempt or a probe ended."""
@@ -182,6 +195,16 @@ class RoutingEngine:
     def probes_due(self, now: float) -> tuple[Hop, ...]:
         """Hops to probe now; each is marked as being probed until its outcome is recorded."""
         return self._adjacency.take_probes(now)
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    def begin_plan(self, now: float) -> bool:
+        """True if a new plan is due or under way: `plan_step` until it says that there is no more."""
+        return self.planning.begin(self._snapshot, self._classes, now)
+
+    def plan_step(self, now: float) -> bool:
+        """A millisecond or so of work on the plan; True if there is more."""
+        return self.planning.step(now)
 
     # -- showing -------------------------------------------------------------------------------------------------------
 

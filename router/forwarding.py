@@ -1,7 +1,9 @@
 """The forwarding rule (4-routing.md section 5): one next hop with a free slot, or hold. Pure, and cheap per message.
 
     1  a transfer in doubt goes back to the hop that may have it
-    2  exits of the class with a free slot, in stride order: fewest sent for their weight first
+    2  what is furthest behind its share, with a free slot: an exit of the class, or a peer that the joint plan names
+           among exits in stride order: fewest sent for their weight first
+           a peer only with a positive gain, without the sideways term
     3  peers with a free slot and a positive gain, the largest first
            gain = reliability x (backlog here - backlog there + beta x (rank here - rank there) - sideways)
     4  an exit whose trial has not succeeded once: a probe risks less than a message, so it comes this late
@@ -18,17 +20,20 @@ Ties go to the lowest hop id.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from router.backlog import Backlogs
 from router.decision import EdgeState, Query
 from router.edge import Edge
+from router.planning import ClassPlan
 from router.policy import DestinationClass
 from router.settings import RouterSettings
 
 IN_DOUBT = "in doubt: the same hop first"
-PLANNED, LARGEST_GAIN, TRIAL, STEP_BACK = "planned share", "largest gain", "trial", "step back"
+PLANNED, PLANNED_PEER = "planned share", "planned share of a relay"
+LARGEST_GAIN, TRIAL, STEP_BACK = "largest gain", "trial", "step back"
 NO_SLOT, BACKING_OFF, NO_PATH = "hold: no slot", "hold: backing off", "hold: no path"
 EVERY_WAY_BACK, NO_GAIN, TOO_MANY_HOPS = "hold: every way leads back", "hold: no gain", "hold: too many transfers"
 TRUSTED = frozenset({EdgeState.UP, EdgeState.UNKNOWN})
@@ -64,11 +69,17 @@ class ForwardingRule:
         """Transfers that one message may make; a walk with all its steps back needs 2 (N - 1)."""
         return min(self._settings.hops_max, 2 * max(2, self.node_count))
 
-    def choose(self, query: Query, view: ClassView, preferred: Edge | None, now: float) -> tuple[Edge | None, str]:
+    def choose(
+        self, query: Query, view: ClassView, preferred: Edge | None, now: float, plan: ClassPlan | None = None
+    ) -> tuple[Edge | None, str]:
         """The next hop and the rule that decided, or None and why the message waits."""
         if preferred is not None and preferred.free_slots(now) > 0:
             return preferred, IN_DOUBT
         found = self._choose_exit(query, view, now)
+        if plan is not None and plan.peers:
+            peer = self._choose_planned(query, view, plan, now, found is not None)
+            if peer is not None:
+                return peer, PLANNED_PEER
         if found is not None:
             return found, PLANNED
         found = self._choose_peer(query, view, now)
@@ -84,12 +95,15 @@ class ForwardingRule:
 
     def gain(self, edge: Edge, there: float, class_id: str, view: ClassView, now: float) -> float:
         """Gain of a peer with rank `there`."""
-        settings = self._settings
         here = view.here if view.here is not None else there + 1
-        waiting = self._backlogs.here(class_id)
-        gradient = waiting - self._backlogs.there(edge.hop.name, class_id, now).count
-        bias = settings.beta_messages * (here - there)
-        return edge.reliability.value * (gradient + bias - self._sideways(waiting, there >= here))
+        sideways = self._sideways(self._backlogs.here(class_id), there >= here)
+        return edge.reliability.value * (self._pull(edge, there, class_id, view, now) - sideways)
+
+    def _pull(self, edge: Edge, there: float, class_id: str, view: ClassView, now: float) -> float:
+        """Gradient of the backlogs and bias towards the exit, in messages."""
+        here = view.here if view.here is not None else there + 1
+        gradient = self._backlogs.here(class_id) - self._backlogs.there(edge.hop.name, class_id, now).count
+        return gradient + self._settings.beta_messages * (here - there)
 
     def sideways(self, class_id: str, there: float, view: ClassView) -> float:
         """What a peer of rank `there` must be emptier by, in messages."""
@@ -137,6 +151,25 @@ class ForwardingRule:
             if edge.awaits_probe and edge.free_slots(now) > 0 and edge.hop not in query.avoid:
                 return edge
         return None
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    def _choose_planned(
+        self, query: Query, view: ClassView, plan: ClassPlan, now: float, exit_free: bool
+    ) -> Edge | None:
+        """The peer that is furthest behind its planned share, unless the exits are further behind theirs."""
+        if len(query.trace) >= self.hops_max:
+            return None
+        best: Edge | None = None
+        best_stride = plan.stride_of_exits() if exit_free else math.inf
+        for edge, there in view.peers:
+            name = edge.hop.name
+            stride = plan.stride_of(name)
+            if stride >= best_stride or name in query.trace or edge.free_slots(now) <= 0 or edge.hop in query.avoid:
+                continue
+            if not edge.awaits_probe and self._pull(edge, there, query.class_id, view, now) > 0:
+                best, best_stride = edge, stride
+        return best
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 

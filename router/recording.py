@@ -28,8 +28,8 @@ from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 
 TOLD = (
-    "apply", "peer_session", "set_backlog", "hear_backlog", "ensure_class", "decide", "begin", "record", "on_timer",
-    "probes_due", "links", "load", "rows", "explain", "what_if",
+    "apply", "peer_session", "set_backlog", "note_arrivals", "hear_backlog", "ensure_class", "decide", "begin",
+    "record", "on_timer", "probes_due", "begin_plan", "plan_step", "links", "load", "rows", "explain", "what_if",
 )  # fmt: skip
 DRAINING = "draining"
 DIGEST_SHOWN = 16

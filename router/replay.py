@@ -6,6 +6,8 @@ each other over random meshes; an operator may hold it against any `explain`.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 
 from router.decision import Candidate, Decision, Hop, HopKind
@@ -19,6 +21,7 @@ from router.forwarding import (
     NO_SLOT,
     PANIC_SHARE,
     PLANNED,
+    PLANNED_PEER,
     STEP_BACK,
     TOO_MANY_HOPS,
     TRIAL,
@@ -52,6 +55,7 @@ class _Case:
     def choose(self) -> tuple[Hop | None, str]:
         for found, rule in (
             (self._in_doubt(), IN_DOUBT),
+            (self._planned(), PLANNED_PEER),
             (self._exit(), PLANNED),
             (self._peer(), LARGEST_GAIN),
             (self._trial(), TRIAL),
@@ -74,6 +78,21 @@ class _Case:
         if trusted < len(self.exits) * (1 - PANIC_SHARE):
             return next((item for item in open_ if item.free_slots_in_panic > 0), None)
         return None
+
+    def _planned(self) -> Candidate | None:
+        if len(self.query.trace) >= self.decision.hops_max:
+            return None
+        exit_ = self._exit()
+        fresh = [item for item in self._here_and_now(self.peers) if item.hop.name not in self.query.trace]
+        behind = [
+            item
+            for item in fresh
+            if item.free_slots > 0
+            and not item.awaits_probe
+            and self._pull(item) > 0
+            and item.plan_stride < (exit_.plan_stride if exit_ is not None else math.inf)
+        ]
+        return min(behind, key=lambda item: item.plan_stride, default=None)
 
     def _peer(self) -> Candidate | None:
         if len(self.query.trace) >= self.decision.hops_max:
@@ -116,3 +135,7 @@ class _Case:
 
     def _gain(self, candidate: Candidate) -> float:
         return recompute_gain(candidate, self.decision.beta)
+
+    def _pull(self, candidate: Candidate) -> float:
+        """The gain without the sideways term."""
+        return recompute_gain(dataclasses.replace(candidate, sideways=0.0), self.decision.beta)

@@ -115,7 +115,7 @@ class QueueAcceptor:
             self._counters.duplicates_dropped += 1
             log.info("transfer.repeated", queue_id=stored.duplicate_of, peer=message.client.peer_id)
             return self._reply(message, new, "already have it as", stored.duplicate_of)
-        self._take_over(new, stored)
+        self._take_over(new, stored, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 
     async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
@@ -125,10 +125,12 @@ class QueueAcceptor:
             claim=self._dispatcher.has_room(),
         )
 
-    def _take_over(self, new: NewEntry, stored: Stored) -> None:
+    def _take_over(self, new: NewEntry, stored: Stored, *, submitted: bool) -> None:
         self._counters.accepted += 1
         for delivery in new.deliveries:
             self._observer.backlog_changed(delivery.class_id)
+            if submitted:
+                self._observer.arrived(delivery.class_id)
         if stored.claims:
             self._dispatcher.submit(stored.claims)
         else:

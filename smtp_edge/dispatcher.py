@@ -70,6 +70,10 @@ class AttemptObserver(Protocol):
         """It ended; the slot is free."""
         ...
 
+    def arrived(self, class_id: str) -> None:
+        """A client (not a peer) submitted a message of a class."""
+        ...
+
     def backlog_changed(self, class_id: str) -> None:
         """The number of stored messages of a class changed."""
         ...

@@ -136,6 +136,9 @@ class RoutingShell:
         self._probes: set[asyncio.Task[None]] = set()
         self._wakes: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
+        self._arrivals: dict[str, int] = {}
+        """Messages from clients since the last tick, by class."""
+        self._planner: asyncio.Task[None] | None = None
         self._dispatcher: Dispatcher | None = None
         self._advertiser: Advertiser | None = None
 
@@ -159,6 +162,10 @@ class RoutingShell:
         outcome = Outcome(hop, result.kind, began, result.latency_s, size_bytes, message=message, reason=result.reason)
         self._act(self._engine.record(outcome, class_id, now))
 
+    def arrived(self, class_id: str) -> None:
+        """A client submitted a message of the class."""
+        self._arrivals[class_id] = self._arrivals.get(class_id, 0) + 1
+
     def backlog_changed(self, class_id: str) -> None:
         """Tell the engine how much of a class is stored here."""
         self._engine.ensure_class(class_id)
@@ -180,16 +187,20 @@ class RoutingShell:
 
     async def run(self) -> None:
         """Timers, probes, backlogs; ends by cancellation."""
-        while True:
-            self.tick()
-            due = self._engine.next_timer(self._now())
-            delay_s = TICK_S if due is None else min(TICK_S, max(0.01, due - self._now()))
-            try:
-                async with asyncio.timeout(delay_s):
-                    await self._rearm.wait()
-            except TimeoutError:
-                pass
-            self._rearm.clear()
+        try:
+            while True:
+                self.tick()
+                due = self._engine.next_timer(self._now())
+                delay_s = TICK_S if due is None else min(TICK_S, max(0.01, due - self._now()))
+                try:
+                    async with asyncio.timeout(delay_s):
+                        await self._rearm.wait()
+                except TimeoutError:
+                    pass
+                self._rearm.clear()
+        finally:
+            if self._planner is not None:
+                self._planner.cancel()
 
     def tick(self) -> None:
         """One look at everything that depends on time."""
@@ -199,6 +210,10 @@ class RoutingShell:
             self._engine.set_backlog(class_id, backlogs.get(class_id, 0))
         self._told = set(backlogs)
         now = self._now()
+        arrivals, self._arrivals = self._arrivals, {}
+        self._engine.note_arrivals(arrivals, now)
+        if self._planner is None and self._engine.begin_plan(now):
+            self._planner = asyncio.create_task(self._plan())
         self._act(self._engine.on_timer(now))
         for hop in self._engine.probes_due(now):
             task = asyncio.create_task(self._probe(hop))
@@ -206,6 +221,14 @@ class RoutingShell:
             task.add_done_callback(self._probes.discard)
         if self._advertiser is not None:
             self._advertiser.publish_load(self._engine.load(now))
+
+    async def _plan(self) -> None:
+        """Work on the joint plan in steps: mail goes on in between."""
+        try:
+            while self._engine.plan_step(self._now()):  # noqa: ASYNC110  (it yields, it does not wait)
+                await asyncio.sleep(0)
+        finally:
+            self._planner = None
 
     async def _probe(self, hop: Hop) -> None:
         target, began = self._targets.find(hop.id), self._now()

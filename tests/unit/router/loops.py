@@ -3,8 +3,9 @@
     python -m tests.unit.router.loops --graphs 10000 [--seed 1]
 
 Each relay has its own engine and its own picture: links that others know as down, members that it never heard of,
-backlogs from long ago, edges that it found dead itself. A message goes where the relay that has it sends it; exits fail
-at random, and while it is held time passes: pictures change, and not for the better. What has to hold all the same:
+backlogs from long ago, edges that it found dead itself, and a plan made of all that. A message goes where the relay
+that has it sends it; exits fail at random, and while it is held time passes: pictures change, and not for the better.
+What has to hold all the same:
 
     a relay is entered once, but for a step back to the relay that first sent the message here
     no relay sends the same message to the same relay twice
@@ -17,9 +18,9 @@ import argparse
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from gossip.linkstate import LinkState, LinkStatus, NodeId, Snapshot
+from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, NodeId, Snapshot
 from router.decision import Decision, Hop, HopKind, Outcome, OutcomeKind, Query
 from router.engine import RoutingEngine
 from router.forwarding import STEP_BACK
@@ -66,10 +67,12 @@ class DivergentMesh:
         """A new picture for one relay."""
         rng, engine = self.rng, self.engines[relay]
         heard = [n for n in range(self.count) if n == relay or rng.random() < 0.9]
-        snapshot = Snapshot(
-            str(rng.random()), tuple(record(n + 1, self._links(n), no_transit=rng.random() < 0.05) for n in heard)
-        )
-        engine.apply(snapshot, self.now)
+        records = [record(n + 1, self._links(n), no_transit=rng.random() < 0.05) for n in heard]
+        loads = [Load(classes=(ClassLoad(CLASS, 0, 0, rng.choice((0, 3_000, 90_000))),)) for _ in heard]
+        pictured = [replace(node, load=load) for node, load in zip(records, loads, strict=True)]
+        engine.apply(Snapshot(str(rng.random()), tuple(pictured)), self.now)
+        while engine.begin_plan(self.now):
+            engine.plan_step(self.now)
         engine.set_backlog(CLASS, rng.choice((1, 5, 50, 500)))
         for other in range(self.count):
             if other != relay:

@@ -90,6 +90,8 @@ class World:
         self.dead: set[str] = set()
         self.queues: list[deque[Mail]] = [deque() for _ in attached]
         self.inflight = [0] * len(attached)
+        self.arrived = [0] * len(attached)
+        """From clients, since the last tick."""
         self.delivered: list[tuple[float, str, float]] = []
         """(when, host, delay)"""
         self.attempts: list[tuple[float, int, Hop]] = []
@@ -114,6 +116,7 @@ class World:
 
         def arrive() -> None:
             self.queues[relay].append(Mail(self.now))
+            self.arrived[relay] += 1
             self.pump(relay)
             following = self.now + self.rng.expovariate(rate_mps)
             if following < until:
@@ -165,6 +168,10 @@ class World:
             for n, engine in enumerate(self.engines):
                 self._act(n, engine.apply(snapshot, self.now))
         for n, engine in enumerate(self.engines):
+            engine.note_arrivals({CLASS: self.arrived[n]}, self.now)
+            self.arrived[n] = 0
+            while engine.begin_plan(self.now):
+                engine.plan_step(self.now)
             self._act(n, engine.on_timer(self.now))
             for hop in engine.probes_due(self.now):
                 self._probe(n, hop)

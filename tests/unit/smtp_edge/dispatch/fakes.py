@@ -70,6 +70,9 @@ class Observer:
         self.busy[hop.id] -= 1
         self.ends.append((hop.id, result.kind))
 
+    def arrived(self, class_id: str) -> None:
+        pass
+
     def backlog_changed(self, class_id: str) -> None:
         pass
 
