@@ -27,9 +27,11 @@ from gossip.linkstate import ClassLoad, NodeRecord
 from router.decision import HopKind
 from router.topology import Arc
 
-SWEEPS = 10
+SWEEPS_MAX = 20
 """Times that new paths are looked for, for every class."""
-ROUNDS = 2
+SETTLED = 0.003
+"""A sweep that moves less than this share of the mail is the last one."""
+ROUNDS = 1
 """Times that mail is moved between the known paths after each search: cheaper than another search."""
 KNEE = 0.95
 """Share of the capacity from which the cost goes on as a parabola."""
@@ -43,6 +45,9 @@ DRAIN_S = 10.0
 """A backlog is planned to be gone after this time, and at most by as much again as arrives and `DRAIN_MPS`."""
 DRAIN_MPS, DRAIN_FREE = 5.0, 5
 TRIFLE_MPS = 0.01
+"""What a plan leaves out."""
+DUST_MPS = 0.0001
+"""What a path is given up for while the plan is made: with more, paths would come and go for ever."""
 UNLIMITED = math.inf
 SINK = "*"
 WORK_MAX = 2_000_000
@@ -153,7 +158,7 @@ def _affordable(
     chosen: list[str] = []
     work = 0
     for name in sorted(names, key=lambda name: (-sum(demands[name].values()), name)):
-        work += SWEEPS * len(classes[name])
+        work += SWEEPS_MAX * len(classes[name])
         if work > WORK_MAX:
             break
         chosen.append(name)
@@ -180,14 +185,18 @@ def _round(value: float, ratio: float) -> float:
 # -- the solution ------------------------------------------------------------------------------------------------------
 
 
-def solve(problem: Problem, sweeps: int = SWEEPS) -> Generator[None, None, Plan]:
+def solve(problem: Problem, sweeps: int = SWEEPS_MAX) -> Generator[None, None, Plan]:
     """The plan, as the generator's return value; it yields after each class."""
     work = [_Flow(problem, commodity) for commodity in problem.commodities]
     load = [0.0] * len(problem.links)
+    total = sum(mps for item in problem.commodities for _, mps in item.demand)
     for _ in range(sweeps):
+        moved = 0.0
         for flow in work:
-            flow.improve(load)
+            moved += flow.improve(load)
             yield
+        if moved < SETTLED * total:
+            break
     flows = {}
     for flow in work:
         flows[flow.class_id] = flow.acyclic()
@@ -195,7 +204,7 @@ def solve(problem: Problem, sweeps: int = SWEEPS) -> Generator[None, None, Plan]
     return Plan(problem, flows)
 
 
-def complete(problem: Problem, sweeps: int = SWEEPS) -> Plan:
+def complete(problem: Problem, sweeps: int = SWEEPS_MAX) -> Plan:
     """The plan, without pauses."""
     steps = solve(problem, sweeps)
     while True:
@@ -220,25 +229,29 @@ class _Flow:
             link = problem.links[number]
             self._arriving.setdefault(link.head, []).append((link.tail, number))
 
-    def improve(self, load: list[float]) -> None:
-        """Find the paths that cost least at the margin now, and move mail there. What reaches no exit is left out."""
-        onward = self._cheapest(load)
+    def improve(self, load: list[float]) -> float:
+        """Find the paths that cost least at the margin now, and move mail there; how much, messages per second.
+
+        What reaches no exit is left out.
+        """
+        onward, moved = self._cheapest(load), 0.0
         for vertex, mps in self._demand:
             if vertex in onward:
                 best = self._follow(vertex, onward)
                 if not self._paths[vertex]:
                     self._paths[vertex][best] = mps
+                    moved += mps
                     for number in best:
                         load[number] += mps
-                self._level(self._paths[vertex], best, load)
+                moved += self._level(self._paths[vertex], best, load)
         for _ in range(ROUNDS):
             for paths in self._paths.values():
                 if len(paths) > 1:
                     self._level(paths, min(paths, key=lambda path: (self._price(path, load), path)), load)
+        return moved
 
-    def _level(self, paths: dict[Path, float], best: Path, load: list[float]) -> None:
-        for path in [path for path in paths if path != best]:
-            self._shift(paths, path, best, load)
+    def _level(self, paths: dict[Path, float], best: Path, load: list[float]) -> float:
+        return sum(self._shift(paths, path, best, load) for path in [path for path in paths if path != best])
 
     def _price(self, path: Path, load: list[float]) -> float:
         return sum(_slope(self._links[number], load[number]) for number in path)
@@ -268,7 +281,7 @@ class _Flow:
             vertex = self._links[path[-1]].head
         return tuple(path)
 
-    def _shift(self, paths: dict[Path, float], path: Path, best: Path, load: list[float]) -> None:
+    def _shift(self, paths: dict[Path, float], path: Path, best: Path, load: list[float]) -> float:
         """One step of Newton's method between two paths, kept within what they carry."""
         links = self._links
         left = [number for number in path if number not in best]
@@ -277,7 +290,7 @@ class _Flow:
         excess -= sum(_slope(links[number], load[number]) for number in taken)
         curve = sum(_curve(links[number], load[number]) for number in (*left, *taken))
         change = max(-paths.get(best, 0.0), min(paths[path], excess / curve if curve else paths[path]))
-        if paths[path] - change < TRIFLE_MPS:
+        if paths[path] - change < DUST_MPS:
             change = paths[path]
         paths[best] = paths.get(best, 0.0) + change
         paths[path] -= change
@@ -287,6 +300,7 @@ class _Flow:
             load[number] = max(0.0, load[number] - change)
         for number in taken:
             load[number] += change
+        return abs(change)
 
     def acyclic(self) -> dict[tuple[str, str], float]:
         """The flow of all paths together without circles, which mixing them can make, and without trifles."""

@@ -168,7 +168,7 @@ def play(plan: Plan, case: Case, strategy: str) -> Figures:
     here, there = plan.busiest(offered)
     delay_s = STALE_S if case.stale else ACCURATE_S
     with Mesh(seed=plan.seed, strategy=STRATEGIES[strategy], gossip_delay_s=delay_s) as mesh:
-        _build(mesh, plan, offered)
+        build_mesh(mesh, plan, offered)
         if case.gray:
             mesh.degrade(here, to=there, speed=GRAY_SPEED, error_rate=GRAY_ERRORS, at=CUT_S)
             mesh.degrade(here, to=there, speed=1.0, error_rate=0.0, at=HEAL_S)
@@ -203,7 +203,8 @@ def play(plan: Plan, case: Case, strategy: str) -> Figures:
         )
 
 
-def _build(mesh: Mesh, plan: Plan, offered_mps: float) -> None:
+def build_mesh(mesh: Mesh, plan: Plan, offered_mps: float) -> None:
+    """Hosts, relays, ways and clients of a plan."""
     for host, mps in plan.hosts.items():
         mesh.host(host, mps)
     for name in plan.names:

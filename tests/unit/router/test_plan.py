@@ -139,6 +139,7 @@ def test_work_is_done_class_by_class() -> None:
     asked, _ = random_problem(5, 0.9)
     two = replace(asked, commodities=(asked.commodities[0], replace(asked.commodities[0], class_id="other")))
     assert sum(1 for _ in solve(two, sweeps=3)) == 2 * 3 + 2
+    assert sum(1 for _ in solve(two, sweeps=1000)) < 2 * 100, "it settles"
 
 
 # -- the problem -------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_small_changes_and_another_order_make_no_new_problem() -> None:
 def test_too_many_classes_are_planned_as_far_as_the_time_goes_the_largest_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("router.plan.WORK_MAX", 25)
+    monkeypatch.setattr("router.plan.WORK_MAX", 45)
     arcs = [arc(1, host("a"))]
     rates = {"small": 1_000, "large": 9_000, "middle": 5_000}
     node = loaded(1, *(ClassLoad(name, 0, 0, rate) for name, rate in rates.items()))
@@ -233,12 +234,12 @@ def test_every_relay_comes_to_the_same_plan() -> None:
 
 def test_a_plan_is_made_once_a_second_and_only_of_something_new() -> None:
     planning, first = Planning(node_id(1)), view()
-    assert finish(planning, first, 0.0) > 10
+    assert finish(planning, first, 0.0) > 4
     assert finish(planning, first, 5.0) == 0, "nothing is new"
     assert finish(planning, view(), 5.5) > 0, "another snapshot"
     assert planning.made == 1, "of the same problem"
     assert finish(planning, view(90_000), 6.0) == 0, "too soon"
-    assert finish(planning, view(90_000), 6.5) > 10
+    assert finish(planning, view(90_000), 6.5) > 4
     assert planning.made == 2
 
 
