@@ -105,7 +105,12 @@ def convert_node(
         routes_digest=info.routes_digest,
         routes_differ=info.routes_digest != routes_digest,
         backlogs=[
-            pb.ClassBacklog(class_id=item.class_id, count=item.backlog_count, oldest_s=item.oldest_s)
+            pb.ClassBacklog(
+                class_id=item.class_id,
+                count=item.backlog_count,
+                oldest_s=item.oldest_s,
+                ingress_mps=item.ingress_mmps / 1000,
+            )
             for item in node.load.classes
         ],
         accept_capacity_mps=node.load.accept_capacity_mmps / 1000,

@@ -302,7 +302,7 @@ def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ..
 
     shower = tables.to_json_line if as_json else tables.show_event
     try:
-        with _open_client(config, admin) as client:
+        with open_client(config, admin) as client:
             request = {"kinds": list(kinds), "recent": recent}
             for answer in client.stream("WatchEvents", request, _say_watching):
                 click.echo(shower(answer))
@@ -369,7 +369,7 @@ def _show(
     from smtp_edge.cli import tables
 
     try:
-        with _open_client(config, admin) as client:
+        with open_client(config, admin) as client:
             answer = client.call(method, request)
     except UnreachableError as error:
         _fail(str(error), EXIT_UNREACHABLE)
@@ -383,13 +383,13 @@ def _say_watching(name: str) -> None:
     click.echo(f"watching {name}; Ctrl-C ends", err=True)
 
 
-def _open_client(config: Path, admin: str | None) -> Any:
-    """A client of the node in question. CallError, UnreachableError."""
+def open_client(config: Path, admin: str | None, *, hint: str = "--admin") -> Any:
+    """A client of the node in question. CallError, UnreachableError. `hint`: the option that named the address."""
     from smtp_edge.admin.address import find_fault, needs_certificates
     from smtp_edge.admin.client import AdminClient
 
     if admin is not None and (fault := find_fault(admin)):
-        raise click.BadParameter(f"{admin!r}: {fault}", param_hint="'--admin'")
+        raise click.BadParameter(f"{admin!r}: {fault}", param_hint=f"'{hint}'")
     settings = _load_for_reading(config) if admin is None or needs_certificates(admin) else None
     address = admin if admin is not None else _admin_address(settings)
     secured = settings is not None and needs_certificates(admin or settings.admin.listen)

@@ -1,6 +1,10 @@
 """A smart host is killed under load: mail goes elsewhere within a second, nothing is lost, and it is used again."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from smtp_edge.demo.cluster import Cluster, HostPlan
 from smtp_edge.demo.ledger import to_text
@@ -23,6 +27,10 @@ def test_mail_leaves_a_killed_smart_host_within_a_second_and_returns_later(folde
         submitter.start()
         wait_until(lambda: {"smart host A", "smart host B"} <= {a.host for a in cluster.arrivals()}, 20, "both in use")
 
+        simulated = simulate_from_live(cluster)
+        assert min(simulated["shares"].values()) > 0.2, simulated
+        assert simulated["lost"] == 0, simulated
+
         watch = DownWatch(calls, cluster.relays, "host:b")
         watch.start()
         killed_at = cluster.kill("smart host B")
@@ -41,3 +49,14 @@ def test_mail_leaves_a_killed_smart_host_within_a_second_and_returns_later(folde
         assert reroute.everywhere_s is not None, reroute
         assert reroute.everywhere_s <= SEEN_S, reroute
         assert (reroute.last_use_s or 0.0) <= REROUTE_S, reroute
+
+
+def simulate_from_live(cluster: Cluster) -> dict[str, Any]:
+    """Ten virtual seconds of the running cluster."""
+    address = next(iter(cluster.relays.values())).admin
+    words = [sys.executable, "-m", "smtp_edge.cli", "simulate", "--from-live", address, "--duration", "10", "--json"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert "3 relays, 2 hosts" in found.stderr
+    answer: dict[str, Any] = json.loads(found.stdout)
+    return answer

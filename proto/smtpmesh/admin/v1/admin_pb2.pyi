@@ -727,10 +727,13 @@ class ClassBacklog(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     OLDEST_S_FIELD_NUMBER: _builtins.int
     DEFERRED_FIELD_NUMBER: _builtins.int
+    INGRESS_MPS_FIELD_NUMBER: _builtins.int
     class_id: _builtins.str
     count: _builtins.int
     oldest_s: _builtins.float
     deferred: _builtins.int
+    ingress_mps: _builtins.float
+    """messages a second that clients submit, a mean of the last seconds"""
     def __init__(
         self,
         *,
@@ -738,10 +741,11 @@ class ClassBacklog(_message.Message):
         count: _builtins.int = ...,
         oldest_s: _builtins.float = ...,
         deferred: _builtins.int = ...,
+        ingress_mps: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "count", b"count", "deferred", b"deferred", "oldest_s", b"oldest_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "count", b"count", "deferred", b"deferred", "ingress_mps", b"ingress_mps", "oldest_s", b"oldest_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
