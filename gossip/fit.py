@@ -11,7 +11,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from gossip.linkstate import ClassLoad, Links, LinkState, Load, NodeInfo, Opaque, Payload, Sessions
-from gossip.wire import CLASSES_MAX, SHARD_MAX, TEXT_MAX, WireError, check_class_load, check_link, link_bytes
+from gossip.wire import (
+    CLASSES_MAX,
+    SHARD_MAX,
+    TEXT_MAX,
+    WireError,
+    check_class_load,
+    check_link,
+    fit_tags,
+    link_bytes,
+)
 
 PAYLOAD_BYTES_MAX = 48 * 1024
 """Of one record; the rest of `wire.BODY_BYTES_MAX` is for the key, the certificate and fields to come."""
@@ -50,7 +59,7 @@ def shard_links(links: Sequence[LinkState]) -> tuple[list[Payload], list[str]]:
 
 
 def _fit_info(info: NodeInfo) -> tuple[NodeInfo, list[str]]:
-    changed: dict[str, str] = {}
+    changed: dict[str, object] = {}
     for item in dataclasses.fields(info):
         value = getattr(info, item.name)
         if isinstance(value, str):
@@ -58,7 +67,10 @@ def _fit_info(info: NodeInfo) -> tuple[NodeInfo, list[str]]:
             if clean != value:
                 changed[item.name] = clean
     complaints = [f"{name} of this node is too long or not printable and was changed" for name in changed]
-    return dataclasses.replace(info, **changed), complaints  # type: ignore[arg-type]  # only str fields
+    tags = fit_tags(info.tags)
+    if set(tags) != set(info.tags):
+        complaints.append(f"tags of this node: only {', '.join(tags) or 'none'} can be advertised")
+    return dataclasses.replace(info, **changed, tags=tags), complaints  # type: ignore[arg-type]  # by the field's type
 
 
 def _fit_links(links: Sequence[LinkState]) -> tuple[list[LinkState], list[str]]:

@@ -47,6 +47,15 @@ class LinkStatus(enum.IntEnum):
     DRAINING = 5
 
 
+class TlsLevel(enum.IntEnum):
+    """What a link promises of every transaction; opportunistic encryption promises nothing."""
+
+    NONE = 0
+    ENCRYPTED = 1
+    VERIFIED = 2
+    """Encrypted, and the certificate is checked."""
+
+
 class Version(NamedTuple):
     """Total order over the records of one key: epoch counts restarts of the origin, sequence its changes."""
 
@@ -85,6 +94,10 @@ class NodeInfo:
     """This node delivers to MX destinations itself."""
     routes_digest: str = ""
     """Hash of the route configuration; nodes that differ are shown to the operator."""
+    tags: tuple[str, ...] = ()
+    """What the operator calls it (a region, a provider), for the policies of routes; sorted."""
+    admin_address: str = ""
+    """host:port of the admin service, if it can be reached over the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,11 @@ class LinkState:
     """What the operator set; added to the rank."""
     classes: tuple[str, ...] = ()
     """Destination classes that an exit serves; empty for peers."""
+    tags: tuple[str, ...] = ()
+    """Of an exit, as of a node; sorted."""
+    tls: TlsLevel = TlsLevel.NONE
+    size_bytes_max: int = 0
+    """Largest message that an exit takes; 0 = any that gets here."""
 
 
 @dataclass(frozen=True, slots=True)

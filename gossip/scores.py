@@ -48,9 +48,14 @@ def _compare(was: LinkState, link: LinkState) -> Urgency | None:
     )
     if min(steps) <= -LEVELS_MIN:
         return Urgency.DEGRADE
-    if max(steps) >= LEVELS_MIN or (was.cost, was.classes) != (link.cost, link.classes):
+    if max(steps) >= LEVELS_MIN or _configured(was) != _configured(link):
         return Urgency.RECOVER
     return None
+
+
+def _configured(link: LinkState) -> tuple[object, ...]:
+    """What the operator set."""
+    return link.cost, link.classes, link.tags, link.tls, link.size_bytes_max
 
 
 def _ratio(before: int, after: int) -> float:

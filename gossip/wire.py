@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -43,6 +43,7 @@ from gossip.linkstate import (
     Opaque,
     Payload,
     Sessions,
+    TlsLevel,
     Urgency,
     Version,
 )
@@ -52,6 +53,7 @@ BODY_BYTES_MAX = 64 * 1024
 TEXT_MAX = 255
 LINKS_MAX = 2000
 CLASSES_MAX = 256
+TAGS_MAX = 16
 CAPACITY_MAX_MMPS = 10**12
 LATENCY_MAX_US = 3600 * 10**6
 COUNT_MAX = 2**53
@@ -70,6 +72,8 @@ REVOCATIONS_MAX = 10_000
 UINT32_MAX = 2**32 - 1
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
+TAG_PATTERN = r"[a-z0-9][a-z0-9._-]{0,31}"
+_TAG = re.compile(TAG_PATTERN)
 _HOP = re.compile(r"(?:peer:[0-9a-f]{32}|host:[A-Za-z0-9._-]{1,64}|mx:[^\s,\x00-\x20\x7f]{1,255})")
 
 
@@ -334,6 +338,11 @@ def check_class_load(item: ClassLoad) -> ClassLoad:
         raise WireError(str(error)) from error
 
 
+def fit_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags that every receiver will take, as it will read them."""
+    return tuple(sorted({tag for tag in tags if _TAG.fullmatch(tag)})[:TAGS_MAX])
+
+
 def link_bytes(link: LinkState) -> int:
     """Size of a link in a LINKS record, with its frame."""
     return _encode_link(link).ByteSize() + 4
@@ -369,6 +378,8 @@ def _encode_node(info: NodeInfo, certificate: bytes) -> pb.NodePayload:
         no_transit=info.no_transit,
         direct_mx=info.direct_mx,
         routes_digest=info.routes_digest,
+        tags=info.tags,
+        admin_address=info.admin_address,
     )
 
 
@@ -384,6 +395,8 @@ def _decode_node(message: pb.NodePayload) -> NodeInfo:
         no_transit=message.no_transit,
         direct_mx=message.direct_mx,
         routes_digest=_text(message.routes_digest),
+        tags=_decode_tags(message.tags),
+        admin_address=_text(message.admin_address),
     )
 
 
@@ -398,6 +411,9 @@ def _encode_link(link: LinkState) -> pb.LinkPayload:
         samples=min(UINT32_MAX, link.samples),
         cost=min(UINT32_MAX, link.cost),
         classes=list(link.classes),
+        tags=link.tags,
+        tls=int(link.tls),
+        size_bytes_max=link.size_bytes_max,
     )
 
 
@@ -418,6 +434,9 @@ def _decode_link(message: pb.LinkPayload) -> LinkState:
         samples=message.samples,
         cost=min(1_000_000, message.cost),
         classes=tuple(_text(name) for name in message.classes),
+        tags=_decode_tags(message.tags),
+        tls=TlsLevel(min(message.tls, max(TlsLevel))),
+        size_bytes_max=min(COUNT_MAX, message.size_bytes_max),
     )
 
 
@@ -460,6 +479,13 @@ def _decode_class_load(message: pb.ClassLoadPayload) -> ClassLoad:
         message.oldest_s,
         min(CAPACITY_MAX_MMPS, message.ingress_mmps),
     )
+
+
+def _decode_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Sorted, each once: equal tags are equal values, whoever sent them."""
+    if len(tags) > TAGS_MAX or not all(_TAG.fullmatch(tag) for tag in tags):
+        raise WireError("bad tags")
+    return tuple(sorted(set(tags)))
 
 
 def _text(value: str) -> str:

@@ -53,6 +53,13 @@ def test_the_texts_of_a_node_are_cleaned() -> None:
     assert len(complaints) == 2
 
 
+def test_tags_that_cannot_be_said_are_left_out() -> None:
+    info, complaints = fit(NodeInfo("a", "g", "m", tags=("eu", "EU", *(f"t{number:02}" for number in range(20)))))
+    assert isinstance(info, NodeInfo)
+    assert (info.tags[0], len(info.tags), len(complaints)) == ("eu", 16, 1)
+    assert fit(NodeInfo("a", "g", "m", tags=("us", "eu"))) == (NodeInfo("a", "g", "m", tags=("eu", "us")), [])
+
+
 def test_load_is_bounded_in_count_and_bytes() -> None:
     many = Load(classes=tuple(ClassLoad(f"c{number}", 1, 1) for number in range(300)))
     fitted, complaints = fit(many)

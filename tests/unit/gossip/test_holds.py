@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gossip.holds import WITHDRAWALS_AT_ONCE, Hold
-from gossip.linkstate import LinkState, LinkStatus, Urgency
+from gossip.linkstate import LinkState, LinkStatus, TlsLevel, Urgency
 from gossip.scores import urgency_of
 
 
@@ -65,3 +67,9 @@ def test_some_withdrawals_pass_in_a_row_and_the_right_comes_back(hold: Hold) -> 
 def test_trials_of_what_is_down_are_no_bad_news(before: LinkStatus, after: LinkStatus, urgency: Urgency) -> None:
     was, link = (LinkState("host:a", status, 1000, 1000, 10_000, 1000) for status in (before, after))
     assert urgency_of([was], [link]) is urgency
+
+
+@pytest.mark.parametrize("changed", [{"tags": ("eu",)}, {"tls": TlsLevel.VERIFIED}, {"size_bytes_max": 1}, {"cost": 1}])
+def test_what_an_operator_changed_is_told_at_once(changed: dict[str, object]) -> None:
+    was = LinkState("host:a", LinkStatus.UP, 1000, 1000, 10_000, 1000)
+    assert urgency_of([was], [replace(was, **changed)]) is Urgency.RECOVER  # type: ignore[arg-type]

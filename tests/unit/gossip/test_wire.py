@@ -17,6 +17,7 @@ from gossip.linkstate import (
     NodeId,
     NodeInfo,
     Payload,
+    TlsLevel,
     Version,
 )
 from gossip.wire import (
@@ -30,6 +31,9 @@ from gossip.wire import (
 from smtpmesh.gossip.v1 import gossip_pb2 as pb
 
 ORIGIN = NodeId("ab" * 16)
+tags = st.lists(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True), max_size=4).map(
+    lambda found: tuple(sorted(set(found)))
+)
 words = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
 hops = st.one_of(
     st.integers(0, 2**128 - 1).map(lambda number: f"peer:{number:032x}"),
@@ -47,6 +51,9 @@ links = st.builds(
     samples=st.integers(0, 10**6),
     cost=st.integers(0, 1000),
     classes=st.lists(words, max_size=3).map(tuple),
+    tags=tags,
+    tls=st.sampled_from(TlsLevel),
+    size_bytes_max=st.integers(0, 10**12),
 )
 loads = st.builds(
     Load,
@@ -56,7 +63,7 @@ loads = st.builds(
         st.builds(ClassLoad, words, st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 10**9)), max_size=4
     ).map(tuple),
 )
-infos = st.builds(NodeInfo, words, words, words, words, words, *[st.booleans()] * 4, words)
+infos = st.builds(NodeInfo, words, words, words, words, words, *[st.booleans()] * 4, words, tags, words)
 payloads = st.one_of(
     infos.map(lambda info: (Kind.NODE, info)),
     st.lists(links, max_size=5).map(lambda found: (Kind.LINKS, Links(tuple(found)))),
@@ -134,3 +141,42 @@ def test_malformed_keys_are_nonsense(key: pb.RecordKey) -> None:
     with pytest.raises(WireError):
         decode_key(key)
     assert decode_key(encode_key(Key(ORIGIN, Kind.NODE, 3))) == Key(ORIGIN, Kind.NODE, 3)
+
+
+def with_tags(*words_given: str) -> list[pb.Body]:
+    """A node and a link with these tags, as somebody may send them."""
+    node, linked = (pb.Body.FromString(encode(kind, payload)) for kind, payload in (
+        (Kind.NODE, NodeInfo("a", "", "")),
+        (Kind.LINKS, Links((LinkState("host:a", LinkStatus.UP, 1000, 1000, 0, 0),))),
+    ))  # fmt: skip
+    node.node.tags.extend(words_given)
+    linked.links.links[0].tags.extend(words_given)
+    return [node, linked]
+
+
+@pytest.mark.parametrize("wrong", [["EU"], [""], ["a b"], ["a" * 33], ["-a"], ["a\n"], [f"t{n}" for n in range(17)]])
+def test_tags_out_of_bounds_are_nonsense(wrong: list[str]) -> None:
+    for body in with_tags(*wrong):
+        with pytest.raises(WireError, match="bad tags"):
+            decode_record(body.SerializeToString(), b"")
+
+
+def test_equal_tags_are_equal_values_in_whatever_order_they_were_sent() -> None:
+    for body in with_tags("eu", "a-1", "eu"):
+        payload = decode_record(body.SerializeToString(), b"").payload
+        tagged = payload.links[0] if isinstance(payload, Links) else payload
+        assert isinstance(tagged, LinkState | NodeInfo)
+        assert tagged.tags == ("a-1", "eu")
+
+
+def test_a_tls_level_of_a_newer_version_is_the_best_that_is_known_here() -> None:
+    _, body = with_tags()
+    body.links.links[0].tls = 9
+    payload = decode_record(body.SerializeToString(), b"").payload
+    assert isinstance(payload, Links)
+    assert payload.links[0].tls is TlsLevel.VERIFIED
+
+
+def test_fields_of_a_newer_version_are_passed_on_as_they_came() -> None:
+    body = with_tags("eu")[0].SerializeToString() + b"\xfa\x01\x03new"
+    assert decode_record(body, b"").body == body

@@ -615,6 +615,8 @@ class NodePayload(_message.Message):
     NO_TRANSIT_FIELD_NUMBER: _builtins.int
     DIRECT_MX_FIELD_NUMBER: _builtins.int
     ROUTES_DIGEST_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
     """DER; its key verifies all records of this origin"""
     name: _builtins.str
@@ -627,6 +629,10 @@ class NodePayload(_message.Message):
     no_transit: _builtins.bool
     direct_mx: _builtins.bool
     routes_digest: _builtins.str
+    admin_address: _builtins.str
+    """empty: not to be reached over the network"""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -641,10 +647,12 @@ class NodePayload(_message.Message):
         no_transit: _builtins.bool = ...,
         direct_mx: _builtins.bool = ...,
         routes_digest: _builtins.str = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        admin_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "direct_mx", b"direct_mx", "draining", b"draining", "gossip_address", b"gossip_address", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "overloaded", b"overloaded", "routes_digest", b"routes_digest", "software", b"software", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "certificate", b"certificate", "direct_mx", b"direct_mx", "draining", b"draining", "gossip_address", b"gossip_address", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "overloaded", b"overloaded", "routes_digest", b"routes_digest", "software", b"software", "tags", b"tags", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -663,6 +671,9 @@ class LinkPayload(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_MAX_FIELD_NUMBER: _builtins.int
     hop: _builtins.str
     status: _builtins.int
     availability_permille: _builtins.int
@@ -671,8 +682,16 @@ class LinkPayload(_message.Message):
     latency_us: _builtins.int
     samples: _builtins.int
     cost: _builtins.int
+    tls: _builtins.int
+    """what it promises: 0 nothing, 1 encryption, 2 a checked certificate"""
+    size_bytes_max: _builtins.int
+    """0: any"""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of an exit"""
+
     def __init__(
         self,
         *,
@@ -685,10 +704,13 @@ class LinkPayload(_message.Message):
         samples: _builtins.int = ...,
         cost: _builtins.int = ...,
         classes: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        tls: _builtins.int = ...,
+        size_bytes_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_permille", b"availability_permille", "capacity_mmps", b"capacity_mmps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "latency_us", b"latency_us", "reliability_permille", b"reliability_permille", "samples", b"samples", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_permille", b"availability_permille", "capacity_mmps", b"capacity_mmps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "latency_us", b"latency_us", "reliability_permille", b"reliability_permille", "samples", b"samples", "size_bytes_max", b"size_bytes_max", "status", b"status", "tags", b"tags", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
