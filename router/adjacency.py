@@ -14,6 +14,7 @@ from router.decision import Changes, EdgeState, ExitHop, Hop, HopKind, Outcome, 
 from router.edge import Edge, build_edge
 from router.policy import RouteTable
 from router.settings import RouterSettings
+from router.terms import NO_TERMS, Terms
 
 DIRECT_WINDOW_MAX = 20
 DIRECT_EDGES_MAX = 10_000
@@ -28,15 +29,32 @@ class Adjacency:
     """See the module. Methods that return `Changes` tell what the shell has to act on."""
 
     def __init__(
-        self, table: RouteTable, exits: Sequence[ExitHop], settings: RouterSettings, rng: random.Random, now: float
+        self,
+        table: RouteTable,
+        exits: Sequence[ExitHop],
+        settings: RouterSettings,
+        rng: random.Random,
+        now: float,
+        *,
+        tags: Sequence[str] = (),
     ) -> None:
+        """`tags`: of this node."""
+        self._direct_terms = Terms(tuple(sorted(tags)))
         self._table, self._settings, self._rng = table, settings, rng
         self._edges: dict[Hop, Edge] = {}
         self._reported_down: dict[Hop, bool] = {}
         """Exits that most other relays report down: news once, not at every snapshot."""
         self._advertised: tuple[tuple[object, ...], ...] = ()
         for exit_hop in exits:
-            self.add(exit_hop.hop, exit_hop.label, now, cost=exit_hop.cost, window_max=exit_hop.window_max)
+            self.add(
+                exit_hop.hop,
+                exit_hop.label,
+                now,
+                cost=exit_hop.cost,
+                window_max=exit_hop.window_max,
+                terms=exit_hop.terms,
+                reserve=exit_hop.reserve,
+            )
 
     # -- which exist ---------------------------------------------------------------------------------------------------
 
@@ -52,10 +70,29 @@ class Adjacency:
         """The edge to a relay, if there is one."""
         return self._edges.get(Hop(HopKind.PEER, node_id))
 
-    def add(self, hop: Hop, label: str, now: float, *, cost: int = 0, window_max: int = DIRECT_WINDOW_MAX) -> Edge:
+    def add(
+        self,
+        hop: Hop,
+        label: str,
+        now: float,
+        *,
+        cost: int = 0,
+        window_max: int = DIRECT_WINDOW_MAX,
+        terms: Terms = NO_TERMS,
+        reserve: float = 0.0,
+    ) -> Edge:
         """A new edge of which nothing is known."""
-        edge = build_edge(hop, label, cost=cost, window_max=window_max, settings=self._settings, rng=self._rng, now=now)
-        self._edges[hop] = edge
+        edge = self._edges[hop] = build_edge(
+            hop,
+            label,
+            cost=cost,
+            window_max=window_max,
+            settings=self._settings,
+            rng=self._rng,
+            now=now,
+            terms=terms,
+            reserve=reserve,
+        )
         return edge
 
     def add_direct(self, domain: str, now: float) -> tuple[Edge, tuple[Hop, ...]]:
@@ -65,7 +102,7 @@ class Adjacency:
             forgotten = [hop for hop, edge in self._edges.items() if hop.kind is HopKind.MX and not edge.inflight]
             for hop in forgotten:
                 del self._edges[hop]
-        return self.add(Hop(HopKind.MX, domain), domain, now), tuple(forgotten)
+        return self.add(Hop(HopKind.MX, domain), domain, now, terms=self._direct_terms), tuple(forgotten)
 
     def meet(self, self_id: NodeId, snapshot: Snapshot, now: float) -> bool:
         """Every other relay of the database is a neighbour; True if some came or left."""
@@ -164,7 +201,7 @@ class Adjacency:
         edges = [edge for edge in self._edges.values() if edge.hop.kind is not HopKind.MX]
         edges += direct[:DIRECT_ADVERTISED_MAX]
         edges.sort(key=lambda edge: edge.hop.id)
-        return tuple(edge.link_state(self._classes_of(edge.hop), now) for edge in edges)
+        return tuple(edge.link_state(self._classes_of(edge), now) for edge in edges)
 
     # -- private -------------------------------------------------------------------------------------------------------
 
@@ -195,14 +232,17 @@ class Adjacency:
             return idle_s >= self._settings.trial_interval_s  # a new edge is looked at before mail has to find out
         return edge.exit and idle_s >= self._settings.probe_interval_s
 
-    def _classes_of(self, hop: Hop) -> tuple[str, ...]:
+    def _classes_of(self, edge: Edge) -> tuple[str, ...]:
+        """Destinations that it serves as far as their policies allow; what is too large for it is said by its limit."""
+        hop, terms = edge.hop, edge.terms
         match hop.kind:
             case HopKind.PEER:
                 return ()
             case HopKind.MX:
                 return (hop.id,)
             case HopKind.SMART_HOST:
-                return tuple(sorted(rule.name for rule in self._table.rules if hop.name in rule.via))
+                serving = (rule for rule in self._table.rules if hop.name in rule.via)
+                return tuple(sorted(rule.name for rule in serving if rule.policy.refuse_exit(terms) is None))
 
 
 def _changes(transitions: Sequence[Transition], opened: tuple[Hop, ...] = ()) -> Changes:

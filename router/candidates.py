@@ -119,6 +119,8 @@ def _judge(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:
 def _judge_edge(case: Case, edge: Edge) -> tuple[Verdict, str] | None:
     """What holds for every message of the class."""
     breaker = edge.breaker
+    if (refusal := case.view.refused.get(edge.hop)) is not None:
+        return Verdict.POLICY, str(refusal)
     if edge.exit and edge not in case.view.exits:
         return Verdict.POLICY, f"the route {case.query.class_id} does not use it"
     if breaker.state is EdgeState.DRAINING:

@@ -9,6 +9,8 @@ import enum
 import math
 from dataclasses import dataclass
 
+from router.terms import NO_TERMS, Terms
+
 
 class HopKind(enum.StrEnum):
     """What a next hop is. Only a peer transits mail; smart hosts and MX destinations are exits."""
@@ -190,6 +192,8 @@ class Decision:
     hops_max: int = 0
     beta: float = 0.0
     """Messages of backlog that one unit of rank was worth."""
+    blocked: str = ""
+    """What keeps the class from a way that is there (`policy: require_tags eu`); empty = nothing does."""
 
 
 # -- what the engine tells its shell -----------------------------------------------------------------------------------
@@ -229,6 +233,9 @@ class ExitHop:
     label: str
     cost: int = 0
     window_max: int = 20
+    terms: Terms = NO_TERMS
+    reserve: float = 0.0
+    """Share of its capacity that planning leaves alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from router.breaker import USABLE, Breaker
 from router.decision import EdgeState, Hop, HopKind, Outcome, OutcomeKind
 from router.estimate import Availability, Capacity, Latency, Reliability
 from router.settings import RouterSettings
+from router.terms import NO_TERMS, Terms
 from router.window import Window
 
 STATUS = {
@@ -62,6 +63,9 @@ class Edge:
     patience: float = 1.0
     """Factor on the time until that is said: doubles with each probe that found the hop well."""
     probing: bool = False
+    terms: Terms = NO_TERMS
+    reserve: float = 0.0
+    """Share of the capacity that planning leaves alone."""
     weight_level: float = 1.0
     advertised_mps: float = 0.0
 
@@ -94,8 +98,8 @@ class Edge:
         return self.breaker.slots(self.window.size, now, panic=panic) - self.inflight - trial
 
     def effective_capacity(self, now: float) -> float:
-        """Messages per second worth planning with: capacity x reliability x ramp."""
-        return self.capacity.at(now) * self.reliability.value * self.breaker.ramp
+        """Messages per second worth planning with: capacity x reliability x ramp, without what is reserved."""
+        return self.capacity.at(now) * self.reliability.value * self.breaker.ramp * (1 - self.reserve)
 
     def plan_weight(self, now: float) -> float:
         """What its share of a class is proportional to: the effective capacity, less while messages queue there.
@@ -206,7 +210,8 @@ class Edge:
                     self.window.shrink()
 
     def link_state(self, classes: tuple[str, ...], now: float) -> LinkState:
-        """As it goes into an advertisement."""
+        """As it goes into an advertisement. A domain's exchangers have this node's tags, and those are told already."""
+        terms = NO_TERMS if self.hop.kind is HopKind.MX else self.terms
         return LinkState(
             hop=self.hop.id,
             status=STATUS[self.breaker.state],
@@ -217,6 +222,9 @@ class Edge:
             samples=self.reliability.samples,
             cost=self.cost,
             classes=classes,
+            tags=terms.tags,
+            tls=terms.tls,
+            size_bytes_max=terms.size_bytes_max,
         )
 
     def advert_key(self, now: float) -> tuple[object, ...]:
@@ -235,7 +243,16 @@ class Edge:
 
 
 def build_edge(
-    hop: Hop, label: str, *, cost: int, window_max: int, settings: RouterSettings, rng: random.Random, now: float
+    hop: Hop,
+    label: str,
+    *,
+    cost: int,
+    window_max: int,
+    settings: RouterSettings,
+    rng: random.Random,
+    now: float,
+    terms: Terms = NO_TERMS,
+    reserve: float = 0.0,
 ) -> Edge:
     """A new edge of which nothing is known."""
     window = Window(
@@ -245,6 +262,7 @@ def build_edge(
         queued_high=settings.queued_high,
         latency_floor_s=settings.latency_floor_s,
     )
-    edge = Edge(hop, label, cost, settings, Breaker(settings, rng, since=now), window)
+    breaker = Breaker(settings, rng, since=now)
+    edge = Edge(hop, label, cost, settings, breaker, window, terms=terms, reserve=reserve)
     edge.availability.since = edge.reliability.since = edge.capacity.bin_began = edge.used_at = now
     return edge

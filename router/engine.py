@@ -38,14 +38,14 @@ from router.edge import Edge
 from router.flow import compute_bound, compute_ranks, find_paths
 from router.forwarding import ClassView, ForwardingRule, build_view
 from router.planning import Planning
-from router.policy import MX_VIA, DestinationClass, RouteTable
+from router.policy import DIRECT_PREFIX, DestinationClass, RouteTable
 from router.settings import RouterSettings
+from router.terms import Refusal
 from router.topology import Topology, build_topology, rank_key
 from router.whatif import Answer, Hypothesis, exit_capacities, forecast
 
-DIRECT_PREFIX = f"{MX_VIA}:"
 CLASSES_MAX = 10_000
-"""Direct classes remembered; past it those without mail and edge are forgotten."""
+"""Classes remembered; past it direct ones without mail are forgotten."""
 
 
 class RoutingEngine:
@@ -61,10 +61,12 @@ class RoutingEngine:
         settings: RouterSettings,
         rng: random.Random,
         now: float,
+        tags: Sequence[str] = (),
     ) -> None:
+        """`tags`: of this node."""
         self._node_id, self._node_name, self._table = NodeId(node_id), node_name, table
         self.planning = Planning(node_id)
-        self._adjacency = Adjacency(table, exits, settings, rng, now)
+        self._adjacency = Adjacency(table, exits, settings, rng, now, tags=tags)
         self._backlogs = Backlogs(settings.backlog_fresh_s)
         self._forwarding = ForwardingRule(node_id, settings, self._backlogs)
         self._delivers_direct = any(rule.direct for rule in table.rules)
@@ -73,11 +75,7 @@ class RoutingEngine:
         self._own_weights: tuple[object, ...] = ()
         self._topology: Topology | None = None
         self._views: dict[str, ClassView] = {}
-        self._classes: dict[str, DestinationClass] = {}
-        for rule in table.rules:
-            if not rule.direct:
-                exits_of_rule = tuple(sorted(f"{HopKind.SMART_HOST.value}:{name}" for name in rule.via))
-                self._classes[rule.name] = DestinationClass(rule.name, exits_of_rule)
+        self._classes = {wanted.class_id: wanted for wanted in table.classes()}
 
     @property
     def draining(self) -> bool:
@@ -128,11 +126,15 @@ class RoutingEngine:
 
     def ensure_class(self, class_id: str) -> None:
         """Know a class by its id; a class of direct delivery gets its edge when it is first decided."""
-        if class_id in self._classes or not class_id.startswith(DIRECT_PREFIX):
+        if class_id in self._classes or (found := self._table.find_class(class_id)) is None:
             return
         if len(self._classes) >= CLASSES_MAX:
             self._forget_idle_classes()
-        self._classes[class_id] = DestinationClass(class_id, (class_id,))
+        self._classes[class_id] = found
+
+    def is_too_large(self, class_id: str) -> bool:
+        """No exit of its route takes mail of the class: it can never leave."""
+        return self._class(class_id).too_large
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -159,6 +161,7 @@ class RoutingEngine:
             self._node_id,
             self._forwarding.hops_max,
             self._forwarding.beta,
+            view.blocked,
         )
 
     def begin(self, hop: Hop, class_id: str, now: float, size_bytes: int = 0) -> None:
@@ -235,10 +238,10 @@ class RoutingEngine:
     def explain(self, query: Query, now: float) -> Explanation:
         """The decision with bound, bottleneck and alternatives. Walks the graph: not for every message."""
         decision = self.decide(query, now)
-        topology = self._current_topology(now)
-        arcs = topology.of_class(self._class(query.class_id))
-        bound = compute_bound(arcs, self._node_id, no_transit=topology.no_transit)
-        paths = find_paths(arcs, self._node_id, no_transit=topology.no_transit)
+        topology, wanted = self._current_topology(now), self._class(query.class_id)
+        arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
+        bound = compute_bound(arcs, self._node_id, no_transit=closed)
+        paths = find_paths(arcs, self._node_id, no_transit=closed)
         names = {**topology.names, self._node_id: self._node_name}
         return Explanation(
             decision=decision,
@@ -261,13 +264,10 @@ class RoutingEngine:
         for class_id, wanted in sorted(self._classes.items()):
             if class_id.startswith(DIRECT_PREFIX):
                 continue
-            arcs = topology.of_class(wanted)
+            arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
             load = sum(exit_capacities(arcs).values()) if load_mps is None else load_mps
             demand = {relay: load / len(relays) for relay in relays}
-            today, then = (
-                forecast(arcs, demand, changes, no_transit=topology.no_transit)
-                for changes in (Hypothesis(), hypothesis)
-            )
+            today, then = (forecast(arcs, demand, changes, no_transit=closed) for changes in (Hypothesis(), hypothesis))
             found.append(Answer(class_id, today, then))
         return tuple(found)
 
@@ -287,19 +287,40 @@ class RoutingEngine:
         wanted = self._class(class_id)
         if len(self._views) >= CLASSES_MAX:
             self._views.clear()
-        exits = self._exits(wanted, now)
+        exits, refused = self._exits(wanted, now)
         topology = self._current_topology(now)
-        arcs = topology.of_class(wanted)
-        here = compute_ranks(arcs, no_transit=topology.no_transit).get(self._node_id)
-        there = compute_ranks(arcs, without=self._node_id, no_transit=topology.no_transit)
-        there = {node: rank for node, rank in there.items() if node not in topology.no_transit}
+        arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
+        here = compute_ranks(arcs, no_transit=closed).get(self._node_id)
+        there = compute_ranks(arcs, without=self._node_id, no_transit=closed)
+        there = {node: rank for node, rank in there.items() if node not in closed}
         peers = [edge for edge in self._adjacency.all() if not edge.exit]
-        view = self._views[class_id] = build_view(wanted, exits, peers, here=here, there=there)
+        blocked = ""
+        if wanted.policy.judges_relays:
+            relays = topology.refused_relays(wanted.policy)
+            refused |= {edge.hop: relays[edge.hop.name] for edge in peers if edge.hop.name in relays}
+        if refused and not any(edge.open for edge in exits) and not any(edge.hop.name in there for edge in peers):
+            lifted = compute_ranks(arcs, without=self._node_id, no_transit=topology.no_transit)
+            blocked = self._blocked(refused, lifted)
+        view = self._views[class_id] = build_view(
+            wanted, exits, peers, here=here, there=there, refused=refused, blocked=blocked
+        )
         return view
 
-    def _exits(self, wanted: DestinationClass, now: float) -> list[Edge]:
-        """Own edges to the exits of a class; a direct one gets its edge here, if this node delivers to exchangers."""
-        found = []
+    def _blocked(self, refused: Mapping[Hop, Refusal], lifted: Mapping[str, float]) -> str:
+        """The rules that leave out what would take the mail now; `lifted`: ranks of relays without the policy."""
+        rules = set[str]()
+        for hop, refusal in refused.items():
+            edge = self._adjacency.get(hop)
+            if edge is not None and edge.open and (edge.exit or hop.name in lifted):
+                rules.add(refusal.rule)
+        return f"policy: {', '.join(sorted(rules))}" if rules else ""
+
+    def _exits(self, wanted: DestinationClass, now: float) -> tuple[list[Edge], dict[Hop, Refusal]]:
+        """Own edges to the exits of a class, and those that its policy leaves out.
+
+        A direct one gets its edge here, if this node delivers to exchangers.
+        """
+        found, refused = list[Edge](), dict[Hop, Refusal]()
         for hop in map(Hop.parse, wanted.exits):
             edge = self._adjacency.get(hop)
             if edge is None and hop.kind is HopKind.MX and self._delivers_direct:
@@ -307,9 +328,14 @@ class RoutingEngine:
                 self._topology = None
                 for gone in forgotten:
                     self._views.pop(gone.id, None)
-            if edge is not None:
+            if edge is None:
+                continue
+            refusal = wanted.policy.refuse_exit(edge.terms)
+            if refusal is None:
                 found.append(edge)
-        return found
+            else:
+                refused[edge.hop] = refusal
+        return found, refused
 
     def _forget_idle_classes(self) -> None:
         for class_id in [name for name in self._classes if name.startswith(DIRECT_PREFIX)]:

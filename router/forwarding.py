@@ -21,15 +21,16 @@ Ties go to the lowest hop id.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from router.backlog import Backlogs
-from router.decision import EdgeState, Query
+from router.decision import EdgeState, Hop, Query
 from router.edge import Edge
 from router.planning import ClassPlan
 from router.policy import DestinationClass
 from router.settings import RouterSettings
+from router.terms import Refusal
 
 IN_DOUBT = "in doubt: the same hop first"
 PLANNED, PLANNED_PEER = "planned share", "planned share of a relay"
@@ -54,6 +55,10 @@ class ClassView:
     """Own rank; None = no exit can be reached."""
     there: dict[str, float]
     """Ranks of all neighbours in `peers`, by node id."""
+    refused: Mapping[Hop, Refusal] = field(default_factory=dict)
+    """Own exits and neighbours that the class' policy leaves out."""
+    blocked: str = ""
+    """The hold's reason when there is no way but those that the policy leaves out."""
 
 
 class ForwardingRule:
@@ -218,7 +223,7 @@ class ForwardingRule:
             return BACKING_OFF
         peers = [(edge, there) for edge, there in view.peers if edge.usable]
         if not peers:
-            return NO_PATH
+            return view.blocked or NO_PATH
         fresh = [(edge, there) for edge, there in peers if edge.hop.name not in query.trace]
         if not fresh:
             return EVERY_WAY_BACK
@@ -239,10 +244,12 @@ def build_view(
     *,
     here: float | None,
     there: dict[str, float],
+    refused: Mapping[Hop, Refusal] | None = None,
+    blocked: str = "",
 ) -> ClassView:
     """Sort and pair what belongs to a class; `there` has only relays that take mail."""
     reaching = [(edge, there[edge.hop.name]) for edge in sorted(peers, key=_by_id) if edge.hop.name in there]
-    return ClassView(wanted, tuple(sorted(exits, key=_by_id)), tuple(reaching), here, there)
+    return ClassView(wanted, tuple(sorted(exits, key=_by_id)), tuple(reaching), here, there, refused or {}, blocked)
 
 
 def _by_id(edge: Edge) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gossip.linkstate import Snapshot
 from router.decision import HopKind
 from router.plan import Plan, build_problem, solve
-from router.policy import MX_VIA, DestinationClass
+from router.policy import DIRECT_PREFIX, DestinationClass
 from router.topology import Arc, build_topology
 
 PLAN_S = 1.0
@@ -113,12 +113,14 @@ class Planning:
         wanted = {load.class_id for node in snapshot.nodes for load in node.load.classes}
         arcs: dict[str, list[Arc]] = {}
         for class_id in sorted(wanted & classes.keys()):
-            if class_id.startswith(f"{MX_VIA}:"):  # single domains: every relay reaches them by itself
+            if class_id.startswith(DIRECT_PREFIX):  # single domains: every relay reaches them by itself
                 continue
+            wanted_class = classes[class_id]
+            closed = topology.closed_to(wanted_class.policy)
             arcs[class_id] = [
                 arc
-                for arc in topology.of_class(classes[class_id])
-                if arc.hop.kind is not HopKind.PEER or arc.hop.name not in topology.no_transit
+                for arc in topology.of_class(wanted_class)
+                if arc.hop.kind is not HopKind.PEER or arc.hop.name not in closed
             ]
             yield
         problem = build_problem(arcs, snapshot.nodes)

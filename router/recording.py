@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossip import linkstate
-from router import decision, policy, settings, whatif
+from router import decision, policy, settings, terms, whatif
 from router.decision import Changes, Decision, ExitHop
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -35,7 +35,7 @@ DRAINING = "draining"
 DIGEST_SHOWN = 16
 KNOWN = {
     kind.__name__: kind
-    for module in (linkstate, decision, policy, settings, whatif)
+    for module in (linkstate, decision, policy, settings, terms, whatif)
     for kind in vars(module).values()
     if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum))
 }
@@ -57,6 +57,7 @@ class Origin:
     settings: RouterSettings
     seed: int
     now: float
+    tags: tuple[str, ...] = ()
 
     def build(self) -> RoutingEngine:
         """A fresh engine."""
@@ -68,6 +69,7 @@ class Origin:
             settings=self.settings,
             rng=random.Random(self.seed),
             now=self.now,
+            tags=self.tags,
         )
 
 

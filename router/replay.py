@@ -122,7 +122,7 @@ class _Case:
         peers = [item for item in self.peers if item.usable]
         fresh = [item for item in peers if item.hop.name not in self.query.trace]
         if not fresh:
-            return EVERY_WAY_BACK if peers else NO_PATH
+            return EVERY_WAY_BACK if peers else self.decision.blocked or NO_PATH
         if len(self.query.trace) >= self.decision.hops_max:
             return TOO_MANY_HOPS
         open_ = list(self._here_and_now(fresh))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from gossip.linkstate import LinkState, LinkStatus, NodeInfo, NodeRecord, Snapshot
 from router.decision import Hop, HopKind
 from router.edge import ATTEMPTS_MAX, WEIGHT_STEP, Edge
-from router.policy import MX_VIA, DestinationClass
+from router.policy import DIRECT_PREFIX, DestinationClass
+from router.terms import ANY_WAY, NO_TERMS, Policy, Refusal, Terms
 
 DIRECT_CAPACITY_MMPS = 10_000
 """Capacity assumed for a delivery to a domain's own exchangers that nobody has measured."""
@@ -33,6 +34,8 @@ class Arc:
     capacity_mmps: int
     classes: tuple[str, ...]
     """Classes that an exit serves; empty for peers."""
+    terms: Terms = NO_TERMS
+    """Of an exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +51,35 @@ class Topology:
     """Nodes other than this that deliver to domains' own exchangers."""
     closed: frozenset[tuple[str, str]]
     """(node id, hop id) of links that their origin advertises as closed."""
+    tags: dict[str, tuple[str, ...]]
+    """Of the nodes other than this, by node id."""
 
     def of_class(self, wanted: DestinationClass) -> tuple[Arc, ...]:
-        """Arcs between relays, and those to the exits of the class."""
-        exits = frozenset(wanted.exits)
-        chosen = [arc for arc in self.arcs if arc.hop.kind is HopKind.PEER or self._serves(arc, wanted, exits)]
-        if wanted.class_id.startswith(f"{MX_VIA}:"):
-            chosen += self._direct_arcs(wanted, chosen)
-        return tuple(chosen)
+        """Arcs between relays, and those to the exits that the policy of the class allows."""
+        exits, name = frozenset(wanted.exits), wanted.served_as
+        serving = [arc for arc in self.arcs if arc.hop.kind is HopKind.PEER or self._serves(arc, name, exits)]
+        if name.startswith(DIRECT_PREFIX):
+            serving += self._direct_arcs(wanted, serving)
+        policy = wanted.policy
+        if policy != ANY_WAY:
+            serving = [a for a in serving if a.hop.kind is HopKind.PEER or policy.refuse_exit(a.terms) is None]
+        return tuple(serving)
 
-    def _serves(self, arc: Arc, wanted: DestinationClass, exits: frozenset[str]) -> bool:
+    def closed_to(self, policy: Policy) -> frozenset[str]:
+        """Nodes that take no mail of a class with this policy from others."""
+        if not policy.judges_relays:
+            return self.no_transit
+        return self.no_transit | self.refused_relays(policy).keys()
+
+    def refused_relays(self, policy: Policy) -> dict[str, Refusal]:
+        """Other nodes that a policy leaves out, and why."""
+        found = {node: policy.refuse_relay(tags) for node, tags in self.tags.items()}
+        return {node: refusal for node, refusal in found.items() if refusal is not None}
+
+    def _serves(self, arc: Arc, name: str, exits: frozenset[str]) -> bool:
         if arc.origin == self.self_id:
             return arc.hop.id in exits
-        return wanted.class_id in arc.classes or arc.hop.id == wanted.class_id
+        return name in arc.classes or arc.hop.id == name
 
     def _direct_arcs(self, wanted: DestinationClass, known: Iterable[Arc]) -> list[Arc]:
         """Nodes that deliver to exchangers themselves reach every domain of which they say nothing else."""
@@ -68,7 +87,8 @@ class Topology:
         measured |= {origin for origin, hop_id in self.closed if hop_id == wanted.class_id}
         hop = Hop.parse(wanted.class_id)
         return [
-            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,)) for node in sorted(self.direct_mx - measured)
+            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,), Terms(self.tags.get(node, ())))
+            for node in sorted(self.direct_mx - measured)
         ]
 
 
@@ -77,7 +97,7 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
     others = [node for node in snapshot.nodes if node.node_id != self_id]
     known = {node.node_id for node in snapshot.nodes} | {self_id}
     arcs = [
-        Arc(self_id, edge.hop, edge.weight(now), round(1000 * edge.effective_capacity(now)), ())
+        Arc(self_id, edge.hop, edge.weight(now), round(1000 * edge.effective_capacity(now)), (), edge.terms)
         for edge in own
         if edge.open
     ]
@@ -89,6 +109,7 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
         no_transit=frozenset(node.node_id for node in others if takes_nothing(node.info)),
         direct_mx=frozenset(node.node_id for node in others if node.info.direct_mx),
         closed=frozenset((node.node_id, link.hop) for node in others for link in node.links if link.status in CLOSED),
+        tags={node.node_id: node.info.tags for node in others},
     )
 
 
@@ -104,7 +125,11 @@ def rank_key(snapshot: Snapshot) -> tuple[object, ...]:
             node.node_id,
             takes_nothing(node.info),
             node.info.direct_mx,
-            tuple((link.hop, link.status in CLOSED, _weight(link), link.classes) for link in node.links),
+            node.info.tags,
+            tuple(
+                (link.hop, link.status in CLOSED, _weight(link), link.classes, link.tags, link.tls, link.size_bytes_max)
+                for link in node.links
+            ),
         )
         for node in snapshot.nodes
     )
@@ -115,7 +140,12 @@ def _advertised(node: NodeRecord, known: set[str]) -> Iterable[Arc]:
         hop = Hop.parse(link.hop)
         if link.status in CLOSED or (hop.kind is HopKind.PEER and hop.name not in known):
             continue
-        yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes)
+        terms = Terms(node.info.tags) if hop.kind is HopKind.MX else _terms(link)
+        yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes, terms)
+
+
+def _terms(link: LinkState) -> Terms:
+    return Terms(link.tags, link.tls, link.size_bytes_max)
 
 
 def _weight(link: LinkState) -> float:
