@@ -147,6 +147,22 @@ class Adjacency:
             reason = edge.breaker.lose("gossip session lost", now)
         return _changes(self._note(edge, before, reason, now))
 
+    def drain(self, hop: Hop, reason: str, now: float) -> Changes:
+        """The operator wants nothing new on it; what is in flight ends by itself."""
+        edge = self._edges.get(hop)
+        if edge is None:
+            return Changes()
+        before = edge.breaker.state
+        return _changes(self._note(edge, before, edge.breaker.drain(reason, now), now))
+
+    def undrain(self, hop: Hop, reason: str, now: float) -> Changes:
+        """It may be used again, after a trial."""
+        edge = self._edges.get(hop)
+        if edge is None:
+            return Changes()
+        before = edge.breaker.state
+        return _changes(self._note(edge, before, edge.breaker.undrain(reason, now), now))
+
     def hear_reports(self, others: Sequence[NodeRecord], now: float) -> tuple[Transition, ...]:
         """What other relays say of our exits makes us look for ourselves; it never decides for us."""
         reports: dict[str, list[LinkStatus]] = {}

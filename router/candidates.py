@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from router.backlog import Backlogs, Heard
-from router.decision import Candidate, EdgeState, HopKind, Query, Verdict
+from router.decision import Candidate, EdgeState, HopKind, Pin, Query, Verdict
 from router.edge import Edge
 from router.forwarding import LARGEST_GAIN, PLANNED_PEER, ClassView, ForwardingRule
 from router.planning import ClassPlan
@@ -31,6 +31,10 @@ class Case:
     hops_max: int
     now: float
     plan: ClassPlan | None = None
+    draining: bool = False
+    """This relay."""
+    pin: Pin | None = None
+    """In force."""
 
 
 def explain_candidates(
@@ -113,6 +117,9 @@ def _judge(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:
     """The first rule that excludes it, in the order in which the forwarding rule asks."""
     if edge is case.chosen:
         return Verdict.CHOSEN, case.rule
+    if case.pin is not None and edge.hop != case.pin.hop:
+        left_s = case.pin.until - case.now
+        return Verdict.PINNED_ELSEWHERE, f"the class is pinned to {case.pin.hop.id} for {left_s:.0f} s more"
     return _judge_edge(case, edge) or _judge_peer(case, edge, gain) or _judge_moment(case, edge, gain)
 
 
@@ -150,13 +157,15 @@ def _judge_peer(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, st
 
 def _judge_moment(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, str]:
     """What may be different a moment later."""
+    if edge.exit and case.query.peers_only:
+        return Verdict.NOT_DUE, "the next attempt is not due, and no other relay can take it now"
     if edge.hop in case.query.avoid:
         return Verdict.BACKING_OFF, "this message failed there a moment ago"
     if edge.awaits_probe:
         return Verdict.NO_SLOT, f"on trial, a probe goes first ({edge.breaker.reason})"
     if edge.free_slots(case.now) <= 0:
         return Verdict.NO_SLOT, f"all {edge.inflight} transactions that its window allows are in flight"
-    if not edge.exit and (gain or 0.0) <= 0:
+    if not edge.exit and (gain or 0.0) <= 0 and not case.draining:
         return Verdict.NO_GAIN, f"gain {gain or 0.0:.1f}: its backlog is no smaller, or it is no nearer to an exit"
     return Verdict.OUTRANKED, _outranked_by(case, edge)
 

@@ -111,6 +111,10 @@ class Verdict(enum.StrEnum):
     """No exit of the class can be reached through it."""
     NO_TRANSIT = "no-transit"
     DRAINING = "draining"
+    PINNED_ELSEWHERE = "pinned-elsewhere"
+    """The operator sends all mail of the class by another hop."""
+    NOT_DUE = "not-due"
+    """Only another relay may take the message before its next attempt is due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """The operator's order: all mail of a class goes by one own hop, and waits while that is down."""
+
+    hop: Hop
+    until: float
+    """Monotonic seconds; from then on it counts for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """What a decision depends on besides the engine's own state."""
 
@@ -173,6 +186,8 @@ class Query:
     prefer: Hop | None = None
     """An in-doubt transfer goes back to the same hop first."""
     size_bytes: int = 0
+    peers_only: bool = False
+    """Its next attempt is not due: while this relay drains another one may take it over, but no exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +209,10 @@ class Decision:
     """Messages of backlog that one unit of rank was worth."""
     blocked: str = ""
     """What keeps the class from a way that is there (`policy: require_tags eu`); empty = nothing does."""
+    draining: bool = False
+    """This relay gives its mail away: every other one that reaches an exit may have it, whatever waits there."""
+    pin: Pin | None = None
+    """In force at `now`."""
 
 
 # -- what the engine tells its shell -----------------------------------------------------------------------------------

@@ -170,7 +170,8 @@ class Edge:
     def note_state(self, now: float) -> None:
         """The breaker changed its state."""
         state = self.breaker.state
-        self.availability.observe(state in (EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT), now)
+        if state is not EdgeState.DRAINING:  # the operator's wish says nothing of the hop
+            self.availability.observe(state in (EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT), now)
         if state is EdgeState.HALF_OPEN:
             self.window.reopen(self.settings.window_first)
         if state in (EdgeState.HALF_OPEN, EdgeState.SUSPECT):

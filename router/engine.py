@@ -31,6 +31,7 @@ from router.decision import (
     Hop,
     HopKind,
     Outcome,
+    Pin,
     Query,
     RouteRow,
 )
@@ -41,7 +42,7 @@ from router.planning import Planning
 from router.policy import DIRECT_PREFIX, DestinationClass, RouteTable
 from router.settings import RouterSettings
 from router.terms import Refusal
-from router.topology import Topology, build_topology, rank_key
+from router.topology import Arc, Topology, build_topology, rank_key
 from router.whatif import Answer, Hypothesis, exit_capacities, forecast
 
 CLASSES_MAX = 10_000
@@ -75,6 +76,7 @@ class RoutingEngine:
         self._own_weights: tuple[object, ...] = ()
         self._topology: Topology | None = None
         self._views: dict[str, ClassView] = {}
+        self._pins: dict[str, Pin] = {}
         self._classes = {wanted.class_id: wanted for wanted in table.classes()}
 
     @property
@@ -85,6 +87,12 @@ class RoutingEngine:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._forwarding.draining = draining
+        self._forget_ranks()
+
+    @property
+    def pins(self) -> Mapping[str, Pin]:
+        """Class id -> pin; one may be over and not yet forgotten."""
+        return self._pins
 
     # -- news ----------------------------------------------------------------------------------------------------------
 
@@ -136,11 +144,48 @@ class RoutingEngine:
         """No exit of its route takes mail of the class: it can never leave."""
         return self._class(class_id).too_large
 
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def drain_hop(self, hop: Hop, reason: str, now: float) -> Changes:
+        """The operator wants nothing new on an own hop."""
+        return self._after(self._adjacency.drain(hop, reason, now))
+
+    def undrain_hop(self, hop: Hop, reason: str, now: float) -> Changes:
+        """It may be used again, after a trial."""
+        return self._after(self._adjacency.undrain(hop, reason, now))
+
+    def find_pin_fault(self, class_id: str, hop: Hop, now: float) -> str:
+        """Why a class cannot be pinned to a hop; empty if it can."""
+        self.ensure_class(class_id)
+        if class_id not in self._classes:
+            return f"there is no class {class_id!r} here; there are: {', '.join(sorted(self._classes)) or 'none'}"
+        view = self._view(class_id, now)
+        if (refusal := view.refused.get(hop)) is not None:
+            return f"the route's policy keeps {class_id} from {hop.id}: {refusal}"
+        exits = [edge.hop.id for edge in view.exits]
+        if hop.kind is not HopKind.PEER and hop.id not in exits:
+            return f"{hop.id} is no exit of the class {class_id} here; there are: {', '.join(exits) or 'none'}"
+        return "" if self._adjacency.get(hop) is not None else f"there is no {hop.id} here"
+
+    def pin(self, class_id: str, hop: Hop, until: float, now: float) -> Changes:
+        """All mail of the class goes by this hop until then, and waits while it is down."""
+        self.ensure_class(class_id)
+        self._pins[class_id] = Pin(hop, until)
+        self._forget_ranks()
+        return Changes(routes_changed=True)
+
+    def unpin(self, class_id: str, now: float) -> Changes:
+        """The rule decides again."""
+        if self._pins.pop(class_id, None) is None:
+            return Changes()
+        self._forget_ranks()
+        return Changes(routes_changed=True)
+
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def decide(self, query: Query, now: float, *, explain: bool = True) -> Decision:
         """Where a message goes now, or hold. With `explain`, every own edge is a candidate with its verdict."""
-        view = self._views.get(query.class_id) or self._build_view(query.class_id, now)
+        view = self._view(query.class_id, now)
         preferred = self._adjacency.get(query.prefer) if query.prefer is not None else None
         chosen, rule = self._forwarding.choose(query, view, preferred, now, self.planning.of_class(query.class_id))
         hop = chosen.hop if chosen is not None else None
@@ -148,7 +193,8 @@ class RoutingEngine:
             return Decision(query.class_id, hop, rule, (), self._snapshot.root, now)
         no_transit = self._current_topology(now).no_transit
         plan = self.planning.of_class(query.class_id)
-        case = Case(query, view, no_transit, chosen, rule, self._forwarding.hops_max, now, plan)
+        pin = view.pin if view.pin is not None and now < view.pin.until else None
+        case = Case(query, view, no_transit, chosen, rule, self._forwarding.hops_max, now, plan, self.draining, pin)
         candidates = explain_candidates(case, self._adjacency.all(), self._forwarding, self._backlogs)
         return Decision(
             query.class_id,
@@ -162,6 +208,8 @@ class RoutingEngine:
             self._forwarding.hops_max,
             self._forwarding.beta,
             view.blocked,
+            self.draining,
+            pin,
         )
 
     def begin(self, hop: Hop, class_id: str, now: float, size_bytes: int = 0) -> None:
@@ -183,13 +231,15 @@ class RoutingEngine:
 
     def next_timer(self, now: float) -> float | None:
         """When `on_timer` has something to do at the latest; None = nothing foreseen."""
-        return self._adjacency.next_timer()
+        ends = [pin.until for pin in self._pins.values()]
+        return min((at for at in (self._adjacency.next_timer(), *ends) if at is not None), default=None)
 
     def on_timer(self, now: float) -> Changes:
         """Edges that were down long enough are tried; weights and advertisements that drifted are due."""
         transitions, drifted = self._adjacency.on_timer(now)
         weights = tuple((edge.hop, edge.open, edge.weight(now)) for edge in self._adjacency.all())
         reweighted, self._own_weights = weights != self._own_weights, weights
+        reweighted |= self._forget_pins(now)
         if reweighted or transitions:
             self._forget_ranks()
         changed = bool(transitions)
@@ -239,7 +289,7 @@ class RoutingEngine:
         """The decision with bound, bottleneck and alternatives. Walks the graph: not for every message."""
         decision = self.decide(query, now)
         topology, wanted = self._current_topology(now), self._class(query.class_id)
-        arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
+        arcs, closed = self._arcs(wanted, topology, now), topology.closed_to(wanted.policy)
         bound = compute_bound(arcs, self._node_id, no_transit=closed)
         paths = find_paths(arcs, self._node_id, no_transit=closed)
         names = {**topology.names, self._node_id: self._node_name}
@@ -255,16 +305,17 @@ class RoutingEngine:
     ) -> tuple[Answer, ...]:
         """Where the mail of each class would go, now and after the changes. Walks the graph: not for every message.
 
-        `load_mps`: of each class, spread evenly over the relays `at` (node ids; none = all); None = as much as they can
-        deliver now. Classes of single domains are left out.
+        `load_mps`: of each class, spread evenly over the relays `at` (node ids; none = all that do not drain); None =
+        as much as they can deliver now. Classes of single domains are left out.
         """
         topology = self._current_topology(now)
-        relays = sorted(at) or sorted({self._node_id, *topology.names})
+        relays = sorted(at) or sorted({self._node_id, *topology.names} - self._leaving())
         found = []
         for class_id, wanted in sorted(self._classes.items()):
             if class_id.startswith(DIRECT_PREFIX):
                 continue
-            arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
+            arcs, closed = self._arcs(wanted, topology, now), topology.closed_to(wanted.policy)
+            closed |= {self._node_id} if self.draining else set()
             load = sum(exit_capacities(arcs).values()) if load_mps is None else load_mps
             demand = {relay: load / len(relays) for relay in relays}
             today, then = (forecast(arcs, demand, changes, no_transit=closed) for changes in (Hypothesis(), hypothesis))
@@ -283,13 +334,35 @@ class RoutingEngine:
         self.ensure_class(class_id)
         return self._classes.get(class_id) or DestinationClass(class_id, ())
 
+    def _forget_pins(self, now: float) -> bool:
+        """Those that are over; True if there were any."""
+        over = [class_id for class_id, pin in self._pins.items() if now >= pin.until]
+        for class_id in over:
+            del self._pins[class_id]
+        return bool(over)
+
+    def _leaving(self) -> set[str]:
+        """Relays that drain: clients go elsewhere."""
+        told = {str(node.node_id) for node in self._snapshot.nodes if node.info.draining}
+        return told - {self._node_id} | ({self._node_id} if self.draining else set())
+
+    def _arcs(self, wanted: DestinationClass, topology: Topology, now: float) -> tuple[Arc, ...]:
+        """The arcs of a class; of the own ones just that to which it is pinned."""
+        arcs, pin = topology.of_class(wanted), self._pins.get(wanted.class_id)
+        if pin is None or now >= pin.until:
+            return arcs
+        return tuple(arc for arc in arcs if arc.origin != self._node_id or arc.hop == pin.hop)
+
+    def _view(self, class_id: str, now: float) -> ClassView:
+        return self._views.get(class_id) or self._build_view(class_id, now)
+
     def _build_view(self, class_id: str, now: float) -> ClassView:
         wanted = self._class(class_id)
         if len(self._views) >= CLASSES_MAX:
             self._views.clear()
         exits, refused = self._exits(wanted, now)
         topology = self._current_topology(now)
-        arcs, closed = topology.of_class(wanted), topology.closed_to(wanted.policy)
+        arcs, closed = self._arcs(wanted, topology, now), topology.closed_to(wanted.policy)
         here = compute_ranks(arcs, no_transit=closed).get(self._node_id)
         there = compute_ranks(arcs, without=self._node_id, no_transit=closed)
         there = {node: rank for node, rank in there.items() if node not in closed}
@@ -302,7 +375,7 @@ class RoutingEngine:
             lifted = compute_ranks(arcs, without=self._node_id, no_transit=topology.no_transit)
             blocked = self._blocked(refused, lifted)
         view = self._views[class_id] = build_view(
-            wanted, exits, peers, here=here, there=there, refused=refused, blocked=blocked
+            wanted, exits, peers, here=here, there=there, refused=refused, blocked=blocked, pin=self._pins.get(class_id)
         )
         return view
 

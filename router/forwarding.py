@@ -1,6 +1,7 @@
 """The forwarding rule (4-routing.md section 5): one next hop with a free slot, or hold. Pure, and cheap per message.
 
     1  a transfer in doubt goes back to the hop that may have it
+    -  a class that the operator pinned to a hop: that one, or hold
     2  what is furthest behind its share, with a free slot: an exit of the class, or a peer that the joint plan names
            among exits in stride order: fewest sent for their weight first
            a peer only with a positive gain, without the sideways term
@@ -13,7 +14,8 @@
 A peer's rank is its distance to the exits without this node, so no peer is chosen that would have to send the mail
 back. `sideways` = beta + a share of the backlog for a peer that is no nearer than we are: a hop is a durable write, and
 a small difference is not worth it. (The design's rule has no such term; without it relays with equal exits exchange
-mail whenever their slots are full.) A relay that drains gives its mail away without it.
+mail whenever their slots are full.) A relay that drains gives its mail to any peer that reaches an exit, the largest
+gain first, be it negative; what is not due yet it gives to peers only, if need be back to the one that sent it here.
 
 Ties go to the lowest hop id.
 """
@@ -25,7 +27,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from router.backlog import Backlogs
-from router.decision import EdgeState, Hop, Query
+from router.decision import EdgeState, Hop, Pin, Query
 from router.edge import Edge
 from router.planning import ClassPlan
 from router.policy import DestinationClass
@@ -37,6 +39,8 @@ PLANNED, PLANNED_PEER = "planned share", "planned share of a relay"
 LARGEST_GAIN, TRIAL, STEP_BACK = "largest gain", "trial", "step back"
 NO_SLOT, BACKING_OFF, NO_PATH = "hold: no slot", "hold: backing off", "hold: no path"
 EVERY_WAY_BACK, NO_GAIN, TOO_MANY_HOPS = "hold: every way leads back", "hold: no gain", "hold: too many transfers"
+PINNED, PIN_NO_SLOT, PIN_BACKING_OFF = "pinned", "hold: pinned, no slot", "hold: pinned, backing off"
+PIN_DOWN, PIN_NOT_DUE = "hold: pinned, its hop takes nothing", "hold: pinned to an exit, not due"
 TRUSTED = frozenset({EdgeState.UP, EdgeState.UNKNOWN})
 PANIC_SHARE = 0.5
 """If more than this share of a class' exits is not trusted, suspicion and penalties are ignored (Envoy's idea)."""
@@ -59,6 +63,16 @@ class ClassView:
     """Own exits and neighbours that the class' policy leaves out."""
     blocked: str = ""
     """The hold's reason when there is no way but those that the policy leaves out."""
+    pin: Pin | None = None
+    """It may be over by the time of a decision."""
+
+    @property
+    def pinned(self) -> Edge | None:
+        """The edge of the pin, if it serves the class."""
+        if self.pin is None:
+            return None
+        edges = (*self.exits, *(edge for edge, _ in self.peers))
+        return next((edge for edge in edges if edge.hop == self.pin.hop), None)
 
 
 class ForwardingRule:
@@ -80,7 +94,9 @@ class ForwardingRule:
         """The next hop and the rule that decided, or None and why the message waits."""
         if preferred is not None and preferred.free_slots(now) > 0:
             return preferred, IN_DOUBT
-        found = self._choose_exit(query, view, now)
+        if view.pin is not None and now < view.pin.until:
+            return self._choose_pinned(query, view, now)
+        found = None if query.peers_only else self._choose_exit(query, view, now)
         if plan is not None and plan.peers:
             peer = self._choose_planned(query, view, plan, now, found is not None)
             if peer is not None:
@@ -90,7 +106,7 @@ class ForwardingRule:
         found = self._choose_peer(query, view, now)
         if found is not None:
             return found, LARGEST_GAIN
-        found = self._choose_trial(query, view, now)
+        found = None if query.peers_only else self._choose_trial(query, view, now)
         if found is not None:
             return found, TRIAL
         found = self._step_back(query, view, now)
@@ -126,9 +142,9 @@ class ForwardingRule:
         return self._settings.beta_messages
 
     def in_panic(self, view: ClassView) -> bool:
-        """Most exits of the class are in trouble: use what is left without caution."""
-        trusted = sum(edge.breaker.state in TRUSTED for edge in view.exits)
-        return trusted < len(view.exits) * (1 - PANIC_SHARE)
+        """Most exits of the class are in trouble: use what is left without caution. A drain is no trouble."""
+        states = [edge.breaker.state for edge in view.exits if edge.breaker.state is not EdgeState.DRAINING]
+        return sum(state in TRUSTED for state in states) < len(states) * (1 - PANIC_SHARE)
 
     # -- exits ---------------------------------------------------------------------------------------------------------
 
@@ -157,6 +173,19 @@ class ForwardingRule:
                 return edge
         return None
 
+    def _choose_pinned(self, query: Query, view: ClassView, now: float) -> tuple[Edge | None, str]:
+        """Also a pin leads no message back to where it was."""
+        edge = view.pinned
+        if edge is None or not edge.open:
+            return None, PIN_DOWN
+        if not edge.exit and (edge.hop.name in query.trace or len(query.trace) >= self.hops_max):
+            return None, PIN_DOWN
+        if edge.exit and query.peers_only:
+            return None, PIN_NOT_DUE
+        if edge.hop in query.avoid:
+            return None, PIN_BACKING_OFF
+        return (edge, PINNED) if edge.free_slots(now) > 0 else (None, PIN_NO_SLOT)
+
     # -- the plan ------------------------------------------------------------------------------------------------------
 
     def _choose_planned(
@@ -182,7 +211,7 @@ class ForwardingRule:
         if len(query.trace) >= self.hops_max:
             return None
         best: Edge | None = None
-        best_gain = 0.0
+        best_gain = -math.inf if self.draining else 0.0
         for edge, there in view.peers:
             if edge.hop.name in query.trace or edge.free_slots(now) <= 0 or edge.hop in query.avoid:
                 continue
@@ -202,7 +231,9 @@ class ForwardingRule:
 
     def _step_back(self, query: Query, view: ClassView, now: float) -> Edge | None:
         """Only if no exit and no peer outside the trace could take it, now or later; only to one that has a way on."""
-        if not query.trace or len(query.trace) >= self.hops_max or any(edge.usable for edge in view.exits):
+        if not query.trace or len(query.trace) >= self.hops_max:
+            return None
+        if not query.peers_only and any(edge.usable for edge in view.exits):
             return None
         if any(edge.usable and edge.hop.name not in query.trace for edge, _ in view.peers):
             return None
@@ -216,7 +247,7 @@ class ForwardingRule:
         return None
 
     def _explain_hold(self, query: Query, view: ClassView, now: float) -> str:
-        exits = [edge for edge in view.exits if edge.usable]
+        exits = [edge for edge in view.exits if edge.usable and not query.peers_only]
         if any(edge.hop not in query.avoid for edge in exits):
             return NO_SLOT
         if exits:
@@ -233,7 +264,9 @@ class ForwardingRule:
         if not open_:
             return BACKING_OFF
         return (
-            NO_SLOT if any(self.gain(edge, there, query.class_id, view, now) > 0 for edge, there in open_) else NO_GAIN
+            NO_SLOT
+            if self.draining or any(self.gain(edge, there, query.class_id, view, now) > 0 for edge, there in open_)
+            else NO_GAIN
         )
 
 
@@ -246,10 +279,13 @@ def build_view(
     there: dict[str, float],
     refused: Mapping[Hop, Refusal] | None = None,
     blocked: str = "",
+    pin: Pin | None = None,
 ) -> ClassView:
     """Sort and pair what belongs to a class; `there` has only relays that take mail."""
     reaching = [(edge, there[edge.hop.name]) for edge in sorted(peers, key=_by_id) if edge.hop.name in there]
-    return ClassView(wanted, tuple(sorted(exits, key=_by_id)), tuple(reaching), here, there, refused or {}, blocked)
+    return ClassView(
+        wanted, tuple(sorted(exits, key=_by_id)), tuple(reaching), here, there, refused or {}, blocked, pin
+    )
 
 
 def _by_id(edge: Edge) -> str:

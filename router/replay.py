@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from router.decision import Candidate, Decision, Hop, HopKind
+from router.decision import Candidate, Decision, EdgeState, Hop, HopKind, Pin
 from router.forwarding import (
     BACKING_OFF,
     EVERY_WAY_BACK,
@@ -20,6 +20,11 @@ from router.forwarding import (
     NO_PATH,
     NO_SLOT,
     PANIC_SHARE,
+    PIN_BACKING_OFF,
+    PIN_DOWN,
+    PIN_NO_SLOT,
+    PIN_NOT_DUE,
+    PINNED,
     PLANNED,
     PLANNED_PEER,
     STEP_BACK,
@@ -53,17 +58,35 @@ class _Case:
         self.peers = [item for item in serving if item.hop.kind is HopKind.PEER]
 
     def choose(self) -> tuple[Hop | None, str]:
+        in_doubt = self._in_doubt()
+        if in_doubt is not None:
+            return in_doubt.hop, IN_DOUBT
+        if self.decision.pin is not None:
+            return self._pinned(self.decision.pin)
+        due = not self.query.peers_only
         for found, rule in (
-            (self._in_doubt(), IN_DOUBT),
             (self._planned(), PLANNED_PEER),
-            (self._exit(), PLANNED),
+            (self._exit() if due else None, PLANNED),
             (self._peer(), LARGEST_GAIN),
-            (self._trial(), TRIAL),
+            (self._trial() if due else None, TRIAL),
             (self._step_back(), STEP_BACK),
         ):
             if found is not None:
                 return found.hop, rule
         return None, self._hold()
+
+    def _pinned(self, pin: Pin) -> tuple[Hop | None, str]:
+        item = next((item for item in (*self.exits, *self.peers) if item.hop == pin.hop), None)
+        if item is None or not item.usable or item.awaits_probe:
+            return None, PIN_DOWN
+        leaves = item.hop.kind is not HopKind.PEER
+        if not leaves and (item.hop.name in self.query.trace or len(self.query.trace) >= self.decision.hops_max):
+            return None, PIN_DOWN
+        if leaves and self.query.peers_only:
+            return None, PIN_NOT_DUE
+        if item.hop in self.query.avoid:
+            return None, PIN_BACKING_OFF
+        return (item.hop, PINNED) if item.free_slots > 0 else (None, PIN_NO_SLOT)
 
     def _in_doubt(self) -> Candidate | None:
         prefer = (item for item in self.decision.candidates if item.hop == self.query.prefer)
@@ -74,15 +97,15 @@ class _Case:
         free = [item for item in open_ if item.free_slots > 0]
         if free:
             return min(free, key=lambda item: item.stride)
-        trusted = sum(item.state in TRUSTED for item in self.exits)
-        if trusted < len(self.exits) * (1 - PANIC_SHARE):
+        states = [item.state for item in self.exits if item.state is not EdgeState.DRAINING]
+        if sum(state in TRUSTED for state in states) < len(states) * (1 - PANIC_SHARE):
             return next((item for item in open_ if item.free_slots_in_panic > 0), None)
         return None
 
     def _planned(self) -> Candidate | None:
         if len(self.query.trace) >= self.decision.hops_max:
             return None
-        exit_ = self._exit()
+        exit_ = self._exit() if not self.query.peers_only else None
         fresh = [item for item in self._here_and_now(self.peers) if item.hop.name not in self.query.trace]
         behind = [
             item
@@ -98,7 +121,7 @@ class _Case:
         if len(self.query.trace) >= self.decision.hops_max:
             return None
         fresh = [item for item in self._here_and_now(self.peers) if item.hop.name not in self.query.trace]
-        free = [item for item in fresh if item.free_slots > 0 and not item.awaits_probe and self._gain(item) > 0]
+        free = [item for item in fresh if item.free_slots > 0 and not item.awaits_probe and self._gains(item)]
         return max(free, key=self._gain, default=None)
 
     def _trial(self) -> Candidate | None:
@@ -107,7 +130,9 @@ class _Case:
 
     def _step_back(self) -> Candidate | None:
         trace, own = self.query.trace, self.decision.node_id
-        if not trace or len(trace) >= self.decision.hops_max or any(item.usable for item in self.exits):
+        if not trace or len(trace) >= self.decision.hops_max:
+            return None
+        if not self.query.peers_only and any(item.usable for item in self.exits):
             return None
         if any(item.usable and item.hop.name not in trace for item in self.peers):
             return None
@@ -116,7 +141,7 @@ class _Case:
         return next((item for item in back if item.free_slots > 0), None)
 
     def _hold(self) -> str:
-        exits = [item for item in self.exits if item.usable]
+        exits = [item for item in self.exits if item.usable and not self.query.peers_only]
         if exits:
             return NO_SLOT if list(self._here_and_now(exits)) else BACKING_OFF
         peers = [item for item in self.peers if item.usable]
@@ -128,10 +153,14 @@ class _Case:
         open_ = list(self._here_and_now(fresh))
         if not open_:
             return BACKING_OFF
-        return NO_SLOT if any(self._gain(item) > 0 for item in open_) else NO_GAIN
+        return NO_SLOT if any(self._gains(item) for item in open_) else NO_GAIN
 
     def _here_and_now(self, candidates: Iterable[Candidate]) -> Iterable[Candidate]:
         return (item for item in candidates if item.hop not in self.query.avoid)
+
+    def _gains(self, candidate: Candidate) -> bool:
+        """Worth a transfer: to a relay that gives its mail away, always."""
+        return self.decision.draining or self._gain(candidate) > 0
 
     def _gain(self, candidate: Candidate) -> float:
         return recompute_gain(candidate, self.decision.beta)
