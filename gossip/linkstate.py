@@ -23,6 +23,8 @@ class Kind(enum.IntEnum):
     SESSIONS = 4
 
 
+TAG_PATTERN = r"[a-z0-9][a-z0-9._-]{0,31}"
+TAGS_MAX = 16
 KIND_MAX = 255
 """Kinds that this version does not know are kept and passed on as they are: a newer version may have issued them."""
 

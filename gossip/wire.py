@@ -31,6 +31,8 @@ from gossip.frames import (
 )
 from gossip.linkstate import (
     KIND_MAX,
+    TAG_PATTERN,
+    TAGS_MAX,
     ClassLoad,
     Key,
     Kind,
@@ -53,7 +55,6 @@ BODY_BYTES_MAX = 64 * 1024
 TEXT_MAX = 255
 LINKS_MAX = 2000
 CLASSES_MAX = 256
-TAGS_MAX = 16
 CAPACITY_MAX_MMPS = 10**12
 LATENCY_MAX_US = 3600 * 10**6
 COUNT_MAX = 2**53
@@ -72,7 +73,6 @@ REVOCATIONS_MAX = 10_000
 UINT32_MAX = 2**32 - 1
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
-TAG_PATTERN = r"[a-z0-9][a-z0-9._-]{0,31}"
 _TAG = re.compile(TAG_PATTERN)
 _HOP = re.compile(r"(?:peer:[0-9a-f]{32}|host:[A-Za-z0-9._-]{1,64}|mx:[^\s,\x00-\x20\x7f]{1,255})")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from router.policy import RouteTable
+from router.policy import DestinationClass, RouteTable
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import AttemptObserver, Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
@@ -22,6 +22,7 @@ from smtp_edge.queue.entry import Delivery, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.reply import Reply
+from smtp_edge.routes import TRACE_ROOM_BYTES
 from smtp_edge.settings import QueueSettings
 from smtp_edge.trace import HOPS_MAX, build_received, count_received
 
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 SPACE_CHECK_S = 0.5
 BACKLOGS_TOLD_MAX = 9
 """Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
+Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
+"""Class id -> the class (None: no route takes it) and its recipients."""
 AGE_MAX_S = 60 * 86400
 """A peer's XAGE beyond this is nonsense of a lying clock; such mail would be born expired."""
 
@@ -82,13 +85,17 @@ class QueueAcceptor:
             return Reply(452, "insufficient system storage", "4.3.1")
         return None
 
-    def check_recipient(self, client: Client, recipient: Recipient) -> Reply | None:
-        """Refuse what no route would ever take; from a peer only for now, because its configuration may be newer."""
-        if self._table.classify(self._domain(recipient)) is not None:
-            return None
-        if client.peer_id:
-            return Reply(451, "no route to this destination here", "4.4.4")
-        return Reply(550, "no route to this destination", "5.4.4")
+    def check_recipient(self, client: Client, recipient: Recipient, size_bytes: int = 0) -> Reply | None:
+        """Refuse what no route would ever take; from a peer only for now, because its configuration may be newer.
+
+        `size_bytes`: as MAIL declared it.
+        """
+        found = self._table.classify(self._domain(recipient), size_bytes + self._room(client))
+        if found is None:
+            if client.peer_id:
+                return Reply(451, "no route to this destination here", "4.4.4")
+            return Reply(550, "no route to this destination", "5.4.4")
+        return self._refuse_size(client, size_bytes, [found]) if found.too_large else None
 
     def spool(self) -> SpoolWriter:
         """Where a large body goes while it arrives."""
@@ -99,7 +106,12 @@ class QueueAcceptor:
         if count_received(message.data.header) >= HOPS_MAX:
             await self._spool.discard(message.data)
             return Reply(554, "too many hops, this message is looping", "5.4.6")
-        new = self._build(message)
+        groups = self._group(message)
+        refusal = self._check_size(message, groups)
+        if refusal is not None:
+            await self._spool.discard(message.data)
+            return refusal
+        new = self._build(message, groups)
         try:
             stored = await self._put(new, message.transfer)
         except StoreFull as error:
@@ -136,7 +148,32 @@ class QueueAcceptor:
         else:
             self._dispatcher.note_unclaimed()
 
-    def _build(self, message: ReceivedMessage) -> NewEntry:
+    def _check_size(self, message: ReceivedMessage, groups: Groups) -> Reply | None:
+        """A message that is too large for some of its recipients goes to the others, and those are reported."""
+        large = [wanted for wanted, _ in groups.values() if wanted is not None and wanted.too_large]
+        if not large or (len(large) < len(groups) and not message.client.peer_id):
+            return None
+        return self._refuse_size(message.client, message.data.size_bytes, large)
+
+    def _refuse_size(self, client: Client, size_bytes: int, classes: Sequence[DestinationClass]) -> Reply:
+        log.warning(
+            "message.too_large",
+            client=client.address,
+            peer=client.peer_id,
+            size_bytes=size_bytes,
+            classes=[wanted.class_id for wanted in classes],
+            size_bytes_max=max(wanted.policy.above_bytes for wanted in classes),
+        )
+        if client.peer_id:  # its limits may be other ones: it keeps the mail
+            return Reply(451, "no exit here takes a message of this size", "4.3.4")
+        return Reply(552, "message is larger than any exit to this destination takes", "5.3.4")
+
+    @staticmethod
+    def _room(client: Client) -> int:
+        """What has to be added to a message's size: from peers it has the trace fields already."""
+        return 0 if client.peer_id else TRACE_ROOM_BYTES
+
+    def _build(self, message: ReceivedMessage, groups: Groups) -> NewEntry:
         at = self._clock()
         queue_id = self._new_queue_id(at)
         transfer, client = message.transfer, message.client
@@ -160,7 +197,6 @@ class QueueAcceptor:
             ),
             client=" ".join(word for word in (client.address, client.helo, client.user or client.peer_id) if word),
         )
-        groups = self._group(message.envelope.recipients)
         base = transfer.token if transfer else f"{origin}/0"
         deliveries = tuple(
             Delivery(
@@ -170,17 +206,18 @@ class QueueAcceptor:
                 recipients,
                 transfer_token=base if len(groups) == 1 else split_token(base, recipients),
             )
-            for copy, (class_id, recipients) in enumerate(groups.items())
+            for copy, (class_id, (_, recipients)) in enumerate(groups.items())
         )
         return NewEntry(entry, deliveries)
 
-    def _group(self, recipients: Sequence[Recipient]) -> dict[str, tuple[Recipient, ...]]:
-        groups: dict[str, list[Recipient]] = {}
-        for recipient in recipients:
-            found = self._table.classify(self._domain(recipient))
+    def _group(self, message: ReceivedMessage) -> Groups:
+        size_bytes = message.data.size_bytes + self._room(message.client)
+        groups: dict[str, tuple[DestinationClass | None, list[Recipient]]] = {}
+        for recipient in message.envelope.recipients:
+            found = self._table.classify(self._domain(recipient), size_bytes)
             class_id = found.class_id if found else f"unroutable:{recipient.domain}"
-            groups.setdefault(class_id, []).append(recipient)
-        return {class_id: tuple(members) for class_id, members in groups.items()}
+            groups.setdefault(class_id, (found, []))[1].append(recipient)
+        return {class_id: (found, tuple(members)) for class_id, (found, members) in groups.items()}
 
     def _domain(self, recipient: Recipient) -> str:
         return recipient.domain or self._hostname.lower()

@@ -280,7 +280,8 @@ class Dispatcher:
                     queue.held_because = answer.reason
                     if answer.for_good or answer.retry_in_s is not None:
                         queue.waiting.remove(waiting)
-                        self._spawn(self._park(waiting, answer.reason, answer.for_good, answer.retry_in_s))
+                        for_good = answer.status if answer.for_good else ""
+                        self._spawn(self._park(waiting, answer.reason, for_good, answer.retry_in_s))
                         return True
             if self._is_held_alone(waiting):
                 queue.waiting.remove(waiting)
@@ -425,7 +426,7 @@ class Dispatcher:
             case _:
                 pass
 
-    async def _park(self, waiting: Waiting, reason: str, for_good: bool = False, retry_s: float | None = None) -> None:
+    async def _park(self, waiting: Waiting, reason: str, for_good: str = "", retry_s: float | None = None) -> None:
         at = self._clock()
         pause = timedelta(seconds=retry_s if retry_s is not None else self._limits.park_retry_s)
         settlement = plan_parking(

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import getfqdn
@@ -34,12 +34,11 @@ from gossip.revocation import RevocationError, load_revocations
 from gossip.service import GossipError, GossipService
 from gossip.settings import GossipSettings
 from gossip.status import Event, EventKind, GossipStats, MemberStatus
-from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
-from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 from smtp_edge import __version__
 from smtp_edge.acceptor import QueueAcceptor
+from smtp_edge.admin.address import find_advertised
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.client.delivery import DeliveryClient
@@ -53,6 +52,7 @@ from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
+from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.settings import Settings
 from smtp_edge.settlement import Reporting
@@ -85,7 +85,7 @@ class Node:
         self.events = EventFeed(lambda node: self._gossip.name_of(node), lambda: datetime.now(UTC))
         self._began = time.monotonic()
         self._hostname = settings.node.hostname or getfqdn()
-        self.table = RouteTable([RouteRule(route.name, route.domains, route.via) for route in settings.route])
+        self.table = build_table(settings)
         self._build_queue()
         self._build_routing()
         self._build_edge()
@@ -109,15 +109,11 @@ class Node:
 
     def _build_routing(self) -> None:
         settings, rng = self.settings, random.Random()
-        exits = [
-            ExitHop(Hop(HopKind.SMART_HOST, host.name), host.name, host.cost, host.connections_max)
-            for host in settings.smart_host
-        ]
         self.engine = RoutingEngine(
             node_id=self.identity.node_id,
             node_name=settings.node.name,
             table=self.table,
-            exits=exits,
+            exits=build_exits(settings),
             settings=RouterSettings(
                 beta_messages=settings.router.beta_messages,
                 window_max=settings.router.window_max,
@@ -125,6 +121,7 @@ class Node:
             ),
             rng=rng,
             now=self.now(),
+            tags=settings.node.tags,
         )
         self._client = DeliveryClient(
             hostname=self._hostname,
@@ -138,7 +135,7 @@ class Node:
             self._targets,
             self._client,
             backlogs=self.store.backlog_counts,
-            classes_of=self._classes_of,
+            classes_of=lambda hop: find_classes(self.table, hop, self.store.backlog_counts()),
             now=self.now,
         )
         gossip = settings.gossip
@@ -193,7 +190,7 @@ class Node:
         )
         self._listeners = [
             Listener(section, self._acceptor, hostname=self._hostname, inline_bytes_max=queue.inline_bytes_max)
-            for section in settings.listener
+            for section in limit_sizes(settings.listener, self.table)
         ]
         self._mesh = MeshListener(
             settings.mesh.listen,
@@ -287,6 +284,8 @@ class Node:
             no_transit=not settings.mesh.transit or self._gossip.joining,
             direct_mx=any(route.via == ("mx",) for route in settings.route),
             routes_digest=self.table.digest(),
+            tags=settings.node.tags,
+            admin_address=find_advertised(settings.admin.listen, settings.admin.advertise),
         )
 
     # -- NodeView ------------------------------------------------------------------------------------------------------
@@ -314,18 +313,6 @@ class Node:
     def now(self) -> float:
         """The node's monotonic clock, seconds."""
         return time.monotonic()
-
-    # -- classes -------------------------------------------------------------------------------------------------------
-
-    def _classes_of(self, hop: Hop) -> Sequence[str]:
-        """Classes whose mail may move again when the hop is back."""
-        match hop.kind:
-            case HopKind.PEER:
-                return tuple(self.store.backlog_counts())
-            case HopKind.SMART_HOST:
-                return tuple(rule.name for rule in self.table.rules if hop.name in rule.via)
-            case HopKind.MX:
-                return (hop.id,)
 
     def _class_of(self, domain: str) -> str:
         found = self.table.classify(domain or self._hostname.lower())

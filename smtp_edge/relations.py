@@ -12,9 +12,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from router.policy import MX_VIA
+from router.terms import Terms
+from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
 from smtp_edge.settings import ListenerSettings, RouteSettings, Settings, SmartHostSettings
 
 PORT_MAX = 65535
+SIZE_BYTES_MIN = 65536
+"""RFC 5321 section 4.5.3.1.7 asks every server for as much."""
 OPEN_PREFIX = 0
 """Prefix length of a network that holds everybody."""
 
@@ -38,6 +43,7 @@ def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
     yield from _check_routes(settings)
     yield from _check_addresses(settings)
     yield from _check_advertised(settings)
+    yield from _check_policies(settings)
     yield from _check_queue(settings)
     for number, listener in enumerate(settings.listener):
         yield from _check_listener(f"listener[{number}]", listener)
@@ -58,6 +64,9 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     for listener in settings.listener:
         yield from _warn_listener(listener)
     yield from _warn_routes(settings.route)
+    yield from _warn_policies(settings)
+    yield from _warn_sizes(settings)
+    yield from _warn_operators(settings)
     used = {name for route in settings.route for name in route.via}
     for host in settings.smart_host:
         if host.name not in used:
@@ -119,6 +128,54 @@ def _warn_routes(routes: tuple[RouteSettings, ...]) -> Iterator[str]:
             first.setdefault(domain, route.name)
 
 
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def _check_policies(settings: Settings) -> Iterator[Mistake]:
+    """What a route asks must be possible. What own exits lack, those of others may have, if mail may go there."""
+    for number, route in enumerate(settings.route):
+        key = f"route[{number}]"
+        both = sorted(set(route.require_tags) & set(route.forbid_tags))
+        if both:
+            yield Mistake(f"{key}.forbid_tags", f"{', '.join(both)} is required as well: nothing can be both")
+        if route.via == (MX_VIA,) and route.tls_min != "none":
+            text = '"mx" promises no encryption, a domain may offer none; name smart hosts with tls = "starttls"'
+            yield Mistake(f"{key}.tls_min", text)
+        elif not route.transit and not both and (reasons := _refusals(settings, route)):
+            text = f"no own exit meets the policy, and transit = false forbids others: {reasons}"
+            yield Mistake(key, text, rests_on=("smart_host", "node"))
+
+
+def _warn_policies(settings: Settings) -> Iterator[str]:
+    for route in settings.route:
+        if route.transit and (reasons := _refusals(settings, route)):
+            yield f"mail of route {route.name} leaves only through other relays whose exits meet its policy: {reasons}"
+
+
+def _refusals(settings: Settings, route: RouteSettings) -> str:
+    """Why none of its own exits may be used; empty if one may, or if it names none."""
+    hosts = {host.name: build_terms(host) for host in settings.smart_host}
+    hosts[MX_VIA] = Terms(tuple(sorted(settings.node.tags)))  # a domain's exchangers: the tags of who delivers there
+    policy = build_policy(route)
+    found = {name: policy.refuse_exit(hosts[name]) for name in route.via if name in hosts}
+    if not found or None in found.values():
+        return ""
+    return "; ".join(f"{name}: {refusal}" for name, refusal in found.items())
+
+
+def _warn_sizes(settings: Settings) -> Iterator[str]:
+    largest = build_table(settings).size_bytes_max() - TRACE_ROOM_BYTES
+    for listener in settings.listener:
+        if 0 < largest < listener.size_bytes_max:
+            yield f"listener {listener.name} takes {largest} bytes at most: no exit of any route takes more"
+
+
+def _warn_operators(settings: Settings) -> Iterator[str]:
+    admin = settings.admin
+    if admin.operators and (admin.listen.startswith("unix:") or ip_address(_host(admin.listen)).is_loopback):
+        yield f"admin.operators is of no use with admin.listen {admin.listen}: certificates are shown over the network"
+
+
 # -- addresses ---------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +210,8 @@ def _check_advertised(settings: Settings) -> Iterator[Mistake]:
         elif not advertise and _is_address(listen) and ip_address(_host(listen)).is_unspecified:
             text = f"is required when {section}.listen is {listen}: it is the HOST:PORT that peers dial"
             yield Mistake(f"{section}.advertise", text)
+    if settings.admin.advertise and not _has_port(settings.admin.advertise):
+        yield Mistake("admin.advertise", f"{settings.admin.advertise!r} is not HOST:PORT")
     for number, seed in enumerate(settings.gossip.join):
         if not _has_port(seed):
             yield Mistake(f"gossip.join[{number}]", f"{seed!r} is not HOST:PORT")
@@ -218,6 +277,9 @@ def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
     if host.user and host.tls == "none":
         text = 'is "none", so the password would travel in the clear; set "starttls" or "implicit"'
         yield Mistake(f"{key}.tls", text)
+    if 0 < host.size_bytes_max < SIZE_BYTES_MIN:
+        text = f"{host.size_bytes_max} is less than every server must take; {SIZE_BYTES_MIN} or more, or 0 for any size"
+        yield Mistake(f"{key}.size_bytes_max", text)
     if host.tls_ca is not None and host.tls not in ("starttls", "implicit"):
         yield Mistake(f"{key}.tls_ca", f'is of no use with tls = "{host.tls}"; only "starttls" and "implicit" verify')
 

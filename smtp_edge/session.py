@@ -60,8 +60,8 @@ class Acceptor(Protocol):
         """At MAIL: None to go on, else a 452 or 421."""
         ...
 
-    def check_recipient(self, client: Client, recipient: Recipient) -> Reply | None:
-        """At RCPT, after the relay policy."""
+    def check_recipient(self, client: Client, recipient: Recipient, size_bytes: int = 0) -> Reply | None:
+        """At RCPT, after the relay policy. `size_bytes`: as MAIL declared it, 0 = not."""
         ...
 
     async def accept(self, message: ReceivedMessage) -> Reply:
@@ -367,7 +367,7 @@ class Session(SMTP):
             return Reply(452, "too many recipients", "4.5.3")
         refusal = self._options.policy.permits(self._client, recipient)
         if refusal is None:
-            refusal = self._acceptor.check_recipient(self._client, recipient)
+            refusal = self._acceptor.check_recipient(self._client, recipient, transaction.mail.size_bytes)
         if refusal is not None:
             log.info("rcpt.refused", client=self._client.address, recipient=recipient.address, reply=str(refusal))
             self._bad_commands += 1

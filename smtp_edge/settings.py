@@ -13,7 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from gossip.linkstate import TAG_PATTERN, TAGS_MAX
+
 _DOMAIN = re.compile(r"(?:\*|(?:\*\.)?[^\s@*.:/,]+(?:\.[^\s@*.:/,]+)*|\[[0-9A-Fa-f.:IPv]+\])")
+_TAG = re.compile(TAG_PATTERN)
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -46,10 +49,18 @@ def parse_host(given: str) -> str:
     return given
 
 
+def parse_tag(given: str) -> str:
+    """A tag. ValueError."""
+    if not _TAG.fullmatch(given):
+        raise ValueError(f"{given!r} is no tag; write up to 32 of a-z 0-9 . _ - beginning with a letter or digit")
+    return given
+
+
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
 Domain = Annotated[str, AfterValidator(parse_domain)]
+Tags = Annotated[tuple[Annotated[str, AfterValidator(parse_tag)], ...], Field(max_length=TAGS_MAX)]
 Host = Annotated[str, AfterValidator(parse_host)]
 
 
@@ -66,6 +77,8 @@ class NodeSettings(Section):
     hostname: str = ""
     """Name in EHLO, Received and the 220 banner; the machine's own name when empty."""
     zone: Name = "default"
+    tags: Tags = ()
+    """What this relay is (a region, a provider), for the policies of routes on all nodes."""
     data_dir: Path = Path("data")
 
 
@@ -134,6 +147,11 @@ class SmartHostSettings(Section):
     user: str = ""
     password_file: Path | None = None
     cost: Annotated[int, Field(ge=0, le=1000)] = 0
+    tags: Tags = ()
+    size_bytes_max: Annotated[int, Field(ge=0)] = 0
+    """Larger messages never go there; 0 = any, else at least 65536."""
+    reserve: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Share of its capacity that planning leaves alone."""
     connections_max: Annotated[int, Field(ge=1, le=1000)] = 20
     messages_per_connection_max: Annotated[int, Field(ge=1)] = 1000
 
@@ -145,6 +163,12 @@ class RouteSettings(Section):
     domains: tuple[Domain, ...] = ("*",)
     via: tuple[str, ...]
     """Smart-host names, or the one word `mx`."""
+    require_tags: Tags = ()
+    """An exit or relay that lacks one is outside: mail neither leaves by it nor passes through it."""
+    forbid_tags: Tags = ()
+    tls_min: Literal["none", "encrypted", "verified"] = "none"
+    transit: bool = True
+    """False: own exits only, never through other relays."""
 
 
 class QueueSettings(Section):
@@ -183,6 +207,10 @@ class AdminSettings(Section):
 
     listen: str = "unix:admin.sock"
     """`unix:PATH`, or host:port; anything but loopback demands a cluster certificate from the caller."""
+    advertise: str = ""
+    """host:port under which other nodes' operators reach it; empty: as it listens, if that is no wildcard."""
+    operators: tuple[str, ...] = ()
+    """Names or node ids of certificates that may order changes over the network; others may only look."""
 
 
 class MetricsSettings(Section):

@@ -101,18 +101,21 @@ def plan_parking(
     claim: Claim,
     reason: str,
     *,
-    for_good: bool,
+    for_good: str,
     notes: Sequence[HistoryNote],
     next_attempt_at: datetime,
     reporting: Reporting,
     at: datetime,
 ) -> Settlement:
-    """Put a delivery that finds no hop back to disk; expire it when its lifetime is over, bounce it `for_good`."""
+    """Put a delivery that finds no hop back to disk; expire it when its lifetime is over.
+
+    `for_good`: bounce it with this status instead; empty = do not.
+    """
     state = DeliveryState.DEFERRED
     reports: tuple[NewEntry, ...] = ()
     delayed = False
     if for_good:
-        state, reply = DeliveryState.FAILED, Reply(550, reason, "5.4.4")
+        state, reply = DeliveryState.FAILED, Reply(550, reason, for_good)
     elif at >= claim.entry.expires_at:
         state, reply = DeliveryState.EXPIRED, LIFETIME_OVER
     else:

@@ -22,6 +22,17 @@ def needs_certificates(address: str) -> bool:
     return not address.startswith(UNIX) and not is_loopback(address.rpartition(":")[0])
 
 
+def find_advertised(listen: str, advertise: str) -> str:
+    """Where other nodes' operators reach an admin service; empty if they cannot."""
+    if advertise or not needs_certificates(listen):
+        return advertise
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return "" if ip_address(host).is_unspecified else listen
+    except ValueError:
+        return listen
+
+
 def find_fault(address: str) -> str:
     """Why nobody can dial it; empty for a good address."""
     if address.startswith(UNIX):

@@ -30,6 +30,7 @@ from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
 from smtp_edge.reply import Reply
+from smtp_edge.routes import find_classes
 from smtp_edge.routing import RoutingShell
 from smtp_edge.settings import QueueSettings
 from smtp_edge.settlement import Reporting
@@ -152,7 +153,7 @@ class SimulatedRelay:
             Everywhere(around.server_of),
             self._client,
             backlogs=self.store.backlog_counts,
-            classes_of=self._classes_of,
+            classes_of=lambda hop: find_classes(around.table, hop, self.store.backlog_counts()),
             now=self.now,
         )
         self._gossip = SimulatedGossip(
@@ -238,11 +239,6 @@ class SimulatedRelay:
     def backlog(self) -> int:
         """Stored deliveries."""
         return sum(self.store.backlog_counts().values())
-
-    def _classes_of(self, hop: Hop) -> Sequence[str]:
-        if hop.kind is HopKind.PEER:
-            return tuple(self.store.backlog_counts())
-        return tuple(rule.name for rule in self._around.table.rules if hop.name in rule.via)
 
     def _class_of(self, domain: str) -> str:
         found = self._around.table.classify(domain)

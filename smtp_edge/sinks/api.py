@@ -171,6 +171,8 @@ class Unreachable:
 
     reason: str
     for_good: bool = False
+    status: str = "5.4.4"
+    """Enhanced status code of the report, for good only."""
     retry_in_s: float | None = None
     """When to ask again; None = when something changed (a slot, a link, a backlog)."""
     decision: Decision | None = None

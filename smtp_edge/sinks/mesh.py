@@ -12,6 +12,9 @@ from router.decision import Hop, Query
 from router.engine import RoutingEngine
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
 
+TOO_LARGE, TOO_LARGE_STATUS = "no exit takes a message of this size", "5.3.4"
+"""Enhanced status code: message too big for system (RFC 3463)."""
+
 
 def build_query(delivery: RouteRequest) -> Query:
     """The engine's question for a delivery."""
@@ -34,6 +37,8 @@ class MeshRouter(Sink):
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """One next hop with a free slot, or hold."""
         decision = self._engine.decide(build_query(delivery), self._now(), explain=False)
+        if decision.chosen is None and self._engine.is_too_large(delivery.class_id):
+            return Unreachable(TOO_LARGE, for_good=True, status=TOO_LARGE_STATUS, decision=decision)
         if decision.chosen is None:
             return Unreachable(decision.rule, decision=decision)
         return Route((NextHop(decision.chosen.id),), decision)

@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from router.policy import RouteRule, RouteTable
+from router.terms import Policy, Terms
 from smtp_edge.acceptor import accept_token, split_token
 from smtp_edge.envelope import Client, Recipient, Transfer
 from smtp_edge.queue.store import StoreError, StoreFull
+from smtp_edge.routes import TRACE_ROOM_BYTES
 from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message
 
 PEER = "b" * 32
@@ -78,6 +82,57 @@ async def test_no_route_is_final_for_clients_and_transient_for_peers(tmp_path: P
         reply = bench.acceptor.check_recipient(client, Recipient("ann@nowhere.test"))
         assert reply is not None
         assert reply.code == code
+
+
+def limited(bench: Bench, limit_bytes: int = 100_000) -> None:
+    """Mail to small.test leaves by an exit with a limit, other mail by one without."""
+    terms = (Terms(size_bytes_max=limit_bytes),)
+    bench.acceptor._table = RouteTable(
+        [RouteRule("small", ("small.test",), ("a",), Policy(), terms), RouteRule("rest", ("*",), ("b",))]
+    )
+
+
+def body_of(size_bytes: int) -> bytes:
+    return b"Subject: x\r\n\r\n" + b"x" * (size_bytes - 16) + b"\r\n"
+
+
+async def test_mail_that_is_too_large_for_its_exits_is_refused_at_rcpt(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        limited(bench)
+        client, peer = Client("127.0.0.1"), Client("127.0.0.1", peer_id=PEER)
+        ann = Recipient("ann@small.test")
+        assert bench.acceptor.check_recipient(client, ann, 100_000 - TRACE_ROOM_BYTES) is None
+        assert bench.acceptor.check_recipient(client, Recipient("ann@large.test"), 10**9) is None
+        reply = bench.acceptor.check_recipient(client, ann, 100_001 - TRACE_ROOM_BYTES)
+        assert str(reply) == "552 5.3.4 message is larger than any exit to this destination takes"
+        assert bench.acceptor.check_recipient(peer, ann, 100_000) is None
+        assert str(bench.acceptor.check_recipient(peer, ann, 100_001)).startswith("451 4.3.4")
+
+
+@pytest.mark.parametrize(("peer", "code"), [("", 552), (PEER, 451)])
+async def test_mail_that_is_too_large_and_did_not_say_so_is_refused_after_the_data(
+    tmp_path: Path, peer: str, code: int
+) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        limited(bench)
+        with capture_logs() as lines:
+            reply = await bench.acceptor.accept(message("ann@small.test", body=body_of(100_001), peer=peer))
+        assert reply.code == code
+        (line,) = [line for line in lines if line["event"] == "message.too_large"]
+        assert (line["size_bytes"], line["classes"], line["size_bytes_max"]) == (100_001, ["small>100000"], 100_000)
+        assert await bench.store.list() == []
+        assert (await bench.acceptor.accept(message("ann@small.test", body=body_of(90_000), peer=peer))).code == 250
+
+
+async def test_mail_that_is_too_large_for_some_goes_to_the_others(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        limited(bench)
+        large = body_of(100_001)
+        assert (await bench.acceptor.accept(message("ann@small.test", "bob@large.test", body=large))).code == 250
+        classes = sorted(claim.delivery.class_id for claim in await bench.store.list())
+        assert classes == ["rest", "small>100000"]
+        from_peer = message("ann@small.test", "bob@large.test", body=large, peer=PEER)
+        assert (await bench.acceptor.accept(from_peer)).code == 451
 
 
 async def test_fifty_received_fields_are_a_loop(tmp_path: Path) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from datetime import UTC, datetime
 from pathlib import Path
 
-from router.decision import OutcomeKind
+from router.decision import ExitHop, Hop, HopKind, OutcomeKind
+from router.engine import RoutingEngine
+from router.policy import RouteRule, RouteTable
+from router.settings import RouterSettings
+from router.terms import Policy, Terms
 from smtp_edge.client.attempt import AttemptResult, Job
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.api import Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.mesh import MeshRouter
 from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, accepted, message, refused, until
+from tests.unit.smtp_edge.queue.builders import build_new
 
 
 async def states(bench: Bench) -> list[DeliveryState]:
@@ -93,6 +101,27 @@ async def test_unreachable_for_good_bounces(tmp_path: Path) -> None:
         await until(lambda: bench.store.backlog_counts().get("example.net", 0) == 1)
         (report,) = await bench.store.list()
         assert (report.entry.envelope.sender, report.delivery.class_id) == ("", "example.net")
+
+
+async def test_mail_that_no_exit_takes_for_its_size_is_reported_as_such(tmp_path: Path) -> None:
+    limited = RouteRule("default", ("*",), ("a",), Policy(), (Terms(size_bytes_max=65536),))
+    exits = [ExitHop(Hop(HopKind.SMART_HOST, "a"), "a", terms=Terms(size_bytes_max=65536))]
+    engine = RoutingEngine(
+        node_id=NODE,
+        node_name="a",
+        table=RouteTable([limited]),
+        exits=exits,
+        settings=RouterSettings(),
+        rng=random.Random(1),
+        now=0.0,
+    )
+    async with Bench(tmp_path, MeshRouter(engine, lambda: 0.0)) as bench:
+        await bench.store.put(build_new("default>65536", received_at=datetime.now(UTC)), claim=False)
+        bench.dispatcher.note_unclaimed()
+        await until(lambda: bench.counters.failed == 1)
+        (report,) = await bench.store.list()
+        text = (await bench.store.data(report.entry.queue_id)).inline or b""
+        assert b"Status: 5.3.4" in text
 
 
 async def test_lost_final_reply_of_a_peer_is_asked_of_the_same_peer_only(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_delay_is_reported_once() -> None:
     assert second.reports == ()
 
 
-def park(what: Claim, *, for_good: bool = False, at: datetime = AT) -> Settlement:
+def park(what: Claim, *, for_good: str = "", at: datetime = AT) -> Settlement:
     return plan_parking(
         what,
         "hold: no path",
@@ -159,7 +159,7 @@ def test_parking_counts_no_attempt() -> None:
 
 
 def test_unreachable_for_good_bounces() -> None:
-    done = park(claim(), for_good=True)
+    done = park(claim(), for_good="5.4.4")
     assert (done.state, len(done.reports)) == (DeliveryState.FAILED, 1)
 
 

@@ -28,12 +28,15 @@ class Remembering:
         self.messages: list[ReceivedMessage] = []
         self.answer: Callable[[ReceivedMessage], Reply] = lambda message: Reply(250, "Ok: queued as Q1", "2.0.0")
         self.admission: Reply | None = None
+        self.declared: list[int] = []
+        """Sizes at RCPT."""
         self._spool = Spool(directory)
 
     def admit(self, size_bytes: int) -> Reply | None:
         return self.admission
 
-    def check_recipient(self, client: Client, recipient: Recipient) -> Reply | None:
+    def check_recipient(self, client: Client, recipient: Recipient, size_bytes: int = 0) -> Reply | None:
+        self.declared.append(size_bytes)
         return Reply(550, "no route to this destination", "5.4.4") if recipient.domain == "nowhere.test" else None
 
     async def accept(self, message: ReceivedMessage) -> Reply:

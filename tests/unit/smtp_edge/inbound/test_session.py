@@ -53,6 +53,16 @@ async def test_a_message_arrives_as_it_was_sent(tmp_path: Path) -> None:
         assert (message.client.helo, message.client.protocol) == ("client.test", "ESMTP")
 
 
+async def test_the_size_that_mail_declared_is_known_when_recipients_are_judged(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        client = await door.client()
+        for mail in ("MAIL FROM:<a@b.c> SIZE=4711", "MAIL FROM:<a@b.c>"):
+            await client.say(mail)
+            await client.say("RCPT TO:<x@y.z>")
+            await client.say("RSET")
+        assert door.acceptor.declared == [4711, 0]
+
+
 async def test_a_pipelined_group_gets_its_replies_in_order(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         client = await door.client()

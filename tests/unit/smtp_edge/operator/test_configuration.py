@@ -55,7 +55,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ('name = "a"', "name = 3", "node.name: must be a text in quotes, not 3"),
         ('name = "a"', "", "node.name: is required"),
         ("[node]", "[gosip]\n[node]", "gosip: unknown key; did you mean gossip?"),
-        ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, zone"),
+        ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, tags, zone"),
         ("[node]", "[node]\ndata_dir = 3", "node.data_dir: must be a path in quotes, not 3"),
         ("[node]", "[queue]\nretry_frist_s = 1\n[node]", "queue.retry_frist_s: unknown key; did you mean retry_first_s?"),
         ("[node]", "[queue]\nretry_first_s = -1\n[node]", "queue.retry_first_s: must be greater than 0, not -1"),
@@ -107,6 +107,17 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[smart_host]]", '[[smart_host]]\npassword_file = "ca.crt"', "smart_host[0].user: is required with password_file"),
         ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "ca.crt"\ntls = "none"', 'smart_host[0].tls: is "none", so the password would travel in the clear; set "starttls" or "implicit"'),
         ("[[smart_host]]", '[[smart_host]]\ntls_ca = "ca.crt"', 'smart_host[0].tls_ca: is of no use with tls = "opportunistic"; only "starttls" and "implicit" verify'),
+        ("[[smart_host]]", "[[smart_host]]\nsize_bytes_max = 9", "smart_host[0].size_bytes_max: 9 is less than every server must take; 65536 or more, or 0 for any size"),
+        ("[[smart_host]]", "[[smart_host]]\nreserve = 1", "smart_host[0].reserve: must be at least 0 and at most 0.9, not 1"),
+        # policies
+        ("[node]", '[node]\ntags = ["EU"]', "node.tags[0]: 'EU' is no tag; write up to 32 of a-z 0-9 . _ - beginning with a letter or digit"),
+        ("[[route]]", '[[route]]\nrequire_tags = ["eu"]\nforbid_tags = ["eu"]', "route[0].forbid_tags: eu is required as well: nothing can be both"),
+        ("[[route]]", '[[route]]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: require_tags eu: it lacks eu"),
+        ("[[route]]", '[[route]]\ntls_min = "verified"\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: tls_min verified: it promises none"),
+        ("[[route]]", '[[route]]\ntls_min = "strong"', "route[0].tls_min: must be one of 'none', 'encrypted' or 'verified', not 'strong'"),
+        ('via = ["up"]', 'via = ["mx"]\ntls_min = "encrypted"', 'route[0].tls_min: "mx" promises no encryption, a domain may offer none; name smart hosts with tls = "starttls"'),
+        ('via = ["up"]', 'via = ["mx"]\nforbid_tags = ["us"]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: mx: require_tags eu: it lacks eu"),
+        ("[node]", "[admin]\nadvertise = 'relay'\n[node]", "admin.advertise: 'relay' is not HOST:PORT"),
         # the rest
         ("[node]", "[queue]\nretry_first_s = 10\nretry_max_s = 5\n[node]", "queue.retry_first_s: must not be greater than queue.retry_max_s"),
         ("[node]", "[queue]\nlifetime_s = 60\n[node]", "queue.retry_max_s: must not be greater than queue.lifetime_s: mail would expire untried"),
@@ -129,6 +140,40 @@ def test_the_commented_example_loads_and_only_its_closed_listener_is_doubtful(no
 @pytest.mark.parametrize("listen", ["", "127.0.0.1:9427", "[::1]:9427"])
 def test_metrics_that_only_this_machine_can_ask_for_are_no_doubt(node: Path, listen: str) -> None:
     assert warnings(node, f'{GOOD}[metrics]\nlisten = "{listen}"\n') == []
+
+
+def test_a_policy_that_only_other_relays_can_meet_is_told(node: Path) -> None:
+    asked = GOOD.replace("[[route]]", '[[route]]\nrequire_tags = ["eu"]\nforbid_tags = ["us"]')
+    assert warnings(node, asked) == [
+        "mail of route default leaves only through other relays whose exits meet its policy: "
+        "up: require_tags eu: it lacks eu"
+    ]
+    tagged = asked.replace("[[smart_host]]", '[[smart_host]]\ntags = ["eu"]')
+    assert warnings(node, tagged) == []
+    direct = GOOD.replace('via = ["up"]', 'via = ["mx"]\nrequire_tags = ["eu"]').replace("[[smart_host]]", "", 1)
+    direct = direct.replace('name = "up"\nhost = "smtp.example.net"', "")
+    assert len(warnings(node, direct)) == 1
+    assert warnings(node, direct.replace('name = "a"', 'name = "a"\ntags = ["eu"]')) == []
+
+
+def test_a_tls_floor_is_met_by_a_host_that_verifies(node: Path) -> None:
+    floor = GOOD.replace("[[route]]", '[[route]]\ntls_min = "verified"\ntransit = false')
+    assert warnings(node, floor.replace("[[smart_host]]", '[[smart_host]]\ntls = "starttls"')) == []
+
+
+def test_a_listener_that_takes_less_than_it_says_is_told(node: Path) -> None:
+    limited = GOOD.replace("[[smart_host]]", "[[smart_host]]\nsize_bytes_max = 1000000")
+    assert warnings(node, limited) == ["listener smtp takes 997952 bytes at most: no exit of any route takes more"]
+    assert warnings(node, limited.replace("[[listener]]", "[[listener]]\nsize_bytes_max = 900000")) == []
+
+
+def test_operators_that_cannot_show_a_certificate_are_told(node: Path) -> None:
+    text = GOOD + '[admin]\noperators = ["ops"]\n'
+    assert warnings(node, text) == [
+        "admin.operators is of no use with admin.listen unix:admin.sock: certificates are shown over the network"
+    ]
+    assert len(warnings(node, text + 'listen = "127.0.0.1:7947"\n')) == 1
+    assert warnings(node, text + 'listen = "192.0.2.1:7947"\n') == []
 
 
 def test_the_good_configuration_is_good(node: Path) -> None:
