@@ -36,7 +36,7 @@ from router.decision import (
     RouteRow,
 )
 from router.edge import Edge
-from router.flow import compute_bound, compute_ranks, find_paths
+from router.flow import compute_bound, compute_ranks, find_paths, rank_beside
 from router.forwarding import ClassView, ForwardingRule, build_view
 from router.planning import Planning
 from router.policy import DIRECT_PREFIX, DestinationClass, RouteTable
@@ -346,12 +346,15 @@ class RoutingEngine:
         told = {str(node.node_id) for node in self._snapshot.nodes if node.info.draining}
         return told - {self._node_id} | ({self._node_id} if self.draining else set())
 
-    def _arcs(self, wanted: DestinationClass, topology: Topology, now: float) -> tuple[Arc, ...]:
-        """The arcs of a class; of the own ones just that to which it is pinned."""
-        arcs, pin = topology.of_class(wanted), self._pins.get(wanted.class_id)
+    def _pinned(self, arcs: Sequence[Arc], class_id: str, now: float) -> Sequence[Arc]:
+        """Of the own arcs just that to which the class is pinned."""
+        pin = self._pins.get(class_id)
         if pin is None or now >= pin.until:
             return arcs
-        return tuple(arc for arc in arcs if arc.origin != self._node_id or arc.hop == pin.hop)
+        return [arc for arc in arcs if arc.origin != self._node_id or arc.hop == pin.hop]
+
+    def _arcs(self, wanted: DestinationClass, topology: Topology, now: float) -> Sequence[Arc]:
+        return self._pinned(topology.of_class(wanted), wanted.class_id, now)
 
     def _view(self, class_id: str, now: float) -> ClassView:
         return self._views.get(class_id) or self._build_view(class_id, now)
@@ -362,17 +365,17 @@ class RoutingEngine:
             self._views.clear()
         exits, refused = self._exits(wanted, now)
         topology = self._current_topology(now)
-        arcs, closed = self._arcs(wanted, topology, now), topology.closed_to(wanted.policy)
-        here = compute_ranks(arcs, no_transit=closed).get(self._node_id)
-        there = compute_ranks(arcs, without=self._node_id, no_transit=closed)
+        arcs, closed = topology.exits_of(wanted), topology.closed_to(wanted.policy)
+        there = compute_ranks(arcs, topology.senders, without=self._node_id, no_transit=closed)
         there = {node: rank for node, rank in there.items() if node not in closed}
+        here = rank_beside(self._pinned(topology.own(wanted), class_id, now), there)
         peers = [edge for edge in self._adjacency.all() if not edge.exit]
         blocked = ""
         if wanted.policy.judges_relays:
             relays = topology.refused_relays(wanted.policy)
             refused |= {edge.hop: relays[edge.hop.name] for edge in peers if edge.hop.name in relays}
         if refused and not any(edge.open for edge in exits) and not any(edge.hop.name in there for edge in peers):
-            lifted = compute_ranks(arcs, without=self._node_id, no_transit=topology.no_transit)
+            lifted = compute_ranks(arcs, topology.senders, without=self._node_id, no_transit=topology.no_transit)
             blocked = self._blocked(refused, lifted)
         view = self._views[class_id] = build_view(
             wanted, exits, peers, here=here, there=there, refused=refused, blocked=blocked, pin=self._pins.get(class_id)

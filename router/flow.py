@@ -36,27 +36,25 @@ class Bound:
 
 
 def compute_ranks(
-    arcs: Iterable[Arc], *, without: str = "", no_transit: frozenset[str] = frozenset()
+    exits: Iterable[Arc],
+    senders: Mapping[str, Sequence[tuple[str, float]]],
+    *,
+    without: str = "",
+    no_transit: frozenset[str] = frozenset(),
 ) -> dict[str, float]:
     """Distance of each relay to the nearest exit of a class. Relays that reach none are missing.
 
-    `without` takes one relay out of the graph: how near the others are on their own. A relay in `no_transit` passes on
-    nothing that comes from others, but its own distance counts.
+    `exits`: arcs to the exits of the class; `senders`: as `Topology.senders`. `without` takes one relay out of the
+    graph: how near the others are on their own. A relay in `no_transit` passes on nothing that comes from others, but
+    its own distance counts.
 
     Dijkstra on plain dictionaries: it follows every change of the mesh, and building a networkx graph of a thousand
     relays takes longer than the search. (The tests hold it against networkx.)
     """
     nearest: dict[str, float] = {}
-    senders: dict[str, list[tuple[str, float]]] = {}
-    for arc in arcs:
-        origin, hop = arc.origin, arc.hop
-        if origin == without:
-            continue
-        if hop.kind is not HopKind.PEER:
-            if arc.weight < nearest.get(origin, math.inf):
-                nearest[origin] = arc.weight
-        elif hop.name != without and hop.name not in no_transit:
-            senders.setdefault(hop.name, []).append((origin, arc.weight))
+    for arc in exits:
+        if arc.origin != without and arc.weight < nearest.get(arc.origin, math.inf):
+            nearest[arc.origin] = arc.weight
     waiting = [(rank, relay) for relay, rank in nearest.items()]
     heapq.heapify(waiting)
     found: dict[str, float] = {}
@@ -65,12 +63,24 @@ def compute_ranks(
         if relay in found:
             continue
         found[relay] = rank
+        if relay in no_transit:
+            continue
         for sender, weight in senders.get(relay, ()):
             through = rank + weight
-            if sender not in found and through < nearest.get(sender, math.inf):
+            if sender not in found and sender != without and through < nearest.get(sender, math.inf):
                 nearest[sender] = through
                 heapq.heappush(waiting, (through, sender))
     return found
+
+
+def rank_beside(own: Iterable[Arc], there: Mapping[str, float]) -> float | None:
+    """Distance of a relay by its own arcs; `there`: ranks of the relays that take its mail, without it."""
+    ways = [
+        arc.weight if arc.hop.kind is not HopKind.PEER else arc.weight + there[arc.hop.name]
+        for arc in own
+        if arc.hop.kind is not HopKind.PEER or arc.hop.name in there
+    ]
+    return min(ways, default=None)
 
 
 def compute_bound(arcs: Sequence[Arc], source: str, *, no_transit: frozenset[str] = frozenset()) -> Bound:

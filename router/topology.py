@@ -8,7 +8,7 @@ answers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gossip.linkstate import LinkState, LinkStatus, NodeInfo, NodeRecord, Snapshot
 from router.decision import Hop, HopKind
@@ -53,17 +53,32 @@ class Topology:
     """(node id, hop id) of links that their origin advertises as closed."""
     tags: dict[str, tuple[str, ...]]
     """Of the nodes other than this, by node id."""
+    senders: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    """Relay -> (relay that may send to it, weight of that arc)."""
+    _exits: dict[str, list[Arc]] = field(default_factory=dict)
+    """Arcs to exits of other relays by the classes that they serve, and all by hop id."""
 
     def of_class(self, wanted: DestinationClass) -> tuple[Arc, ...]:
         """Arcs between relays, and those to the exits that the policy of the class allows."""
-        exits, name = frozenset(wanted.exits), wanted.served_as
-        serving = [arc for arc in self.arcs if arc.hop.kind is HopKind.PEER or self._serves(arc, name, exits)]
+        peers = [arc for arc in self.arcs if arc.hop.kind is HopKind.PEER]
+        return tuple(sorted([*peers, *self.exits_of(wanted)], key=_by_ends))
+
+    def exits_of(self, wanted: DestinationClass) -> list[Arc]:
+        """Arcs to the exits that the policy of a class allows, of all relays."""
+        name = wanted.served_as
+        own = [arc for hop in wanted.exits for arc in self._exits.get(hop, ()) if arc.origin == self.self_id]
+        others = [arc for arc in self._exits.get(name, ()) if arc.origin != self.self_id]
         if name.startswith(DIRECT_PREFIX):
-            serving += self._direct_arcs(wanted, serving)
-        policy = wanted.policy
-        if policy != ANY_WAY:
-            serving = [a for a in serving if a.hop.kind is HopKind.PEER or policy.refuse_exit(a.terms) is None]
-        return tuple(serving)
+            others += self._direct_arcs(wanted, [*own, *others])
+        if wanted.policy == ANY_WAY:
+            return own + others
+        return [arc for arc in own + others if wanted.policy.refuse_exit(arc.terms) is None]
+
+    def own(self, wanted: DestinationClass) -> list[Arc]:
+        """Arcs of this node that lead to relays, or to the exits of a class."""
+        return [arc for arc in self.exits_of(wanted) if arc.origin == self.self_id] + [
+            arc for arc in self.arcs if arc.origin == self.self_id and arc.hop.kind is HopKind.PEER
+        ]
 
     def closed_to(self, policy: Policy) -> frozenset[str]:
         """Nodes that take no mail of a class with this policy from others."""
@@ -75,11 +90,6 @@ class Topology:
         """Other nodes that a policy leaves out, and why."""
         found = {node: policy.refuse_relay(tags) for node, tags in self.tags.items()}
         return {node: refusal for node, refusal in found.items() if refusal is not None}
-
-    def _serves(self, arc: Arc, name: str, exits: frozenset[str]) -> bool:
-        if arc.origin == self.self_id:
-            return arc.hop.id in exits
-        return name in arc.classes or arc.hop.id == name
 
     def _direct_arcs(self, wanted: DestinationClass, known: Iterable[Arc]) -> list[Arc]:
         """Nodes that deliver to exchangers themselves reach every domain of which they say nothing else."""
@@ -102,15 +112,29 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
         if edge.open
     ]
     arcs += [arc for node in others for arc in _advertised(node, known)]
+    senders, exits = dict[str, list[tuple[str, float]]](), dict[str, list[Arc]]()
+    arcs.sort(key=_by_ends)
+    for arc in arcs:
+        if arc.hop.kind is HopKind.PEER:
+            senders.setdefault(arc.hop.name, []).append((arc.origin, arc.weight))
+        else:
+            for name in {arc.hop.id, *arc.classes}:
+                exits.setdefault(name, []).append(arc)
     return Topology(
         self_id=self_id,
-        arcs=tuple(sorted(arcs, key=lambda arc: (arc.origin, arc.hop.id))),
+        arcs=tuple(arcs),
         names={node.node_id: node.info.name for node in snapshot.nodes},
         no_transit=frozenset(node.node_id for node in others if takes_nothing(node.info)),
         direct_mx=frozenset(node.node_id for node in others if node.info.direct_mx),
         closed=frozenset((node.node_id, link.hop) for node in others for link in node.links if link.status in CLOSED),
         tags={node.node_id: node.info.tags for node in others},
+        senders=senders,
+        _exits=exits,
     )
+
+
+def _by_ends(arc: Arc) -> tuple[str, str]:
+    return arc.origin, arc.hop.id
 
 
 def takes_nothing(info: NodeInfo) -> bool:

@@ -20,7 +20,7 @@ import highspy
 import structlog
 
 from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, NodeId, NodeInfo, NodeRecord, Snapshot, Version
-from router.flow import compute_ranks
+from router.flow import compute_ranks, rank_beside
 from router.plan import HOP_S, SINK, UNLIMITED, Commodity, Link, Problem, build_problem, complete
 from router.planning import Planning
 from router.policy import DestinationClass
@@ -55,7 +55,8 @@ def main() -> None:
 def rows(meshes: int, runs: int) -> list[list[str]]:
     """The rows of the table: bar, wanted, measured."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    return [_hops(runs), *_costs(), _quality(meshes), *_same(runs)]
+    whole = [_hops(runs)] if runs else []
+    return [*whole, *_costs(), *([_quality(meshes)] if meshes else []), *(_same(runs) if runs else [])]
 
 
 def row(bar: str, wanted: str, measured: str, *, met: bool) -> list[str]:
@@ -152,7 +153,9 @@ def _timed_ranks(relays: int, classes: int, seed: int) -> float:
     began = time.process_time()
     topology = build_topology(snapshot.nodes[0].node_id, snapshot, (), 0.0)
     for item in wanted.values():
-        compute_ranks(topology.of_class(item), without=snapshot.nodes[0].node_id, no_transit=topology.no_transit)
+        closed = topology.no_transit
+        there = compute_ranks(topology.exits_of(item), topology.senders, without=topology.self_id, no_transit=closed)
+        rank_beside(topology.own(item), there)
     return 1000 * (time.process_time() - began)
 
 

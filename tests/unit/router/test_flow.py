@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import networkx as nx
 import pytest
 
 from gossip.linkstate import LinkState, LinkStatus, Snapshot
 from router.decision import Hop, HopKind
-from router.flow import Bound, compute_bound, compute_joint_bound, compute_ranks, find_paths
+from router.flow import Bound, compute_bound, compute_joint_bound, compute_ranks, find_paths, rank_beside
 from router.policy import DestinationClass
 from router.topology import Arc, Topology, build_topology, rank_key
 from tests.unit.router.worlds import CLASS, host, link, node_id, peer, record
@@ -28,21 +29,29 @@ def seen_from(number: int, *records: object) -> Topology:
     return build_topology(node_id(number), Snapshot("r", tuple(records)), (), 0.0)  # type: ignore[arg-type]
 
 
+def ranks(arcs: list[Arc], **named: Any) -> dict[str, float]:
+    senders: dict[str, list[tuple[str, float]]] = {}
+    for item in arcs:
+        if item.hop.kind is HopKind.PEER:
+            senders.setdefault(item.hop.name, []).append((item.origin, item.weight))
+    return compute_ranks([item for item in arcs if item.hop.kind is not HopKind.PEER], senders, **named)
+
+
 def test_ranks_are_expected_attempts_to_the_nearest_exit() -> None:
-    assert compute_ranks(CHAIN) == {"s": 2, "r": 3, "t": 4}
+    assert ranks(CHAIN) == {"s": 2, "r": 3, "t": 4}
 
 
 def test_without_a_relay_nobody_goes_through_it() -> None:
-    assert compute_ranks(CHAIN, without="r") == {"s": 2}
+    assert ranks(CHAIN, without="r") == {"s": 2}
 
 
 def test_a_relay_without_transit_still_has_its_own_way() -> None:
-    assert compute_ranks(CHAIN, no_transit=frozenset({"r"})) == {"s": 2, "r": 3}
+    assert ranks(CHAIN, no_transit=frozenset({"r"})) == {"s": 2, "r": 3}
 
 
 def test_the_lighter_of_two_exits_counts_and_no_exit_is_no_rank() -> None:
-    assert compute_ranks([arc("r", "host:a", 3), arc("r", "host:b", 1), arc("r", "host:c", 2)]) == {"r": 1}
-    assert compute_ranks([arc("r", "peer:s")]) == {}
+    assert ranks([arc("r", "host:a", 3), arc("r", "host:b", 1), arc("r", "host:c", 2)]) == {"r": 1}
+    assert ranks([arc("r", "peer:s")]) == {}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -60,7 +69,17 @@ def test_ranks_are_those_of_networkx(seed: int) -> None:
             graph.add_edge("*" if exit_ else item.hop.name, item.origin, weight=item.weight)
     wanted = nx.single_source_dijkstra_path_length(graph, "*") if "*" in graph else {}
     wanted.pop("*", None)
-    assert compute_ranks(arcs, without=without, no_transit=closed) == wanted
+    assert ranks(arcs, without=without, no_transit=closed) == wanted
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_relays_own_rank_follows_from_those_of_the_others(seed: int) -> None:
+    rng = random.Random(seed)
+    relays = [f"r{number}" for number in range(8)]
+    arcs = [arc(one, f"peer:{rng.choice(relays)}", rng.randint(4, 20) / 4) for one in relays for _ in range(3)]
+    arcs += [arc(relay, "host:a", rng.randint(4, 20) / 4) for relay in relays if rng.random() < 0.3]
+    there = ranks(arcs, without="r0")
+    assert rank_beside([item for item in arcs if item.origin == "r0"], there) == ranks(arcs).get("r0")
 
 
 def test_the_bound_is_the_narrowest_cut() -> None:
