@@ -29,6 +29,9 @@ ITS_OWN_FAULT = frozenset(
 )
 """What a message can do to a hop that is well otherwise."""
 
+TRIFLE = 1.0
+"""A penalty below this is forgotten."""
+
 
 @dataclass(slots=True)
 class Breaker:
@@ -184,5 +187,8 @@ class Breaker:
 
     def _is_suppressed(self, now: float) -> bool:
         settings, penalty = self.settings, self._penalty(now)
+        if penalty < TRIFLE:
+            self.penalty, self.suppressed = 0.0, False
+            return False
         self.suppressed = penalty >= settings.flap_reuse if self.suppressed else penalty > settings.flap_suppress
         return self.suppressed

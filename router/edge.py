@@ -28,6 +28,7 @@ WEIGHT_STEP = 0.25
 """Levels of the rank's weight, in expected attempts."""
 WEIGHT_HYSTERESIS = 0.1
 """The weight leaves its level this far beyond the middle to the next one."""
+WEIGHT_KEPT_S = 0.25
 ADVERTISE_RATIO = 1.3
 """Change of the capacity that is worth an advertisement."""
 PATIENCE_MAX = 64.0
@@ -66,6 +67,9 @@ class Edge:
     terms: Terms = NO_TERMS
     reserve: float = 0.0
     """Share of the capacity that planning leaves alone."""
+    planned: float = 0.0
+    """`plan_weight`, which holds until `planned_until`."""
+    planned_until: float = -math.inf
     weight_level: float = 1.0
     advertised_mps: float = 0.0
 
@@ -85,7 +89,8 @@ class Edge:
 
         A domain's exchangers are not probed, so there the message itself is the trial.
         """
-        return self.breaker.on_first_trial and self.hop.kind is not HopKind.MX
+        breaker = self.breaker
+        return breaker.state is EdgeState.HALF_OPEN and breaker.on_first_trial and self.hop.kind is not HopKind.MX
 
     @property
     def open(self) -> bool:
@@ -94,8 +99,11 @@ class Edge:
 
     def free_slots(self, now: float, *, panic: bool = False) -> int:
         """Transactions that may begin now. The one slot of a trial may be taken by a probe."""
-        trial = self.probing and self.breaker.state is EdgeState.HALF_OPEN
-        return self.breaker.slots(self.window.size, now, panic=panic) - self.inflight - trial
+        breaker = self.breaker
+        if breaker.state is EdgeState.UP and not breaker.penalty:  # nearly always: asked for every edge and message
+            return self.window.size - self.inflight
+        trial = self.probing and breaker.state is EdgeState.HALF_OPEN
+        return breaker.slots(self.window.size, now, panic=panic) - self.inflight - trial
 
     def effective_capacity(self, now: float) -> float:
         """Messages per second worth planning with: capacity x reliability x ramp, without what is reserved."""
@@ -105,13 +113,17 @@ class Edge:
         """What its share of a class is proportional to: the effective capacity, less while messages queue there.
 
         As long as no capacity is proven the shares confirm themselves; the latency is what tells a loaded hop from an
-        idle one.
+        idle one. It is asked for every message, so it is worked out when something ended here or `WEIGHT_KEPT_S` later.
         """
-        return max(0.001, self.effective_capacity(now) * self.latency.ease(self.settings.latency_floor_s))
+        if now >= self.planned_until:
+            weight = self.effective_capacity(now) * self.latency.ease(self.settings.latency_floor_s)
+            self.planned, self.planned_until = max(0.001, weight), now + WEIGHT_KEPT_S
+        return self.planned
 
     def stride(self, now: float) -> float:
         """The exit with the smallest takes the next message: sent lately for its weight, plus cost in seconds."""
-        return (self.faded_sent(now) + 1) / self.plan_weight(now) + self.cost
+        weight = self.planned if now < self.planned_until else self.plan_weight(now)
+        return (self.sent * math.exp((self.sent_at - now) / SENT_DECAY_S) + 1) / weight + self.cost
 
     def weight(self, now: float) -> float:
         """Expected attempts for one delivery over it, in steps with hysteresis, plus the operator's cost: for ranks."""
@@ -161,7 +173,7 @@ class Edge:
             self.inflight = max(0, self.inflight - 1)
             self.inflight_bytes = max(0, self.inflight_bytes - outcome.size_bytes) if self.inflight else 0
         self._note_progress(outcome, now)
-        self.used_at = now
+        self.used_at, self.planned_until = now, -math.inf
         reason = self.breaker.record(outcome.kind, outcome.reason, now, began=outcome.began, message=outcome.message)
         self._estimate(outcome, now)
         self._note_full(now)
@@ -169,7 +181,7 @@ class Edge:
 
     def note_state(self, now: float) -> None:
         """The breaker changed its state."""
-        state = self.breaker.state
+        state, self.planned_until = self.breaker.state, -math.inf
         if state is not EdgeState.DRAINING:  # the operator's wish says nothing of the hop
             self.availability.observe(state in (EdgeState.UNKNOWN, EdgeState.UP, EdgeState.SUSPECT), now)
         if state is EdgeState.HALF_OPEN:

@@ -183,14 +183,20 @@ class RoutingEngine:
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
-    def decide(self, query: Query, now: float, *, explain: bool = True) -> Decision:
-        """Where a message goes now, or hold. With `explain`, every own edge is a candidate with its verdict."""
-        view = self._view(query.class_id, now)
+    def pick(self, query: Query, now: float) -> tuple[Hop | None, str]:
+        """Where a message goes now, or None to hold, and the rule that decided."""
+        view = self._views.get(query.class_id) or self._build_view(query.class_id, now)
+        edge, rule = self._choose(query, view, now)
+        return (edge.hop if edge is not None else None), rule
+
+    def _choose(self, query: Query, view: ClassView, now: float) -> tuple[Edge | None, str]:
         preferred = self._adjacency.get(query.prefer) if query.prefer is not None else None
-        chosen, rule = self._forwarding.choose(query, view, preferred, now, self.planning.of_class(query.class_id))
-        hop = chosen.hop if chosen is not None else None
-        if not explain:
-            return Decision(query.class_id, hop, rule, (), self._snapshot.root, now)
+        return self._forwarding.choose(query, view, preferred, now, self.planning.of_class(query.class_id))
+
+    def decide(self, query: Query, now: float) -> Decision:
+        """The same choice, with every own edge as a candidate and its verdict. Not for every message."""
+        view = self._view(query.class_id, now)
+        chosen, rule = self._choose(query, view, now)
         no_transit = self._current_topology(now).no_transit
         plan = self.planning.of_class(query.class_id)
         pin = view.pin if view.pin is not None and now < view.pin.until else None
@@ -198,7 +204,7 @@ class RoutingEngine:
         candidates = explain_candidates(case, self._adjacency.all(), self._forwarding, self._backlogs)
         return Decision(
             query.class_id,
-            hop,
+            chosen.hop if chosen is not None else None,
             rule,
             candidates,
             self._snapshot.root,

@@ -150,12 +150,12 @@ class ForwardingRule:
 
     def _choose_exit(self, query: Query, view: ClassView, now: float) -> Edge | None:
         best: Edge | None = None
-        best_stride = 0.0
+        best_stride, avoid = math.inf, query.avoid
         for edge in view.exits:
-            if edge.free_slots(now) <= 0 or edge.hop in query.avoid or edge.awaits_probe:
+            if edge.free_slots(now) <= 0 or (avoid and edge.hop in avoid) or edge.awaits_probe:
                 continue
             stride = edge.stride(now)
-            if best is None or stride < best_stride:
+            if stride < best_stride:
                 best, best_stride = edge, stride
         if best is None and self.in_panic(view):
             return self._choose_in_panic(query, view, now)

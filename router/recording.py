@@ -28,7 +28,7 @@ from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 
 TOLD = (
-    "apply", "peer_session", "set_backlog", "note_arrivals", "hear_backlog", "ensure_class", "decide", "begin",
+    "apply", "peer_session", "set_backlog", "note_arrivals", "hear_backlog", "ensure_class", "pick", "decide", "begin",
     "record", "on_timer", "probes_due", "begin_plan", "plan_step", "links", "load", "rows", "explain", "what_if",
     "drain_hop", "undrain_hop", "pin", "unpin",
 )  # fmt: skip
@@ -166,6 +166,8 @@ def describe(answer: object) -> str:
     """What has to be equal."""
     if isinstance(answer, Decision):
         return f"{answer.chosen.id if answer.chosen is not None else '-'} {answer.rule}"
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str):  # of `pick`
+        return f"{answer[0].id if answer[0] is not None else '-'} {answer[1]}"
     if isinstance(answer, Changes):
         moves = ", ".join(f"{move.hop.id} {move.before} {move.after}" for move in answer.transitions)
         opened = " ".join(hop.id for hop in answer.opened)

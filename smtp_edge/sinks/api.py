@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from router.decision import Decision
 from smtp_edge.envelope import Client, Envelope, MailData, Recipient
 from smtp_edge.reply import Reply
 
@@ -161,8 +160,6 @@ class Route:
     """Next hops, best first. The dispatcher takes the first that has a free slot."""
 
     hops: tuple[NextHop, ...]
-    decision: Decision | None = None
-    """Why, if the sink can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +172,6 @@ class Unreachable:
     """Enhanced status code of the report, for good only."""
     retry_in_s: float | None = None
     """When to ask again; None = when something changed (a slot, a link, a backlog)."""
-    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)

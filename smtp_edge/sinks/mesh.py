@@ -36,9 +36,9 @@ class MeshRouter(Sink):
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """One next hop with a free slot, or hold."""
-        decision = self._engine.decide(build_query(delivery), self._now(), explain=False)
-        if decision.chosen is None and self._engine.is_too_large(delivery.class_id):
-            return Unreachable(TOO_LARGE, for_good=True, status=TOO_LARGE_STATUS, decision=decision)
-        if decision.chosen is None:
-            return Unreachable(decision.rule, decision=decision)
-        return Route((NextHop(decision.chosen.id),), decision)
+        hop, rule = self._engine.pick(build_query(delivery), self._now())
+        if hop is not None:
+            return Route((NextHop(hop.id),))
+        if self._engine.is_too_large(delivery.class_id):
+            return Unreachable(TOO_LARGE, for_good=True, status=TOO_LARGE_STATUS)
+        return Unreachable(rule)

@@ -1,6 +1,6 @@
 """What routing costs: a decision per message, and a recomputation after a change, at growing sizes.
 
-    python3 deploy/run.py bench routing-cost [--sizes 10,100,1000,5000] [--repeats 5]
+    python3 deploy/run.py bench routing_cost [--sizes 10,100,1000,5000] [--repeats 5]
 
 Decisions are asked as the dispatcher asks them (no explanation), of an engine with so many exits and peers, all up. The
 dictionary lookup beside them is the yardstick for this machine. A recomputation is what follows a withdrawal that
@@ -87,11 +87,11 @@ def build_engine(exits: int, peers: int) -> RoutingEngine:
 
 def time_decisions(engine: RoutingEngine) -> float:
     """Seconds for one."""
-    query, decide = Query(CLASS, (node_id(1),)), engine.decide
+    query, pick = Query(CLASS, (node_id(1),)), engine.pick
 
     def ask() -> None:
         for _ in range(DECISIONS):
-            decide(query, 1.0, explain=False)
+            pick(query, 1.0)
 
     return timed(ask) / DECISIONS
 
@@ -121,14 +121,14 @@ def recompute(size: int, repeats: int) -> tuple[list[float], list[float], list[f
     nodes = [node(number, links_of(number, size, rng)) for number in range(size)]
     engine = build_engine(1, 0)
     engine.apply(Snapshot("first", tuple(nodes)), 1.0)
-    engine.decide(Query(CLASS), 1.0, explain=False)
+    engine.pick(Query(CLASS), 1.0)
     applied, decided, explained = [], [], []
     for turn in range(repeats):
         victim = 1 + rng.randrange(size - 1)
         nodes[victim] = node(victim, [down(link) for link in links_of(victim, size, rng)])
         snapshot = Snapshot(str(turn), tuple(nodes))
         applied.append(timed(lambda snapshot=snapshot: engine.apply(snapshot, 2.0)))
-        decided.append(timed(lambda: engine.decide(Query(CLASS), 2.0, explain=False)))
+        decided.append(timed(lambda: engine.pick(Query(CLASS), 2.0)))
         explained.append(timed(lambda: engine.explain(Query(CLASS), 2.0)))
     return applied, decided, explained
 

@@ -100,12 +100,10 @@ class DivergentMesh:
         holds = 0
         while holds < HOLDS_MAX:
             prefer = rng.choice(avoid) if avoid and rng.random() < 0.2 else None
-            decision = self.engines[here].decide(
-                Query(CLASS, trace, avoid, prefer), self.now, explain=self.on_decision is not None
-            )
+            query = Query(CLASS, trace, avoid, prefer)
             if self.on_decision is not None:
-                self.on_decision(decision)
-            hop = decision.chosen
+                self.on_decision(self.engines[here].decide(query, self.now))
+            hop, rule = self.engines[here].pick(query, self.now)
             if hop is None:
                 holds += 1
                 self.now += 1.0
@@ -118,7 +116,7 @@ class DivergentMesh:
                 avoid = (*avoid, hop)
             else:
                 there = next(n for n in range(self.count) if node_id(n + 1) == hop.name)
-                self._judge(tally, here, there, trace, decision.rule, sent)
+                self._judge(tally, here, there, trace, rule, sent)
                 trace, here, avoid = (*trace, node_id(here + 1)), there, ()
         tally.walks += 1
         tally.longest = max(tally.longest, len(trace))

@@ -196,7 +196,7 @@ class World:
             for mail in list(queue)[:8]:
                 engine.set_backlog(CLASS, len(queue) + self.inflight[n])
                 avoid = tuple(hop for hop, until in mail.avoid.items() if until > self.now)
-                chosen = engine.decide(Query(CLASS, mail.trace, avoid), self.now, explain=False).chosen
+                chosen = engine.pick(Query(CLASS, mail.trace, avoid), self.now)[0]
                 if chosen is not None:
                     queue.remove(mail)
                     self._begin(n, mail, chosen)

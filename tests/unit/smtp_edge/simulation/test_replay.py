@@ -39,7 +39,7 @@ def test_every_answer_of_five_thousand_messages_is_the_same_again(recordings: li
         calls, differences = replay(lines)
         assert differences == []
         assert calls == len(lines) - 1
-        decisions += sum(json.loads(line)[0] == "decide" for line in lines[1:])
+        decisions += sum(json.loads(line)[0] == "pick" for line in lines[1:])
     assert decisions > 5000
 
 
