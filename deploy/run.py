@@ -29,6 +29,8 @@ DEV_LOCK = os.path.join(ROOT, "deploy", "requirements-dev.lock")
 PYTHON_MIN = (3, 11)
 APT_PEERS = {"swaks": "swaks", "postfix": "postfix", "openssl": "openssl", "setpriv": "util-linux"}
 """Commands that tests drive, and the Debian packages that bring them."""
+WORKERS_MAX = 4
+"""Processes that run the unit tests."""
 PROTOS = ["smtpmesh/admin/v1/admin.proto", "smtpmesh/gossip/v1/gossip.proto"]
 CONSOLE_SCRIPT = """#!/bin/sh
 '''exec' "{python}" "$0" "$@"
@@ -66,9 +68,13 @@ def test(arguments):
     code = check()
     if code:
         return code
-    code = call([tool("coverage"), "run", "-m", "pytest"])
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.call([tool("coverage"), "combine"], cwd=ROOT, env=environment(), **quiet)
+    measured = [PYTHON, "-m", "pytest", "--cov", "--cov-report="]
+    workers = str(min(WORKERS_MAX, os.cpu_count() or 1))
+    code = call([*measured, "-n", workers, "--dist", "worksteal", os.path.join("tests", "unit")])
+    if code:
+        return code
+    # what runs real clusters runs alone
+    code = call([*measured, "--cov-append", "--ignore", os.path.join("tests", "unit")])
     return code or call([tool("coverage"), "report", "--skip-covered"])
 
 
