@@ -4,8 +4,9 @@
 
 A cell is `measured (bar)`, with a mark where the bar is missed. Times in virtual time are exact; they hold for the
 modelled network (1 ms links; 10 to 150 ms for WAN) and leave out what a processor needs. Trials are few at 10,000
-nodes, and 1 % of them are starved there instead of up to 10 %: each loss is some 400,000 frames. The counts stand in
-the cells. A false loss is a session given up, or a member told as lost, that was neither starved, frozen nor dead.
+nodes, and 1 % of them are starved there instead of up to 10 %: each loss is some 400,000 frames. A crash there is the
+restart in place, too, and a node that is cut off the silent loss. The counts stand in the cells. A false loss is a
+session given up, or a member told as lost, that was neither starved, frozen nor dead.
 Cells are measured side by side on all processors.
 """
 
@@ -32,23 +33,32 @@ LAN_S = (0.001, 0.001)
 WAN_S = (0.010, 0.150)
 WALK_MAX = 300
 """Members above which the machines do not walk over all sessions: the figures do not need it."""
-LONGEST = frozenset({"runs with a false loss", "partition healed to equal databases"})
-"""Of a size, begun first, so that both processors are busy to the end."""
 FAIR = "no longer neighbours"
 
+WITHDRAWAL, SCORE = "withdrawal to all, LAN, p99", "score change to all, LAN, p99"
+STORM, WAN = "withdrawal in a storm of good news, LAN, p99", "withdrawal to all, WAN, p99"
+CRASH, SILENCE = "crash (kill -9) known to all", "silent loss known to all"
+STARVED, PAUSE = "runs with a false loss", "false losses, 12 s pause"
+RESTART, IDLE = "false losses, restart in place", "idle bytes/s sent per node"
+HEALED = "partition healed to equal databases"
 ROWS = {
-    "withdrawal to all, LAN, p99": ("s", {10: 0.06, 100: 0.1, 1000: 0.25, 10000: 0.6}),
-    "score change to all, LAN, p99": ("s", {10: 0.06, 100: 0.1, 1000: 0.25, 10000: 0.6}),
-    "withdrawal in a storm of good news, LAN, p99": ("s", {10: 0.06, 100: 0.1, 1000: 0.25}),
-    "withdrawal to all, WAN, p99": ("s", {10: 0.3, 100: 0.5, 1000: 0.8, 10000: 1.5}),
-    "crash (kill -9) known to all": ("s", {10: 0.5, 100: 0.5, 1000: 0.8, 10000: 1.2}),
-    "silent loss known to all": ("s", {10: 6.0, 100: 6.0, 1000: 6.5, 10000: 7.0}),
-    "runs with a false loss": ("runs", {10: 0, 100: 0, 1000: 0, 10000: 1}),
-    "false losses, 12 s pause": ("count", {10: 0, 100: 0, 1000: 0, 10000: 0}),
-    "false losses, restart in place": ("count", {10: 0, 100: 0, 1000: 0, 10000: 0}),
-    "idle bytes/s sent per node": ("bytes", {10: 1100, 100: 1500, 1000: 2500, 10000: 2600}),
-    "partition healed to equal databases": ("s", {10: 5.0, 100: 10.0, 1000: 30.0, 10000: 60.0}),
+    WITHDRAWAL: ("s", {10: 0.06, 100: 0.1, 1000: 0.25, 10000: 0.6}),
+    SCORE: ("s", {10: 0.06, 100: 0.1, 1000: 0.25, 10000: 0.6}),
+    STORM: ("s", {10: 0.06, 100: 0.1, 1000: 0.25}),
+    WAN: ("s", {10: 0.3, 100: 0.5, 1000: 0.8, 10000: 1.5}),
+    CRASH: ("s", {10: 0.5, 100: 0.5, 1000: 0.8, 10000: 1.2}),
+    SILENCE: ("s", {10: 6.0, 100: 6.0, 1000: 6.5, 10000: 7.0}),
+    STARVED: ("runs", {10: 0, 100: 0, 1000: 0, 10000: 1}),
+    PAUSE: ("count", {10: 0, 100: 0, 1000: 0, 10000: 0}),
+    RESTART: ("count", {10: 0, 100: 0, 1000: 0, 10000: 0}),
+    IDLE: ("bytes", {10: 1100, 100: 1500, 1000: 2500, 10000: 2600}),
+    HEALED: ("s", {10: 5.0, 100: 10.0, 1000: 30.0, 10000: 60.0}),
 }
+LARGE = 10_000
+TOGETHER = ((CRASH, RESTART), (SILENCE, HEALED))
+"""Of a large cluster, in one world: building it and losing a node take most of the time."""
+LONGEST = frozenset({STARVED, PAUSE, HEALED, RESTART})
+"""Of a size, begun first, so that all processors are busy to the end."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,15 +86,17 @@ def main() -> None:
     arguments = _arguments()
     began = time.monotonic()
     print(f"{os.cpu_count()} processors, seed {arguments.seed}; sizes {arguments.sizes}", flush=True)
-    tasks = [(size, name) for size in arguments.sizes for name in ROWS if size in ROWS[name][1]]
-    tasks.sort(key=lambda task: (-task[0], task[1] not in LONGEST))
+    tasks = [(size, names) for size in arguments.sizes for names in _groups(size)]
+    tasks.sort(key=lambda task: (-task[0], not LONGEST.intersection(task[1])))
     spawn = multiprocessing.get_context("spawn")
+    cells: dict[tuple[int, str], Cell] = {}
     with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as pool:  # the memory of 10,000 goes back
-        futures = {task: pool.submit(measure, *task, arguments.seed, arguments.runs) for task in tasks}
-        for future in as_completed(futures.values()):
-            size, name = next(task for task, found in futures.items() if found is future)
-            print(f"  {size:>5} nodes, {name}: {future.result().text}, took {future.result().took_s:.0f} s", flush=True)
-        cells = {task: future.result() for task, future in futures.items()}
+        futures = {pool.submit(measure, *task, arguments.seed, arguments.runs): task for task in tasks}
+        for future in as_completed(futures):
+            size, names = futures[future]
+            for name, cell in zip(names, future.result(), strict=True):
+                cells[size, name] = cell
+                print(f"  {size:>5} nodes, {name}: {cell.text}, took {cell.took_s:.0f} s", flush=True)
     columns = {size: {name: cell.text for (of, name), cell in cells.items() if of == size} for size in arguments.sizes}
     for size in arguments.sizes:
         own = [cell for (of, _), cell in cells.items() if of == size]
@@ -120,27 +132,39 @@ class Cell:
     memory_gb: float
 
 
-def measure(size: int, name: str, seed: int, runs: float) -> Cell:
-    """One cell."""
+def _groups(size: int) -> list[tuple[str, ...]]:
+    """Rows that are measured in one world each."""
+    names = [name for name, (_, bars) in ROWS.items() if size in bars]
+    if size < LARGE:
+        return [(name,) for name in names]
+    together = {name for group in TOGETHER for name in group}
+    return [*TOGETHER, *((name,) for name in names if name not in together)]
+
+
+def measure(size: int, names: tuple[str, ...], seed: int, runs: float) -> list[Cell]:
+    """The cells of a group; what they took together is divided among them."""
     effort = EFFORTS[size]
     trials = max(1, round(effort.trials * runs))
     began = time.monotonic()
-    parts: dict[str, Callable[[], str]] = {
-        "withdrawal to all, LAN, p99": lambda: _spread(size, seed, trials, LAN_S, LinkStatus.DOWN),
-        "score change to all, LAN, p99": lambda: _spread(size, seed, trials, LAN_S, None),
-        "withdrawal in a storm of good news, LAN, p99": lambda: _storm(size, seed),
-        "withdrawal to all, WAN, p99": lambda: _spread(size, seed, trials, WAN_S, LinkStatus.DOWN),
-        "crash (kill -9) known to all": lambda: _lost(size, seed, trials, GossipWorld.kill),
-        "silent loss known to all": lambda: _lost(size, seed, trials, GossipWorld.vanish),
-        "runs with a false loss": lambda: _starved(size, seed, max(1, round(effort.starved_runs * runs))),
-        "false losses, 12 s pause": lambda: _paused(size, seed, trials),
-        "false losses, restart in place": lambda: _restarted(size, seed, trials),
-        "idle bytes/s sent per node": lambda: _idle(size, seed),
-        "partition healed to equal databases": lambda: _healed(size, seed, trials),
+    parts: dict[tuple[str, ...], Callable[[], list[str]]] = {
+        (WITHDRAWAL,): lambda: [_spread(size, seed, trials, LAN_S, LinkStatus.DOWN)],
+        (SCORE,): lambda: [_spread(size, seed, trials, LAN_S, None)],
+        (STORM,): lambda: [_storm(size, seed)],
+        (WAN,): lambda: [_spread(size, seed, trials, WAN_S, LinkStatus.DOWN)],
+        (CRASH,): lambda: [_lost(size, seed, trials, GossipWorld.kill)],
+        (SILENCE,): lambda: [_lost(size, seed, trials, GossipWorld.vanish)],
+        (STARVED,): lambda: [_starved(size, seed, max(1, round(effort.starved_runs * runs)))],
+        (PAUSE,): lambda: [_paused(size, seed, trials)],
+        (RESTART,): lambda: [_restarted(size, seed, trials)],
+        (IDLE,): lambda: [_idle(size, seed)],
+        (HEALED,): lambda: [_healed(size, seed, trials)],
+        (CRASH, RESTART): lambda: _crashed_and_restarted(size, seed),
+        (SILENCE, HEALED): lambda: _cut_off_and_healed(size, seed),
     }
-    text = parts[name]()
+    texts = parts[names]()
     memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return Cell(text, time.monotonic() - began, memory_gb)
+    took_s = (time.monotonic() - began) / len(texts)
+    return [Cell(text, took_s, memory_gb) for text in texts]
 
 
 def _world(size: int, seed: int, delay_s: tuple[float, float] = LAN_S, loss: float = 0.0) -> GossipWorld:
@@ -220,12 +244,12 @@ def _storm(size: int, seed: int) -> str:
             world.at(number + rng.random(), better, node)
     world.run(rounds - 0.5)
     times = _times_of(world, world.nodes[0], LinkStatus.DOWN)
-    return _cell("withdrawal in a storm of good news, LAN, p99", size, percentile(times, 0.99))
+    return _cell(STORM, size, percentile(times, 0.99))
 
 
 def _lost(size: int, seed: int, trials: int, how: Callable[[GossipWorld, NodeId], None]) -> str:
     kill = how is GossipWorld.kill
-    name = "crash (kill -9) known to all" if kill else "silent loss known to all"
+    name = CRASH if kill else SILENCE
     times: list[float] = []
     for trial in range(trials if size < 1000 else 1):
         world = _world(size, seed + trial)
@@ -254,7 +278,7 @@ def _starved(size: int, seed: int, runs: int) -> str:
             world.at(rng.random() * 5, starve, node)
         world.run(EFFORTS[size].starved_s)
         bad += bool(_false(world, starved))
-    return _cell("runs with a false loss", size, bad, f" of {runs}, {EFFORTS[size].starved_s:.0f} s each")
+    return _cell(STARVED, size, bad, f" of {runs}, {EFFORTS[size].starved_s:.0f} s each")
 
 
 def _false(world: GossipWorld, guilty: set[NodeId]) -> list[tuple[float, NodeId, NodeId, str]]:
@@ -270,7 +294,7 @@ def _paused(size: int, seed: int, trials: int) -> str:
         world.freeze(victim, 12.0)
         world.run(12.0 + (20.0 if size <= 1000 else 4.0))
         found += len(_false(world, {victim}))
-    return _cell("false losses, 12 s pause", size, found, f" in {trials if size < 1000 else 1}")
+    return _cell(PAUSE, size, found, f" in {trials if size < 1000 else 1}")
 
 
 def _restarted(size: int, seed: int, trials: int) -> str:
@@ -283,7 +307,39 @@ def _restarted(size: int, seed: int, trials: int) -> str:
         world.at(1.0, world.restart, victim)
         world.run(20.0 if size <= 1000 else 6.0)
         found += len(_false(world, {victim}))
-    return _cell("false losses, restart in place", size, found, f" in {trials if size < 1000 else 1}")
+    return _cell(RESTART, size, found, f" in {trials if size < 1000 else 1}")
+
+
+def _crashed_and_restarted(size: int, seed: int) -> list[str]:
+    world = _world(size, seed)
+    world.run(3.0)
+    (victim,) = random.Random(seed).sample(world.nodes, 1)
+    began = world.now
+    world.kill(victim)
+    world.run_until(lambda: all(world.knows_dead(node, victim) for node in world.alive()), 30.0, every_s=0.005)
+    known_s = world.now - began
+    world.at(max(0.0, began + 1.0 - world.now), world.restart, victim)
+    world.run(began + 6.0 - world.now)
+    return [_cell(CRASH, size, known_s), _cell(RESTART, size, len(_false(world, {victim})), " in 1")]
+
+
+def _cut_off_and_healed(size: int, seed: int) -> list[str]:
+    world = _world(size, seed)
+    world.run(2.0)
+    (victim,) = random.Random(seed).sample(world.nodes, 1)
+    others = [node for node in world.nodes if node != victim]
+    began = world.now
+    world.partition([victim], others)
+    world.run_until(lambda: all(world.knows_dead(node, victim) for node in others), 30.0, every_s=0.005)
+    known_s = world.now - began
+    for here in (victim, others[0]):
+        _change(world, here, LinkStatus.DOWN)
+    world.run(5.0)
+    assert len(world.roots()) > 1
+    began = world.now
+    world.heal()
+    world.run_until(lambda: len(world.roots()) == 1, 120.0, every_s=0.05)
+    return [_cell(SILENCE, size, known_s), _cell(HEALED, size, world.now - began, f", {len(others)}/1")]
 
 
 def _idle(size: int, seed: int) -> str:
@@ -293,7 +349,7 @@ def _idle(size: int, seed: int) -> str:
     before = sum(node.bytes_sent for node in world.by_id.values())
     world.run(long_s)
     sent = sum(node.bytes_sent for node in world.by_id.values()) - before
-    return _cell("idle bytes/s sent per node", size, sent / size / long_s)
+    return _cell(IDLE, size, sent / size / long_s)
 
 
 def _healed(size: int, seed: int, trials: int) -> str:
@@ -314,7 +370,7 @@ def _healed(size: int, seed: int, trials: int) -> str:
         world.heal()
         world.run_until(lambda: len(world.roots()) == 1, 120.0, every_s=0.05)  # noqa: B023
         worst = max(worst, world.now - began)
-    return _cell("partition healed to equal databases", size, worst, f", {size - side}/{side}")
+    return _cell(HEALED, size, worst, f", {size - side}/{side}")
 
 
 if __name__ == "__main__":
