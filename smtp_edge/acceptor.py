@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypedDict
 
 import structlog
 
@@ -18,7 +19,7 @@ from router.policy import DestinationClass, RouteTable
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import AttemptObserver, Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
-from smtp_edge.queue.entry import Delivery, Entry, NewEntry, Stored, utc_now
+from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.reply import Reply
@@ -72,6 +73,8 @@ class QueueAcceptor:
         self._data_dir = data_dir
         self._now = now
         self._clock = clock
+        self.draining = False
+        """Peers' mail is refused; they hear of it by gossip, and this is for those that have not yet."""
         self._free_bytes = 0
         self._free_checked = float("-inf")
 
@@ -113,6 +116,9 @@ class QueueAcceptor:
             return refusal
         new = self._build(message, groups)
         try:
+            if self.draining and message.client.peer_id and not await self._is_repeat(new, message.transfer):
+                await self._spool.discard(message.data)
+                return Reply(451, "this relay is being drained", "4.3.2")
             stored = await self._put(new, message.transfer)
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
@@ -130,11 +136,18 @@ class QueueAcceptor:
         self._take_over(new, stored, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 
+    async def _is_repeat(self, new: NewEntry, transfer: Transfer | None) -> bool:
+        """A peer asks after what it may have sent already: the answer keeps it from sending that elsewhere."""
+        return transfer is not None and bool(await self._store.find_accepted(new, self._token(transfer)))
+
+    def _token(self, transfer: Transfer | None) -> str:
+        return accept_token(transfer, self._node_id) if transfer else ""
+
     async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
         return await self._store.put(
             new,
-            accept_token=accept_token(transfer, self._node_id) if transfer else "",
-            claim=self._dispatcher.has_room(),
+            accept_token=self._token(transfer),
+            claim=self._dispatcher.has_room() and not (transfer is not None and transfer.due_s),
         )
 
     def _take_over(self, new: NewEntry, stored: Stored, *, submitted: bool) -> None:
@@ -198,6 +211,7 @@ class QueueAcceptor:
             client=" ".join(word for word in (client.address, client.helo, client.user or client.peer_id) if word),
         )
         base = transfer.token if transfer else f"{origin}/0"
+        state = _state_of(transfer, at, entry.expires_at)
         deliveries = tuple(
             Delivery(
                 queue_id,
@@ -205,6 +219,7 @@ class QueueAcceptor:
                 class_id,
                 recipients,
                 transfer_token=base if len(groups) == 1 else split_token(base, recipients),
+                **state,
             )
             for copy, (class_id, (_, recipients)) in enumerate(groups.items())
         )
@@ -234,6 +249,25 @@ class QueueAcceptor:
         others = sorted(backlogs.keys() - set(own), key=lambda name: (-backlogs[name], name))
         named = [*own, *others][:BACKLOGS_TOLD_MAX]
         return " ".join(f"{name}={backlogs.get(name, 0)}" for name in named)
+
+
+class _State(TypedDict, total=False):
+    """What a delivery brings along from the relay that had it before."""
+
+    state: DeliveryState
+    attempts: int
+    next_attempt_at: datetime
+    delay_notified: bool
+
+
+def _state_of(transfer: Transfer | None, at: datetime, expires_at: datetime) -> _State:
+    if transfer is None:
+        return {}
+    found = _State(attempts=transfer.attempts, delay_notified=transfer.delay_notified)
+    if transfer.due_s:
+        found["state"] = DeliveryState.DEFERRED
+        found["next_attempt_at"] = min(expires_at, at + timedelta(seconds=transfer.due_s))
+    return found
 
 
 def accept_token(transfer: Transfer, node_id: str) -> str:

@@ -5,6 +5,9 @@
                                   ^       │ nothing allowed: hold                │
                                   └───────┴── a slot, link, backlog changed ─────┘
 
+A relay that drains also gives away what is not due (`submit_early`): those deliveries wait apart from the others, only
+a peer may take them, and what none takes goes back to disk with its time, its attempts and its last reply as they were.
+
 Nothing is bound to a next hop before a slot is free there. When a class stands still for `PARK_AFTER_S` its mail waits
 on disk, so that one dead destination cannot fill the memory that others need. Everything here may vanish at any
 instant: the store still holds every delivery, and the next incarnation claims it again.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -30,7 +34,7 @@ from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
 from smtp_edge.queue.store import MessageStore, StoreError
-from smtp_edge.settlement import Reporting, note_of_attempt, plan_parking, plan_settlement
+from smtp_edge.settlement import Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
 from smtp_edge.sinks.bindings import SinkChain
 
@@ -79,6 +83,10 @@ class AttemptObserver(Protocol):
         ...
 
 
+Line = tuple[str, bool]
+"""A class, and whether its deliveries are early: these must not stand before those that an exit would take."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A claimed delivery in memory."""
@@ -91,6 +99,13 @@ class Waiting:
     tries: int = 0
     prefer_until: float = 0.0
     """While `now` is below it, only the hop that is in doubt may be tried."""
+    early: bool = False
+    """Its next attempt is not due: only a peer may take it."""
+
+    @property
+    def line(self) -> Line:
+        """Where it waits."""
+        return self.claim.delivery.class_id, self.early
 
     @property
     def key(self) -> tuple[str, int]:
@@ -100,7 +115,7 @@ class Waiting:
 
 @dataclass(slots=True, eq=False)
 class ClassQueue:
-    """Waiting deliveries of one class, oldest first."""
+    """Waiting deliveries of one class (or its early ones), oldest first."""
 
     progress_at: float
     """When an attempt was last started, or the class began to wait; monotonic seconds."""
@@ -152,7 +167,7 @@ class Dispatcher:
         self._now = now
         self._rng = rng
         self._clock = clock
-        self._classes: dict[str, ClassQueue] = {}
+        self._classes: dict[Line, ClassQueue] = {}
         self._active: dict[tuple[str, int], Waiting] = {}
         self._inflight: dict[str, int] = {}
         self._doubts: dict[tuple[str, int], float] = {}
@@ -195,6 +210,26 @@ class Dispatcher:
         for claim in claims:
             self._admit(claim)
 
+    def submit_early(self, claims: Iterable[Claim]) -> None:
+        """Take over claims of what is not due, for peers only."""
+        for claim in claims:
+            self._admit(claim, early=True)
+
+    def early_room(self) -> int:
+        """How many more of those may come: due mail has the other half of the memory."""
+        if self._stopping:
+            return 0
+        return self._limits.active_max // 2 - sum(waiting.early for waiting in self._active.values())
+
+    def return_early(self) -> None:
+        """No longer draining: what is not due and not under way goes back to disk."""
+        for (_, early), queue in list(self._classes.items()):
+            if early:
+                for waiting in [*queue.waiting, *queue.resting]:
+                    self._spawn(self._return(waiting))
+                queue.waiting.clear()
+                queue.resting.clear()
+
     def note_unclaimed(self) -> None:
         """Mail was stored without being claimed."""
         self._unclaimed = True
@@ -205,10 +240,10 @@ class Dispatcher:
 
         With `news` (a link came or went) those that rest are asked again too.
         """
-        for class_id in sorted(self._classes, key=lambda name: -len(self._classes[name].waiting)):
+        for line in sorted(self._classes, key=lambda line: (line[1], -len(self._classes[line].waiting))):
             if news:
-                self._end_rest(self._classes[class_id], everybody=True)
-            self._kick(class_id)
+                self._end_rest(self._classes[line], everybody=True)
+            self._kick(line)
 
     async def wake(self, class_ids: Sequence[str]) -> None:
         """A hop that serves these classes is back: their deferred mail is due now."""
@@ -228,30 +263,30 @@ class Dispatcher:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    def _admit(self, claim: Claim) -> None:
+    def _admit(self, claim: Claim, *, early: bool = False) -> None:
         now = self._now()
-        waiting = Waiting(claim, now)
+        waiting = Waiting(claim, now, early=early)
         delivery = claim.delivery
         if delivery.in_doubt_hop.startswith(HopKind.PEER.value):
             waiting.prefer_until = self._doubts.setdefault(waiting.key, now + self._limits.in_doubt_hold_s)
         self._active[waiting.key] = waiting
-        self._queue_of(delivery.class_id).waiting.append(waiting)
-        self._kick(delivery.class_id)
+        self._queue_of(waiting.line).waiting.append(waiting)
+        self._kick(waiting.line)
 
-    def _queue_of(self, class_id: str) -> ClassQueue:
-        queue = self._classes.get(class_id)
+    def _queue_of(self, line: Line) -> ClassQueue:
+        queue = self._classes.get(line)
         if queue is None:
-            queue = self._classes[class_id] = ClassQueue(self._now())
+            queue = self._classes[line] = ClassQueue(self._now())
         return queue
 
-    def _kick(self, class_id: str) -> None:
-        queue = self._classes[class_id]
+    def _kick(self, line: Line) -> None:
+        queue = self._classes[line]
         if queue.task is not None:
             queue.again = True
         elif queue.waiting and not self._stopping:
-            queue.task = self._spawn(self._serve(class_id, queue))
+            queue.task = self._spawn(self._serve(line, queue))
 
-    async def _serve(self, class_id: str, queue: ClassQueue) -> None:
+    async def _serve(self, line: Line, queue: ClassQueue) -> None:
         """Start attempts for a class until nothing more is allowed."""
         try:
             while queue.waiting:
@@ -260,8 +295,8 @@ class Dispatcher:
                     break
         finally:
             queue.task = None
-            if not (queue.waiting or queue.resting) and self._classes.get(class_id) is queue:
-                del self._classes[class_id]
+            if not (queue.waiting or queue.resting) and self._classes.get(line) is queue:
+                del self._classes[line]
 
     async def _serve_heads(self, queue: ClassQueue) -> bool:
         """Ask for the first few deliveries; True if one was started, settled, or laid to rest."""
@@ -271,19 +306,19 @@ class Dispatcher:
             match answer:
                 case Route():
                     target = self._first_free(waiting, queue, answer)
-                    if target is not None:
+                    if target is not None and waiting in queue.waiting:  # else it left while the sink thought
                         queue.waiting.remove(waiting)
                         queue.progress_at = self._now()
                         self._begin(waiting, target)
                         return True
                 case Unreachable():
                     queue.held_because = answer.reason
-                    if answer.for_good or answer.retry_in_s is not None:
+                    if (answer.for_good or answer.retry_in_s is not None) and waiting in queue.waiting:
                         queue.waiting.remove(waiting)
                         for_good = answer.status if answer.for_good else ""
                         self._spawn(self._park(waiting, answer.reason, for_good, answer.retry_in_s))
                         return True
-            if self._is_held_alone(waiting):
+            if self._is_held_alone(waiting) and waiting in queue.waiting:
                 queue.waiting.remove(waiting)
                 queue.resting.append(waiting)
                 moved = True
@@ -321,6 +356,7 @@ class Dispatcher:
             attempts=claim.delivery.attempts,
             avoid=tuple(hop for hop, (until, _) in waiting.avoid.items() if now < until),
             prefer=prefer,
+            hand_over=waiting.early,
         )
 
     def _first_free(self, waiting: Waiting, queue: ClassQueue, route: Route) -> Target | None:
@@ -332,6 +368,8 @@ class Dispatcher:
             target = self._target_of(hop.hop)
             if target is None:
                 queue.held_because = f"{hop.hop} is not known here"
+            elif waiting.early and target.hop.kind is not HopKind.PEER:
+                queue.held_because = f"{hop.hop} is no relay, and the next attempt is not due"
             elif self._inflight.get(hop.hop, 0) < target.connections_max:
                 return target
         return None
@@ -371,17 +409,30 @@ class Dispatcher:
             self._avoid(waiting, hop)
             self._requeue(waiting)
         else:
-            await self._settle(waiting, settlement)
+            await self._settle(waiting, keep_schedule(waiting.claim, settlement) if waiting.early else settlement)
         self.ask_again()
 
     def _job(self, waiting: Waiting, target: Target) -> Job:
         entry, delivery = waiting.claim.entry, waiting.claim.delivery
         transfer = None
         if target.hop.kind is HopKind.PEER:
-            age_s = max(0, int((self._clock() - entry.received_at).total_seconds()))
-            transfer = Transfer(delivery.transfer_token, (*entry.trace, self._node_id), age_s)
+            transfer = self._transfer(waiting)
         envelope = replace(entry.envelope, recipients=delivery.recipients)
         return Job(delivery.queue_id, envelope, entry.data, entry.received_field, transfer)
+
+    def _transfer(self, waiting: Waiting) -> Transfer:
+        entry, delivery, at = waiting.claim.entry, waiting.claim.delivery, self._clock()
+        age_s = max(0, int((at - entry.received_at).total_seconds()))
+        due_at = delivery.next_attempt_at
+        due_s = math.ceil((due_at - at).total_seconds()) if due_at is not None and due_at > at else 0
+        return Transfer(
+            delivery.transfer_token,
+            (*entry.trace, self._node_id),
+            age_s,
+            delivery.attempts,
+            due_s,
+            delivery.delay_notified,
+        )
 
     def _avoid(self, waiting: Waiting, hop: Hop) -> None:
         _, pause_s = waiting.avoid.get(hop.id, (0.0, AVOID_FIRST_S / 2))
@@ -390,9 +441,8 @@ class Dispatcher:
 
     def _requeue(self, waiting: Waiting) -> None:
         waiting.since = self._now()
-        class_id = waiting.claim.delivery.class_id
-        self._queue_of(class_id).waiting.appendleft(waiting)
-        self._kick(class_id)
+        self._queue_of(waiting.line).waiting.appendleft(waiting)
+        self._kick(waiting.line)
 
     async def _settle(self, waiting: Waiting, settlement: Settlement) -> None:
         """Commit the end of a claim. A disk that refuses is asked again: the attempt must not be repeated."""
@@ -427,6 +477,9 @@ class Dispatcher:
                 pass
 
     async def _park(self, waiting: Waiting, reason: str, for_good: str = "", retry_s: float | None = None) -> None:
+        if waiting.early:
+            await self._return(waiting)
+            return
         at = self._clock()
         pause = timedelta(seconds=retry_s if retry_s is not None else self._limits.park_retry_s)
         settlement = plan_parking(
@@ -439,6 +492,11 @@ class Dispatcher:
             at=at,
         )
         await self._settle(waiting, settlement)
+
+    async def _return(self, waiting: Waiting) -> None:
+        """Not due, and no peer took it: back to disk as it was."""
+        key, token = waiting.key, waiting.claim.token
+        await self._settle(waiting, Settlement(*key, token, DeliveryState.QUEUED, notes=tuple(waiting.notes)))
 
     def _log_attempt(self, waiting: Waiting, hop: Hop, result: AttemptResult, duration_s: float) -> None:
         delivery = waiting.claim.delivery
@@ -493,11 +551,11 @@ class Dispatcher:
         while True:
             await asyncio.sleep(SWEEP_S)
             now = self._now()
-            for class_id, queue in list(self._classes.items()):
+            for line, queue in list(self._classes.items()):
                 self._end_rest(queue, everybody=False)
                 if now - queue.progress_at >= PARK_AFTER_S:
                     self._park_all(queue, now)
-                self._kick(class_id)
+                self._kick(line)
 
     def _park_all(self, queue: ClassQueue, now: float) -> None:
         """The class stands still: its mail waits on disk, and its place in memory is for others."""

@@ -83,6 +83,12 @@ class Transfer:
     """Node ids visited, oldest first, the sender of this transfer last."""
     age_s: int = 0
     """Seconds since the first relay accepted the message: its lifetime does not start again at each hop."""
+    attempts: int = 0
+    """Attempts so far: the pauses between them go on growing where they were."""
+    due_s: int = 0
+    """Seconds until the next attempt; 0 = now. Only a relay that drains hands over what is not due."""
+    delay_notified: bool = False
+    """The sender was told of the delay."""
 
 
 @dataclass(frozen=True, slots=True)

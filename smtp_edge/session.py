@@ -36,7 +36,7 @@ from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Reci
 from smtp_edge.intake import LOCAL_ERROR, TOO_LARGE, Intake, IntakeOptions, SpoolWriter
 from smtp_edge.reply import Reply
 from smtp_edge.trace import protocol_word
-from smtp_edge.transfer import TransferFault, parse_transfer
+from smtp_edge.transfer import KEYWORD, STATE, TransferFault, parse_transfer
 
 log = structlog.get_logger()
 
@@ -316,7 +316,7 @@ class Session(SMTP):
         if self._auth_offered() and not self._client.user:
             words.append("AUTH PLAIN LOGIN")
         if options.mesh:
-            words.append("XSMTPMESH")
+            words.append(f"{KEYWORD} {STATE}")
         return words
 
     def _auth_offered(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from router.decision import Hop, HopKind, OutcomeKind
@@ -137,6 +137,16 @@ def plan_parking(
         delay_notified=claim.delivery.delay_notified or delayed,
         notes=(*notes, HistoryNote(at, event, reply=reason), *_notes_of_reports(reports, at)),
         reports=reports,
+    )
+
+
+def keep_schedule(claim: Claim, settlement: Settlement) -> Settlement:
+    """A hand-over before the next attempt was due: what did not go keeps its time, its count and its last reply."""
+    if settlement.state is not DeliveryState.DEFERRED:
+        return settlement
+    delivery = claim.delivery
+    return replace(
+        settlement, next_attempt_at=delivery.next_attempt_at, attempted=False, hop="", reply=delivery.last_reply
     )
 
 

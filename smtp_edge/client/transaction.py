@@ -122,7 +122,7 @@ def build_mail(connection: Connection, job: Job) -> str:
         words += [f"RET={envelope.ret}"] if envelope.ret else []
         words += [f"ENVID={envelope.envid}"] if envelope.envid else []
     if job.transfer is not None and "xsmtpmesh" in extensions:
-        words += build_parameters(job.transfer)
+        words += build_parameters(job.transfer, extensions["xsmtpmesh"])
     return " ".join(words)
 
 

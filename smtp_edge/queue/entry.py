@@ -103,6 +103,21 @@ class Claim:
     """Fencing token; raised by each claim."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class EarlyMark:
+    """How far somebody came who goes through the deferred deliveries of a class in the order of their times."""
+
+    due_at: datetime
+    queue_id: str
+    copy: int
+
+    @classmethod
+    def of(cls, claim: Claim) -> EarlyMark:
+        """The place of a delivery that is deferred."""
+        assert claim.delivery.next_attempt_at is not None
+        return cls(claim.delivery.next_attempt_at, claim.delivery.queue_id, claim.delivery.copy)
+
+
 @dataclass(frozen=True, slots=True)
 class RecipientResult:
     """What became of one recipient in a settlement."""
@@ -119,7 +134,7 @@ class Settlement:
     copy: int
     token: int
     state: DeliveryState
-    """RELAYED, FAILED, EXPIRED, DEFERRED, QUEUED (given back untouched) or HELD."""
+    """RELAYED, FAILED, EXPIRED, DEFERRED, QUEUED (given back untouched: deferred, if its time is to come) or HELD."""
     recipients: tuple[Recipient, ...] | None = None
     """Recipients that remain when the delivery goes on (some were delivered or failed); None = unchanged."""
     next_attempt_at: datetime | None = None

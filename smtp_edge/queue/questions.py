@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, MessageHistory
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, MessageHistory, NewEntry
 from smtp_edge.queue.rows import (
     BODY_COLUMNS,
     CORRUPT,
@@ -25,6 +25,7 @@ from smtp_edge.queue.rows import (
     decode_entry,
     from_us,
 )
+from smtp_edge.queue.statements import accept_key
 from smtp_edge.queue.store import StoreError
 from smtp_edge.queue.tally import Change, Changes
 
@@ -35,6 +36,13 @@ def next_due_at(connection: Connection) -> datetime | None:
         f"SELECT min(due_at) FROM delivery WHERE state = '{DeliveryState.DEFERRED.value}'"
     ).fetchone()
     return None if row[0] is None else from_us(row[0])
+
+
+def find_accepted(connection: Connection, new: NewEntry, accept_token: str) -> str:
+    """Queue id of an entry that came under this token with these recipients; empty if there is none."""
+    key = accept_key(accept_token, new)
+    row = connection.execute("SELECT queue_id FROM entry WHERE accept_key = ?", (key,)).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def mail_data(connection: Connection, queue_id: str, spool: Path) -> MailData:

@@ -32,6 +32,7 @@ from smtp_edge.queue import questions, statements
 from smtp_edge.queue.entry import (
     Claim,
     DeliveryState,
+    EarlyMark,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -129,7 +130,7 @@ class SQLiteStore(MessageStore):
             for statement in SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        voided = statements.void_claims(connection)
+        voided = statements.void_claims(connection, self._clock())
         connection.execute("COMMIT")
         known = {row[0] for row in connection.execute("SELECT spool FROM entry WHERE spool IS NOT NULL")}
         orphans = remove_orphans(self._directory, known)
@@ -186,6 +187,17 @@ class SQLiteStore(MessageStore):
         return await self._open_writer().submit(
             lambda connection, changes: statements.claim(
                 connection, changes, limit, now_at, self._incarnation, self._spool
+            ),
+            on_abandoned=self._give_back,
+        )
+
+    async def claim_early(
+        self, class_id: str, limit: int, now_at: datetime, *, after: EarlyMark | None = None
+    ) -> list[Claim]:
+        """See MessageStore."""
+        return await self._open_writer().submit(
+            lambda connection, changes: statements.claim_early(
+                connection, changes, class_id, limit, now_at, after, self._incarnation, self._spool
             ),
             on_abandoned=self._give_back,
         )
@@ -261,6 +273,10 @@ class SQLiteStore(MessageStore):
     async def next_due_at(self) -> datetime | None:
         """See MessageStore."""
         return await self._ask(questions.next_due_at)
+
+    async def find_accepted(self, new: NewEntry, accept_token: str) -> str:
+        """See MessageStore."""
+        return await self._ask(lambda connection: questions.find_accepted(connection, new, accept_token))
 
     async def data(self, queue_id: str) -> MailData:
         """See MessageStore. StoreError if it is unknown, finished or damaged."""

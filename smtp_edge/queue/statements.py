@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from smtp_edge.queue.entry import (
     Claim,
     Delivery,
     DeliveryState,
+    EarlyMark,
     HistoryNote,
     NewEntry,
     Settlement,
@@ -32,6 +34,7 @@ from smtp_edge.queue.rows import (
     ENTRY_WIDTH,
     FINAL_STATES,
     CorruptRow,
+    Row,
     clean_text,
     decode_delivery,
     decode_entry,
@@ -52,6 +55,9 @@ QUEUED, CLAIMED, DEFERRED, HELD = (
     state.value for state in (DeliveryState.QUEUED, DeliveryState.CLAIMED, DeliveryState.DEFERRED, DeliveryState.HELD)
 )
 _FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
+_TO_COME = "CASE WHEN due_at > :at THEN"
+_GIVEN_BACK = f"state = {_TO_COME} '{DEFERRED}' ELSE '{QUEUED}' END, due_at = {_TO_COME} due_at END"
+"""Untouched: what was claimed before its time is deferred again."""
 _IDLE = f"'{QUEUED}', '{DEFERRED}'"
 
 
@@ -158,8 +164,36 @@ def claim(
         (to_us(at), limit),
     ).fetchall()
     rows.sort(key=lambda row: (row[-1], row[0]))
+    return _claim_rows(connection, changes, rows[:limit], at, incarnation, spool)
+
+
+def claim_early(
+    connection: Connection,
+    changes: Changes,
+    class_id: str,
+    limit: int,
+    at: datetime,
+    after: EarlyMark | None,
+    incarnation: str,
+    spool: Path,
+) -> list[Claim]:
+    """Claim what is deferred and not due, in the order of the times, beginning after a mark."""
+    mark = (to_us(after.due_at), after.queue_id, after.copy) if after is not None else (0, "", 0)
+    rows = connection.execute(
+        f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.state = '{DEFERRED}'"
+        " AND d.class_id = ? AND d.due_at > ? AND (d.due_at, d.queue_id, d.copy) > (?, ?, ?)"
+        " ORDER BY d.due_at, d.queue_id, d.copy LIMIT ?",
+        (class_id, to_us(at), *mark, limit),
+    ).fetchall()
+    return _claim_rows(connection, changes, rows, at, incarnation, spool)
+
+
+def _claim_rows(
+    connection: Connection, changes: Changes, rows: Sequence[Row], at: datetime, incarnation: str, spool: Path
+) -> list[Claim]:
+    """A time that is to come stays with the claim: if it ends untouched, the delivery is deferred as it was."""
     claims: list[Claim] = []
-    for *columns, token, received_us in rows[:limit]:
+    for *columns, token, received_us in rows:
         queue_id, copy, class_id, _, before = columns[:5]
         try:
             delivery = decode_delivery(columns).but(state=DeliveryState.CLAIMED)
@@ -168,8 +202,9 @@ def claim(
             set_aside(connection, changes, queue_id, copy, str(error))
             continue
         connection.execute(
-            "UPDATE delivery SET state = ?, token = ?, claimed_by = ?, due_at = NULL WHERE queue_id = ? AND copy = ?",
-            (CLAIMED, token + 1, incarnation, queue_id, copy),
+            "UPDATE delivery SET state = ?, token = ?, claimed_by = ?, due_at = CASE WHEN due_at > ? THEN due_at END"
+            " WHERE queue_id = ? AND copy = ?",
+            (CLAIMED, token + 1, incarnation, to_us(at), queue_id, copy),
         )
         changes.add(class_id, received_us, before, CLAIMED)
         claims.append(Claim(entry, delivery, token + 1))
@@ -201,10 +236,11 @@ def set_aside(connection: Connection, changes: Changes, queue_id: str, copy: int
     changes.add(row[0], row[1], row[2], CORRUPT)
 
 
-def void_claims(connection: Connection) -> int:
+def void_claims(connection: Connection, at: datetime) -> int:
     """Give back what earlier incarnations had claimed: the token rises, so that they cannot settle it any more."""
     return connection.execute(
-        f"UPDATE delivery SET state = '{QUEUED}', token = token + 1, claimed_by = '' WHERE state = '{CLAIMED}'"
+        f"UPDATE delivery SET {_GIVEN_BACK}, token = token + 1, claimed_by = '' WHERE state = '{CLAIMED}'",
+        {"at": to_us(at)},
     ).rowcount
 
 
@@ -214,15 +250,24 @@ def void_claims(connection: Connection) -> int:
 def settle(connection: Connection, changes: Changes, settlement: Settlement, incarnation: str, at: datetime) -> None:
     """End a claim, with its history and the reports that take over; nothing at all if the claim is not current."""
     row = connection.execute(
-        "SELECT class_id, received_at FROM delivery WHERE queue_id = ? AND copy = ? AND token = ? AND claimed_by = ?"
+        "SELECT class_id, received_at, due_at FROM delivery"
+        " WHERE queue_id = ? AND copy = ? AND token = ? AND claimed_by = ?"
         f" AND state = '{CLAIMED}'",
         (settlement.queue_id, settlement.copy, settlement.token, incarnation),
     ).fetchone()
     if row is None:
         log.warning("queue.stale_settlement", queue_id=settlement.queue_id, copy=settlement.copy)
         return
-    _end_claim(connection, settlement, at)
-    changes.add(row[0], row[1], CLAIMED, settlement.state.value)
+    if settlement.state is DeliveryState.QUEUED:
+        after = DEFERRED if row[2] is not None and row[2] > to_us(at) else QUEUED
+        connection.execute(
+            f"UPDATE delivery SET {_GIVEN_BACK}, claimed_by = '' WHERE queue_id = :queue_id AND copy = :copy",
+            {"at": to_us(at), "queue_id": settlement.queue_id, "copy": settlement.copy},
+        )
+    else:
+        after = settlement.state.value
+        _end_claim(connection, settlement, at)
+    changes.add(row[0], row[1], CLAIMED, after)
     for note in settlement.notes:
         add_note(connection, settlement.queue_id, note)
     for report in settlement.reports:
@@ -239,20 +284,18 @@ def _end_claim(connection: Connection, settlement: Settlement, at: datetime) -> 
         "state": settlement.state.value,
         "claimed_by": "",
         "due_at": to_us(due_at) if due_at is not None and not settlement.state.final else None,
+        "in_doubt_hop": settlement.in_doubt_hop,
+        "delay_notified": settlement.delay_notified,
+        "last_reply": clean_text(settlement.reply)[:NOTE_CHARACTERS_MAX],
     }
-    if settlement.state is not DeliveryState.QUEUED:  # given back untouched
-        columns["in_doubt_hop"] = settlement.in_doubt_hop
-        columns["delay_notified"] = settlement.delay_notified
-        columns["last_reply"] = clean_text(settlement.reply)[:NOTE_CHARACTERS_MAX]
     if settlement.hop:
         columns["last_hop"] = settlement.hop
     if settlement.recipients is not None:
         columns["recipients"] = encode_recipients(settlement.recipients)
-    counted = settlement.attempted and settlement.state is not DeliveryState.QUEUED
     names = ", ".join(f"{name} = ?" for name in columns)
     connection.execute(
         f"UPDATE delivery SET {names}, attempts = attempts + ? WHERE queue_id = ? AND copy = ?",
-        (*columns.values(), int(counted), settlement.queue_id, settlement.copy),
+        (*columns.values(), int(settlement.attempted), settlement.queue_id, settlement.copy),
     )
 
 

@@ -16,6 +16,7 @@ from smtp_edge.queue.entry import (
     Claim,
     Delivery,
     DeliveryState,
+    EarlyMark,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -50,6 +51,19 @@ class MessageStore(Protocol):
 
     async def claim(self, limit: int, now_at: datetime) -> list[Claim]:
         """Claim up to `limit` deliveries that are queued, or deferred and due, oldest first."""
+        ...
+
+    async def claim_early(
+        self, class_id: str, limit: int, now_at: datetime, *, after: EarlyMark | None = None
+    ) -> list[Claim]:
+        """Claim deferred deliveries of a class that are not due, soonest first, beginning after a mark.
+
+        They keep their time: given back untouched, or voided with their incarnation, they are deferred as before.
+        """
+        ...
+
+    async def find_accepted(self, new: NewEntry, accept_token: str) -> str:
+        """Queue id under which `put` with this token would find the entry stored already; empty if it would store."""
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:

@@ -41,7 +41,7 @@ class MemoryStore(SQLiteStore):
             raise StoreError(f"the queue of {self._name} is open already")
         self._lives += 1
         self._incarnation = f"{self._name}-{self._lives}"
-        statements.void_claims(self._connection)
+        statements.void_claims(self._connection, self._clock())
         self._tally = Tally()
         self._tally.apply([questions.count_everything(self._connection)])
         self._writer, self._reader = InlineWriter(self._connection, self._tally), self._connection

@@ -144,6 +144,8 @@ class RouteRequest:
     """Hop ids on which this delivery is backing off."""
     prefer: str = ""
     """Hop id of an in-doubt transfer, to be tried first; empty if none."""
+    hand_over: bool = False
+    """Its next attempt is not due and this relay drains: only another relay (`peer:...`) may take it now."""
 
 
 @dataclass(frozen=True, slots=True)

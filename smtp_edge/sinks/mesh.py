@@ -24,6 +24,7 @@ def build_query(delivery: RouteRequest) -> Query:
         avoid=tuple(Hop.parse(hop) for hop in delivery.avoid),
         prefer=Hop.parse(delivery.prefer) if delivery.prefer else None,
         size_bytes=delivery.size_bytes,
+        peers_only=delivery.hand_over,
     )
 
 

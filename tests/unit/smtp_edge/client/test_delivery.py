@@ -309,6 +309,13 @@ async def test_a_peer_is_known_by_its_certificate_and_told_token_trace_and_age()
         assert (result.kind, result.peer_backlogs) == (OutcomeKind.ACCEPTED, {"default": 7})
         (mail,) = server.seen.said("MAIL")
         assert mail.split(" ")[2:] == [f"XTOKEN={us.node_id}/Q1/0", f"XTRACE={us.node_id}", "XAGE=3"]
+        deferred = replace(what, transfer=Transfer(f"{us.node_id}/Q1/0", (), 3, 2, 600, True))
+        await client.attempt(there, deferred)
+        assert server.seen.said("MAIL")[-1].split(" ")[2:] == [f"XTOKEN={us.node_id}/Q1/0", "XAGE=3"]
+        client.forget(there.hop)
+        script.keywords = ("XSMTPMESH STATE", "PIPELINING")
+        await client.attempt(there, deferred)
+        assert server.seen.said("MAIL")[-1].split(" ")[3:] == ["XAGE=3", "XATTEMPTS=2", "XDUE=600", "XDELAYED"]
         other = await client.attempt(replace(there, hop=Hop.parse("peer:" + "0" * 32)), what)
         assert other.kind is OutcomeKind.TLS_FAILED
         assert them.node_id in other.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from router.policy import RouteRule, RouteTable
 from router.terms import Policy, Terms
 from smtp_edge.acceptor import accept_token, split_token
 from smtp_edge.envelope import Client, Recipient, Transfer
+from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.store import StoreError, StoreFull
 from smtp_edge.routes import TRACE_ROOM_BYTES
 from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message
@@ -148,6 +150,45 @@ async def test_the_age_of_a_transfer_counts_against_its_lifetime(tmp_path: Path)
         old, fresh = sorted(await bench.store.list(), key=lambda claim: claim.entry.expires_at)
         gap = (fresh.entry.expires_at - old.entry.expires_at).total_seconds()
         assert 3599 <= gap <= 3605
+
+
+async def test_mail_that_was_deferred_elsewhere_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        before = datetime.now(UTC)
+        deferred = Transfer(TOKEN, (PEER,), 100, 3, 600, True)
+        assert (await bench.acceptor.accept(message(transfer=deferred, peer=PEER))).code == 250
+        (claim,) = await bench.store.list()
+        delivery = claim.delivery
+        assert (delivery.state, delivery.attempts, delivery.delay_notified) == (DeliveryState.DEFERRED, 3, True)
+        assert delivery.next_attempt_at is not None
+        assert 599 <= (delivery.next_attempt_at - before).total_seconds() <= 601
+        assert bench.client.attempts == []
+
+
+async def test_attempts_of_mail_that_is_due_go_on_counting(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        await bench.acceptor.accept(message(transfer=Transfer(TOKEN, (PEER,), 100, 3), peer=PEER))
+        (claim,) = await bench.store.list()
+        assert (claim.delivery.state, claim.delivery.attempts) == (DeliveryState.CLAIMED, 3)
+
+
+async def test_the_next_attempt_is_never_after_the_end_of_the_lifetime(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        await bench.acceptor.accept(message(transfer=Transfer(TOKEN, (PEER,), 0, 1, 999_999_999), peer=PEER))
+        (claim,) = await bench.store.list()
+        assert claim.delivery.next_attempt_at == claim.entry.expires_at
+
+
+async def test_a_relay_that_drains_takes_no_mail_of_peers_but_answers_for_what_it_has(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        sent = message(transfer=Transfer(TOKEN, (PEER,)), peer=PEER)
+        assert (await bench.acceptor.accept(sent)).code == 250
+        bench.acceptor.draining = True
+        assert "already have it as Q00000000001" in (await bench.acceptor.accept(sent)).text
+        other = message(transfer=Transfer(TOKEN.replace("/0", "/1"), (PEER,)), peer=PEER)
+        assert str(await bench.acceptor.accept(other)) == "451 4.3.2 this relay is being drained"
+        assert (await bench.acceptor.accept(message())).code == 250  # of a session that was open
+        assert len(await bench.store.list()) == 2
 
 
 def test_the_split_token_depends_on_the_recipients_alone() -> None:

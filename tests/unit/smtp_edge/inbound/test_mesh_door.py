@@ -28,7 +28,7 @@ async def test_a_member_transfers_with_token_trace_and_age(tmp_path: Path, autho
     async with open_mesh_door(tmp_path, build_identity(authority, "self")) as door:
         client = await door.dial(peer.client_context())
         await client.reply()
-        assert "XSMTPMESH" in await client.say("EHLO peer.test")
+        assert "XSMTPMESH STATE" in await client.say("EHLO peer.test")
         assert (await client.say(f"MAIL FROM:<a@b.c> XTOKEN={NODE}/Q1/0 XTRACE={NODE},{NODE} XAGE=12")).startswith(
             "250"
         )
@@ -59,10 +59,40 @@ async def test_strangers_are_refused_with_one_line(tmp_path: Path, authority: Au
     assert lines[0]["reason"] in {"it showed no certificate", "its certificate is not of this cluster's authority"}
 
 
-def test_a_transfer_survives_the_wire() -> None:
-    transfer = Transfer(f"{NODE}/Q1/0.ab12", (NODE,), 3)
-    words = dict(word.split("=", 1) for word in build_parameters(transfer))
-    assert parse_transfer(dict(words)) == transfer
+async def test_a_member_tells_the_state_of_mail_that_it_hands_over(tmp_path: Path, authority: Authority) -> None:
+    peer = build_identity(authority, "peer")
+    async with open_mesh_door(tmp_path, build_identity(authority, "self")) as door:
+        client = await (await door.dial(peer.client_context())).hello()
+        transfer = Transfer(f"{NODE}/Q1/0", (NODE,), 12, 3, 600, True)
+        words = " ".join(build_parameters(transfer, "STATE"))
+        assert (await client.say(f"MAIL FROM:<a@b.c> {words}")).startswith("250")
+        client.write(b"RCPT TO:<x@anywhere.test>\r\nDATA\r\nx\r\n.\r\n")
+        await client.replies(3)
+        assert door.acceptor.messages[0].transfer == transfer
+
+
+def taken_apart(transfer: Transfer, features: str) -> dict[str, str | None]:
+    words = (word.partition("=") for word in build_parameters(transfer, features))
+    return {name: value if equals else None for name, equals, value in words}
+
+
+@pytest.mark.parametrize(
+    "transfer",
+    [
+        Transfer(f"{NODE}/Q1/0.ab12", (NODE,), 3),
+        Transfer(f"{NODE}/Q1/0.ab12", (), 0, 7, 3600, True),
+        Transfer(f"{NODE}/Q1/0.ab12", (), 0, 0, 1),
+    ],
+)
+def test_a_transfer_survives_the_wire(transfer: Transfer) -> None:
+    parameters = taken_apart(transfer, "state NEWER")
+    assert parse_transfer(parameters) == transfer
+    assert parameters == {}
+
+
+def test_an_older_peer_is_told_nothing_that_it_does_not_know() -> None:
+    deferred = Transfer(f"{NODE}/Q1/0", (NODE,), 3, 7, 3600, True)
+    assert list(taken_apart(deferred, "")) == ["XTOKEN", "XTRACE", "XAGE"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +104,9 @@ def test_a_transfer_survives_the_wire() -> None:
         {"XTOKEN": f"{NODE}/Q1/0", "XTRACE": ",".join([NODE] * 101)},
         {"XTOKEN": f"{NODE}/Q1/0", "XAGE": "-1"},
         {"XTOKEN": f"{NODE}/Q1/0", "XAGE": "12345678901"},
+        {"XTOKEN": f"{NODE}/Q1/0", "XATTEMPTS": "many"},
+        {"XTOKEN": f"{NODE}/Q1/0", "XDUE": "1.5"},
+        {"XTOKEN": f"{NODE}/Q1/0", "XDUE": "\u0663"},
     ],
 )
 def test_nonsense_of_a_peer_is_a_fault(parameters: dict[str, str | None]) -> None:

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import ClassBacklog, DeliveryState, Settlement
+from smtp_edge.queue.entry import ClassBacklog, DeliveryState, EarlyMark, Settlement
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from tests.unit.smtp_edge.queue.builders import AT, IDS, build_deferral, build_end, build_new, build_note
 
@@ -168,6 +168,74 @@ class StoreContract:
         await store.settle([build_end(claim, DeliveryState.QUEUED)])
         (again,) = await store.claim(10, AT)
         assert again.delivery == claim.delivery
+
+    # -- before the time -----------------------------------------------------------------------------------------------
+
+    async def _defer(self, store: MessageStore, minutes: float, class_id: str = "default") -> str:
+        claim = (await store.put(build_new(class_id))).claims[0]
+        await store.settle([build_deferral(claim, minutes, delay_notified=True)])
+        return claim.delivery.queue_id
+
+    async def test_what_is_not_due_is_claimed_early_in_the_order_of_the_times(self, store: MessageStore) -> None:
+        late, soon, due = [await self._defer(store, minutes) for minutes in (9, 3, -1)]
+        await self._defer(store, 3, "other")
+        first = await store.claim_early("default", 1, AT)
+        assert [claim.delivery.queue_id for claim in first] == [soon]
+        assert first[0].delivery.next_attempt_at == AT + timedelta(minutes=3)
+        assert first[0].delivery.attempts == 1
+        second = await store.claim_early("default", 5, AT, after=EarlyMark.of(first[0]))
+        assert [claim.delivery.queue_id for claim in second] == [late]
+        assert await store.claim_early("default", 5, AT, after=EarlyMark.of(second[0])) == []
+        assert [claim.delivery.queue_id for claim in await store.claim(5, AT)] == [due]
+
+    async def test_a_mark_parts_deliveries_of_one_time(self, store: MessageStore) -> None:
+        ids = sorted([await self._defer(store, 3) for _ in range(3)])
+        found, mark = [], None
+        while claims := await store.claim_early("default", 1, AT, after=mark):
+            found.append(claims[0].delivery.queue_id)
+            mark = EarlyMark.of(claims[0])
+        assert found == ids
+
+    async def test_an_early_claim_given_back_is_deferred_as_it_was(self, store: MessageStore) -> None:
+        await self._defer(store, 3)
+        before = await store.list()
+        (claim,) = await store.claim_early("default", 5, AT)
+        assert (await store.summary()).classes == (ClassBacklog("default", 1, 0, AT),)
+        await store.settle([build_end(claim, DeliveryState.QUEUED, notes=(build_note("attempt"),))])
+        assert await store.list() == before
+        assert (await store.summary()).classes == (ClassBacklog("default", 1, 1, AT),)
+        assert await store.next_due_at() == AT + timedelta(minutes=3)
+        assert await store.claim(5, AT) == []
+
+    async def test_an_early_claim_of_a_dead_incarnation_is_deferred_as_it_was(self, make_store: MakeStore) -> None:
+        store = await make_store()
+        await self._defer(store, 3)
+        before, summary = await store.list(), await store.summary()
+        await store.claim_early("default", 5, AT)
+        await store.close()
+        store = await make_store()
+        assert (await store.list(), await store.summary()) == (before, summary)
+        await store.close()
+
+    async def test_mail_that_arrives_deferred_waits_for_its_time(self, store: MessageStore) -> None:
+        new = build_new()
+        due_at = AT + timedelta(minutes=5)
+        state = {"state": DeliveryState.DEFERRED, "next_attempt_at": due_at, "attempts": 4, "delay_notified": True}
+        deferred = replace(new, deliveries=(new.deliveries[0].but(**state),))
+        assert (await store.put(deferred, claim=False)).claims == ()
+        assert await store.claim(5, AT) == []
+        assert await store.next_due_at() == due_at
+        (claim,) = await store.claim(5, due_at)
+        assert (claim.delivery.attempts, claim.delivery.delay_notified) == (4, True)
+
+    async def test_a_transfer_that_is_here_is_found_without_storing_anything(self, store: MessageStore) -> None:
+        new = build_new()
+        assert await store.find_accepted(new, "n/q/0") == ""
+        await store.put(new, accept_token="n/q/0")
+        again = build_new()
+        assert await store.find_accepted(again, "n/q/0") == new.entry.queue_id
+        assert await store.find_accepted(build_new(addresses=("other@example.org",)), "n/q/0") == ""
+        assert len(await store.list()) == 1
 
     async def test_report_is_committed_with_the_failure(self, store: MessageStore) -> None:
         claim = (await store.put(build_new())).claims[0]
