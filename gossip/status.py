@@ -70,6 +70,8 @@ class EventKind(enum.Enum):
     """This node itself was paused or starved, and accuses nobody for a while."""
     DAMPED = "damped"
     UNDAMPED = "undamped"
+    ORDER = "order"
+    """The operator ordered something on this node: a drain, a pin."""
 
 
 @dataclass(frozen=True, slots=True)

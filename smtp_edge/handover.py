@@ -17,6 +17,9 @@ from typing import Protocol
 
 import structlog
 
+from router.decision import Query
+from router.engine import RoutingEngine
+from router.forwarding import NO_SLOT
 from smtp_edge.queue.entry import Claim, EarlyMark, utc_now
 from smtp_edge.queue.store import MessageStore, StoreError
 
@@ -26,6 +29,12 @@ BATCH_MAX = 200
 ROOM_S = 0.1
 """Between two looks for room in memory."""
 PAUSE_FIRST_S, PAUSE_MAX_S = 2.0, 15.0
+
+
+def may_leave(engine: RoutingEngine, class_id: str, now: float) -> bool:
+    """Some peer would take mail of the class before it is due, now or when a slot is free."""
+    hop, rule = engine.pick(Query(class_id, peers_only=True), now)
+    return hop is not None or rule == NO_SLOT
 
 
 class EarlyTaker(Protocol):

@@ -33,6 +33,7 @@ HANDSHAKE_TIMEOUT_S = 30.0
 HANDSHAKES_MAX = 200
 """TLS handshakes under way at once; further callers wait in the kernel's backlog."""
 ACCEPT_PAUSE_S = 0.5
+DRAINED = Reply(421, "this relay is being drained, try another", "4.3.2")
 MESH = "mesh"
 MESH_CONNECTIONS_MAX = 2000
 REASONS = {
@@ -60,6 +61,7 @@ class _Door:
         self._server: asyncio.Server | None = None
         self._listening: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
+        self._drained = False
         self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -82,6 +84,17 @@ class _Door:
             self._listening, self._accepting = listening, loop.create_task(self._accept(listening, build, tls))
         bound = listening.getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+
+    @property
+    def session_count(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
+
+    def drain(self, drained: bool) -> None:
+        """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
+        self._drained = drained
+        for session in list(self._sessions):
+            session.leave(drained)
 
     async def stop(self, grace_s: float) -> None:
         """Accept nobody, let transactions finish within `grace_s`, then hang up."""
@@ -134,6 +147,8 @@ class _Door:
         self._sessions.add(session)
         self._counted[session] = address
         self._clients[address] += 1
+        if self._drained:
+            return DRAINED
         if len(self._sessions) > self._connections_max or self._clients[address] > self._per_client_max:
             log.warning("listener.full", listener=self._name, client=address, connections=len(self._sessions))
             return Reply(421, "too many connections", "4.7.0")

@@ -93,6 +93,9 @@ class Sample:
     hops: tuple[HopSample, ...]
     hop_states: Mapping[EdgeState, int]
     watchers: int
+    draining: bool = False
+    pinned: int = 0
+    """Classes that the operator pinned to a hop."""
 
 
 async def read_sample(view: NodeView) -> Sample:
@@ -112,6 +115,8 @@ async def read_sample(view: NodeView) -> Sample:
         hops=hops,
         hop_states=states,
         watchers=view.events.subscriber_count,
+        draining=view.operations.draining,
+        pinned=len(view.operations.orders.pins),
     )
 
 
@@ -173,6 +178,8 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     about = {"version": __version__, "node_id": sample.node_id, "node": sample.name, "cluster": sample.cluster}
     yield InfoMetricFamily("smtpmesh_build", "This node: version, id, name, cluster.", about)
     yield _gauge("smtpmesh_uptime_seconds", "Since the start of the node.", sample.uptime_s)
+    yield _gauge("smtpmesh_draining", "1 while the operator drains this node.", float(sample.draining))
+    yield _gauge("smtpmesh_pinned_classes", "Classes whose mail the operator sends by one hop.", sample.pinned)
     yield from _build_relay(sample.counters)
     yield from _build_queue(sample.queue, sample.at)
     yield from _build_hops(sample)

@@ -44,9 +44,13 @@ from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.handover import HandOver, may_leave
 from smtp_edge.listener import Listener, ListenerError, MeshListener
 from smtp_edge.logs import configure_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
+from smtp_edge.operations import Operations
+from smtp_edge.orders import FILE as ORDERS_FILE
+from smtp_edge.orders import OrdersError
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
@@ -139,6 +143,15 @@ class Node:
             now=self.now,
         )
         gossip = settings.gossip
+        self.operations = Operations(
+            settings.node.data_dir / ORDERS_FILE,
+            self.engine,
+            hosts=[host.name for host in settings.smart_host],
+            act=self._routing.act,
+            on_drain=self._apply_drain,
+            tell=lambda text: self.events.publish(Event(EventKind.ORDER, self.identity.node_id, text)),
+            now=self.now,
+        )
         self._gossip = GossipService(
             self.identity,
             GossipSettings(listen=gossip.listen, advertise=gossip.advertise, join=gossip.join),
@@ -173,6 +186,9 @@ class Node:
             rng=random.Random(),
         )
         self._routing.connect(self._dispatcher, self._gossip)
+        self._handover = HandOver(
+            self.store, self._dispatcher, may_leave=lambda class_id: may_leave(self.engine, class_id, self.now())
+        )
         self._acceptor = QueueAcceptor(
             self.store,
             self._spool,
@@ -206,8 +222,12 @@ class Node:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bottom up: queue, peers' door, gossip, clients' doors, metrics, admin. NodeError says what is in the way."""
+        """Bottom up: queue, peers' door, gossip, clients' doors, metrics, admin. NodeError says what is in the way.
+
+        A node that was draining when it stopped goes on with that: its doors open, and greet with 421.
+        """
         await _blame_async("node.data_dir", self.store.open())
+        await _blame_async("node.data_dir", self.operations.restore())
         await self._sinks.start()
         self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
         self.bound["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
@@ -215,7 +235,8 @@ class Node:
         self._gossip.publish_info(self._info())
         self._gossip.publish_links(self.engine.links(self.now()))
         self._routing.on_snapshot(self._gossip.snapshot())
-        self._loops = [asyncio.create_task(self._routing.run()), asyncio.create_task(self._prune_loop())]
+        work = (self._routing.run(), self._prune_loop(), self._handover.run(), self.operations.run())
+        self._loops = [asyncio.create_task(loop) for loop in work]
         await self._dispatcher.start()
         for section, listener in zip(self.settings.listener, self._listeners, strict=True):
             self.bound[section.name] = await _blame_async(f"listener {section.name}", listener.start())
@@ -273,6 +294,21 @@ class Node:
         if event.kind is EventKind.IN_SYNC:
             self._gossip.publish_info(self._info())  # from now on others may send their mail through here
 
+    async def _apply_drain(self, draining: bool) -> None:
+        """Everywhere at once: nothing new comes in, what is here goes, others hear of it."""
+        self.engine.draining = self._acceptor.draining = draining
+        for listener in self._listeners:
+            listener.drain(draining)
+        if "gossip" in self.bound:
+            self._gossip.publish_info(self._info())
+            self._gossip.publish_load(self.engine.load(self.now()))
+        if draining:
+            self._handover.begin()
+        else:
+            self._handover.end()
+        self._dispatcher.ask_again(news=True)
+        await self._admin.show_draining(draining)
+
     def _info(self) -> NodeInfo:
         settings = self.settings
         return NodeInfo(
@@ -281,6 +317,7 @@ class Node:
             mesh_address=settings.mesh.advertise or self.bound["mesh"],
             zone=settings.node.zone,
             software=f"smtpmesh/{__version__}",
+            draining=self.operations.draining,
             no_transit=not settings.mesh.transit or self._gossip.joining,
             direct_mx=any(route.via == ("mx",) for route in settings.route),
             routes_digest=self.table.digest(),
@@ -305,6 +342,10 @@ class Node:
     def gossip_stats(self) -> GossipStats:
         """Gossip in numbers."""
         return self._gossip.stats()
+
+    def client_sessions(self) -> int:
+        """Open sessions of clients."""
+        return sum(listener.session_count for listener in self._listeners)
 
     def uptime_s(self) -> float:
         """Seconds since the node was built."""
@@ -332,6 +373,7 @@ START_ERRORS = (
     AdminError,
     MetricsError,
     SinkError,
+    OrdersError,
     OSError,
 )
 

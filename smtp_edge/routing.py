@@ -160,7 +160,7 @@ class RoutingShell:
         if result.peer_backlogs and hop.kind is HopKind.PEER:
             self._engine.hear_backlog(hop.name, result.peer_backlogs, now)
         outcome = Outcome(hop, result.kind, began, result.latency_s, size_bytes, message=message, reason=result.reason)
-        self._act(self._engine.record(outcome, class_id, now))
+        self.act(self._engine.record(outcome, class_id, now))
 
     def arrived(self, class_id: str) -> None:
         """A client submitted a message of the class."""
@@ -176,12 +176,12 @@ class RoutingShell:
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """The database changed."""
         self._targets.learn(snapshot)
-        self._act(self._engine.apply(snapshot, self._now()))
+        self.act(self._engine.apply(snapshot, self._now()))
 
     def on_session(self, node_id: NodeId, up: bool, reason: str) -> None:
         """A neighbour appeared or is lost."""
         log.info("gossip.session", peer=node_id, up=up, reason=reason)
-        self._act(self._engine.peer_session(node_id, up, self._now()))
+        self.act(self._engine.peer_session(node_id, up, self._now()))
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class RoutingShell:
         self._engine.note_arrivals(arrivals, now)
         if self._planner is None and self._engine.begin_plan(now):
             self._planner = asyncio.create_task(self._plan())
-        self._act(self._engine.on_timer(now))
+        self.act(self._engine.on_timer(now))
         for hop in self._engine.probes_due(now):
             task = asyncio.create_task(self._probe(hop))
             self._probes.add(task)
@@ -238,11 +238,12 @@ class RoutingShell:
             result = await self._client.probe(target)
         log.debug("probe", next_hop=hop.id, outcome=result.kind.value, reason=result.reason)
         outcome = Outcome(hop, result.kind, began, result.latency_s, probe=True, reason=result.reason)
-        self._act(self._engine.record(outcome, "", self._now()))
+        self.act(self._engine.record(outcome, "", self._now()))
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
-    def _act(self, changes: Changes) -> None:
+    def act(self, changes: Changes) -> None:
+        """Log, advertise, ask again: what a change of the routes brings along."""
         if not changes:
             return
         for change in changes.transitions:

@@ -142,7 +142,7 @@ class Session(SMTP):
         self._failed_auth = 0
         self._out = bytearray()
         self._busy = False
-        self._ending = False
+        self._ending = self._leaving = False
         self._verbs: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
             b"HELO": self._helo,
             b"EHLO": self._ehlo,
@@ -188,6 +188,13 @@ class Session(SMTP):
         """End at the next pause between commands."""
         self._ending = True
         if not self._busy and self._handler_coroutine is not None:
+            self._handler_coroutine.cancel()
+
+    def leave(self, leaving: bool) -> None:
+        """End as soon as no transaction is open; False = stay after all."""
+        self._leaving = leaving
+        idle = not self._busy and self._transaction is None
+        if leaving and idle and self._handler_coroutine is not None:
             self._handler_coroutine.cancel()
 
     # -- dialogue ------------------------------------------------------------------------------------------------------
@@ -248,7 +255,7 @@ class Session(SMTP):
                 self._bad(reply) if reply.code in (500, 501, 503, 504) else self._queue(reply)
         finally:
             self._busy = False
-        if self._ending:
+        if self._ending or (self._leaving and self._transaction is None):
             raise Goodbye(Reply(421, f"{self._options.hostname} is closing", "4.3.2"))
 
     async def _handle_bug(self, error: Exception) -> Reply:

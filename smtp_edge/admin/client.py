@@ -6,6 +6,7 @@ HOST:PORT elsewhere         mutual TLS with the certificates of a configuration 
 
 from __future__ import annotations
 
+import getpass
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # imported where a certificate is needed: most questions go t
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
+NOT_FOUND = "NOT_FOUND"
+USER_HEADER = "smtpmesh-user"
+"""Of a call: the user's name, as the caller's own machine knows it."""
 NODE_HEADER = "smtpmesh-node"
 """Of a stream that has begun: the node's name."""
 OPTIONS: list[tuple[str, Any]] = [
@@ -39,7 +43,11 @@ class UnreachableError(Exception):
 
 
 class CallError(Exception):
-    """The node refused the call; `str()` is its sentence."""
+    """The node refused the call; `str()` is its sentence, `code` the name of gRPC's status."""
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class AdminClient:
@@ -63,12 +71,12 @@ class AdminClient:
         """One call with one answer. UnreachableError, or CallError with the node's own sentence."""
         message = json_format.ParseDict(request, getattr(admin_pb2, f"{method}Request")())
         try:
-            return getattr(self._stub, method)(message, timeout=TIMEOUT_S)
+            return getattr(self._stub, method)(message, timeout=TIMEOUT_S, metadata=_user())
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise UnreachableError(_explain_silence(self._address)) from None
-            raise CallError(details or code.name) from None
+            raise CallError(details or code.name, code.name) from None
 
     def stream(self, method: str, request: dict[str, Any], on_open: Callable[[str], None]) -> Iterator[Any]:
         """Answers until the node ends the stream. `on_open`: it has begun, at the node of this name."""
@@ -86,9 +94,18 @@ class AdminClient:
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 gone = f"{self._address} is gone: the node was killed, or the connection broke"
                 raise UnreachableError(gone if begun else _explain_silence(self._address)) from None
-            raise CallError(details or code.name) from None
+            raise CallError(details or code.name, code.name) from None
         finally:
             call.cancel()
+
+
+def _user() -> tuple[tuple[str, str], ...]:
+    """Who asks, for the node's log."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a user without an entry and without a variable
+        return ()
+    return ((USER_HEADER, name),) if name.isascii() and name.isprintable() else ()
 
 
 def _explain_silence(address: str) -> str:

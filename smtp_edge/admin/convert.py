@@ -9,6 +9,7 @@ from gossip.linkstate import LinkState, NodeRecord, SessionStatus
 from gossip.status import GossipStats, MemberState, MemberStatus
 from router.decision import Candidate, Explanation, RouteRow
 from smtp_edge.admin.events import Told
+from smtp_edge.orders import Order, Orders, PinOrder
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
@@ -49,12 +50,15 @@ def convert_candidate(candidate: Candidate) -> pb.NextHop:
 
 def convert_row(row: RouteRow) -> pb.RouteEntry:
     """One class of the routing table."""
+    pin = row.decision.pin
     return pb.RouteEntry(
         class_id=row.class_id,
         exits=list(row.exits),
         next_hops=[convert_candidate(candidate) for candidate in row.decision.candidates],
         rule=row.decision.rule,
         backlog=row.backlog,
+        pinned_to=pin.hop.id if pin is not None else "",
+        pinned_s=pin.until - row.decision.now if pin is not None else 0.0,
     )
 
 
@@ -125,6 +129,8 @@ def convert_node(
         in_sync=member.in_sync,
         lag_s=member.lag_ms / 1000 if member.lag_ms is not None else None,
         round_trip_s=member.round_trip_ms / 1000 if member.round_trip_ms is not None else None,
+        tags=list(info.tags),
+        admin_address=info.admin_address,
     )
 
 
@@ -144,6 +150,9 @@ def convert_link(node: NodeRecord, link: LinkState, names: Mapping[str, str]) ->
         cost=link.cost,
         classes=list(link.classes),
         age_s=node.age_s,
+        tags=list(link.tags),
+        tls=link.tls.name.lower(),
+        size_bytes_max=link.size_bytes_max,
     )
 
 
@@ -178,7 +187,7 @@ def convert_event(told: Told) -> pb.WatchEventsResponse:
     """One event for one subscriber."""
     named, event = told.named, told.named.event
     return pb.WatchEventsResponse(
-        at=_time(named.at),
+        at=convert_time(named.at),
         kind=event.kind.value,
         node=pb.NodeName(node_id=event.node_id, name=named.node_name),
         text=event.text,
@@ -219,8 +228,8 @@ def convert_delivery(claim: Claim) -> pb.QueuedDelivery:
         sender=entry.envelope.sender,
         recipients=[recipient.address for recipient in delivery.recipients],
         size_bytes=entry.data.size_bytes,
-        received_at=_time(entry.received_at),
-        next_attempt_at=_time(delivery.next_attempt_at),
+        received_at=convert_time(entry.received_at),
+        next_attempt_at=convert_time(delivery.next_attempt_at),
         attempts=delivery.attempts,
         last_hop=delivery.last_hop,
         last_reply=delivery.last_reply,
@@ -236,8 +245,8 @@ def convert_history(history: MessageHistory) -> pb.GetMessageResponse:
         queue_id=entry.queue_id,
         origin=entry.origin,
         sender=entry.envelope.sender,
-        received_at=_time(entry.received_at),
-        expires_at=_time(entry.expires_at),
+        received_at=convert_time(entry.received_at),
+        expires_at=convert_time(entry.expires_at),
         size_bytes=entry.data.size_bytes,
         client=entry.client,
         deliveries=[convert_delivery(Claim(entry, delivery, 0)) for delivery in history.deliveries],
@@ -246,8 +255,32 @@ def convert_history(history: MessageHistory) -> pb.GetMessageResponse:
 
 
 def _convert_note(note: HistoryNote) -> pb.HistoryNote:
-    return pb.HistoryNote(at=_time(note.at), event=note.event, hop=note.hop, reply=note.reply, detail=note.detail)
+    return pb.HistoryNote(
+        at=convert_time(note.at), event=note.event, hop=note.hop, reply=note.reply, detail=note.detail
+    )
 
 
-def _time(at: datetime | None) -> str:
+def convert_order(order: Order | None) -> pb.Order | None:
+    """Who and when."""
+    return pb.Order(at=convert_time(order.at), by=order.by) if order is not None else None
+
+
+def convert_pin(class_id: str, pin: PinOrder) -> pb.PinnedClass:
+    """One pin."""
+    return pb.PinnedClass(
+        class_id=class_id, hop=pin.hop, until=convert_time(pin.until_at), order=convert_order(pin.order)
+    )
+
+
+def convert_orders(orders: Orders) -> pb.Orders:
+    """All that is in force."""
+    return pb.Orders(
+        drain=convert_order(orders.drain),
+        hosts=[pb.HostDrain(host=name, order=convert_order(order)) for name, order in sorted(orders.hosts.items())],
+        pins=[convert_pin(class_id, pin) for class_id, pin in sorted(orders.pins.items())],
+    )
+
+
+def convert_time(at: datetime | None) -> str:
+    """RFC 3339; empty for None."""
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if at is not None else ""

@@ -1,8 +1,10 @@
 """The admin server: where it listens decides who may call.
 
 unix:PATH          whoever may open the socket file (mode 0600: the owner and root); the default
-loopback:port      any local user; reads only, as everything is in this version
+loopback:port      any local user
 anything else      mutual TLS with a certificate of a member that was not revoked, or it does not start
+
+Orders (drains, pins) are taken through the socket, and over TLS from the certificates that admin.operators names.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from grpc_reflection.v1alpha import reflection
 from gossip.identity import Identity
 from smtp_edge.admin.address import needs_certificates
 from smtp_edge.admin.membership import MembersOnly
+from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.service import AdminService
 from smtp_edge.admin.view import NodeView
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
-HEALTH_NAMES = ("", "smtpmesh.smtp", "smtpmesh.queue", SERVICE)
+SMTP = "smtpmesh.smtp"
+HEALTH_NAMES = ("", SMTP, "smtpmesh.queue", SERVICE)
 SOCKET_PATH_MAX = 107
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),
@@ -45,19 +49,28 @@ class AdminServer:
         self._view, self._listen, self._identity = view, listen, identity
         self._server: grpc.aio.Server | None = None
         self._health = HealthServicer()
+        self._draining = False
 
     async def start(self) -> str:
         """Listen; the address that clients dial."""
         guards = [MembersOnly(self._identity)] if needs_certificates(self._listen) else []
         server = self._server = grpc.aio.server(options=OPTIONS, interceptors=guards)
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view), server)
+        roles = Roles(self._listen, self._identity, self._view.settings.admin.operators)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view, roles), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*HEALTH_NAMES[-1:], reflection.SERVICE_NAME), server)
         address = self._bind(server)
         await server.start()
         for name in HEALTH_NAMES:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.show_draining(self._draining)
         return address
+
+    async def show_draining(self, draining: bool) -> None:
+        """A node that drains does not serve SMTP, say health checks; whoever balances load goes elsewhere."""
+        self._draining = draining
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(SMTP, status.NOT_SERVING if draining else status.SERVING)
 
     async def stop(self) -> None:
         """Let those who watch events go, say NOT_SERVING, then close."""

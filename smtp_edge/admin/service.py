@@ -1,11 +1,11 @@
-"""The servicer: each call reads the node's view on its event loop and converts. Nothing here changes anything."""
+"""The servicer: each call reads the node's view on its event loop and converts. Orders are in `orders.py`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -16,12 +16,13 @@ from smtp_edge.admin import convert
 from smtp_edge.admin.client import NODE_HEADER
 from smtp_edge.admin.events import FeedError
 from smtp_edge.admin.hypotheses import HypothesisError, Names, convert_answer, read_hypothesis
+from smtp_edge.admin.orders import OrdersService, fail, node_names
+from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
 from smtp_edge.commands import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import Recipient
 from smtp_edge.queue.entry import DeliveryState
 from smtpmesh.admin.v1 import admin_pb2 as pb
-from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]
@@ -31,11 +32,11 @@ LISTED_MAX = 10_000
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class AdminService(pb_grpc.AdminServicer):
+class AdminService(OrdersService):
     """Implements smtpmesh.admin.v1.Admin."""
 
-    def __init__(self, view: NodeView) -> None:
-        self._view = view
+    def __init__(self, view: NodeView, roles: Roles) -> None:
+        super().__init__(view, roles)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         """This node."""
@@ -51,6 +52,7 @@ class AdminService(pb_grpc.AdminServicer):
             accepted=counters.accepted,
             relayed=counters.relayed,
             duplicates_dropped=counters.duplicates_dropped,
+            orders=convert.convert_orders(view.operations.orders),
         )
 
     async def GetRoutes(self, request: pb.GetRoutesRequest, context: Context) -> pb.GetRoutesResponse:
@@ -60,7 +62,7 @@ class AdminService(pb_grpc.AdminServicer):
         chosen = [row for row in rows if request.class_id in ("", row.class_id)]
         if request.class_id and not chosen:
             known = ", ".join(row.class_id for row in rows)
-            await _fail(context, grpc.StatusCode.NOT_FOUND, f"no class {request.class_id!r} here; there are: {known}")
+            await fail(context, grpc.StatusCode.NOT_FOUND, f"no class {request.class_id!r} here; there are: {known}")
         return pb.GetRoutesResponse(
             node_id=view.identity.node_id,
             node_name=view.settings.node.name,
@@ -74,13 +76,13 @@ class AdminService(pb_grpc.AdminServicer):
         try:
             recipient = Recipient(parse_mailbox(request.address))
         except SyntaxFault as fault:
-            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
+            await fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
         domain = recipient.domain or view.settings.node.hostname.lower()
-        rule, wanted = view.table.find_rule(domain), view.table.classify(domain)
+        rule, wanted = view.table.find_rule(domain), view.table.classify(domain, request.size_bytes)
         if rule is None or wanted is None:
             what = f"mail for {domain}" if domain else "addresses without a domain"
             text = f"{request.address} is unroutable: no [[route]] takes {what}; clients are answered 550"
-            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+            await fail(context, grpc.StatusCode.NOT_FOUND, text)
         trace = [await self._find_node(step, context) for step in request.trace]
         explanation = view.engine.explain(Query(wanted.class_id, tuple(trace)), view.now())
         return convert.convert_explanation(request.address, rule.name, wanted.exits, explanation)
@@ -88,8 +90,7 @@ class AdminService(pb_grpc.AdminServicer):
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
         """Where mail would go if something failed."""
         view, snapshot = self._view, self._view.snapshot()
-        nodes = {str(node.node_id): node.info.name for node in snapshot.nodes}
-        nodes[view.identity.node_id] = view.settings.node.name
+        nodes = node_names(view)
         linked = {link.hop for node in snapshot.nodes for link in node.links if link.hop.startswith("host:")}
         hosts = {host.name for host in view.settings.smart_host} | {hop.partition(":")[2] for hop in linked}
         names = Names(nodes, hosts)
@@ -97,13 +98,13 @@ class AdminService(pb_grpc.AdminServicer):
             hypothesis = read_hypothesis(request, names)
             at = [names.node(name) for name in request.at]
         except HypothesisError as error:
-            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await fail(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         answers = view.engine.what_if(hypothesis, view.now(), load_mps=request.load_mps or None, at=at)
         chosen = [answer for answer in answers if request.class_id in ("", answer.class_id)]
         if not chosen:
             known = ", ".join(answer.class_id for answer in answers) or "none but single domains"
             text = f"no class {request.class_id!r} can be asked about; there are: {known}"
-            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+            await fail(context, grpc.StatusCode.NOT_FOUND, text)
         return pb.WhatIfResponse(
             node_id=view.identity.node_id,
             node_name=view.settings.node.name,
@@ -117,7 +118,7 @@ class AdminService(pb_grpc.AdminServicer):
         found = name_or_id if _NODE_ID.fullmatch(name_or_id) else names.get(name_or_id, "")
         if not found:
             text = f"no node {name_or_id!r}; there are: {', '.join(sorted(names))}"
-            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, text)
+            await fail(context, grpc.StatusCode.INVALID_ARGUMENT, text)
         return found
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
@@ -157,7 +158,7 @@ class AdminService(pb_grpc.AdminServicer):
                 states.append(DeliveryState(word))
             except ValueError:
                 known = ", ".join(state.value for state in DeliveryState)
-                await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no state {word!r}; there are: {known}")
+                await fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no state {word!r}; there are: {known}")
         store = self._view.store
         response = convert.convert_summary(await store.summary(), datetime.now(UTC))
         limit = min(LISTED_MAX, request.limit or LISTED_DEFAULT)
@@ -170,7 +171,7 @@ class AdminService(pb_grpc.AdminServicer):
         history = await self._view.store.history(request.queue_id)
         if history is None:
             text = f"no message {request.queue_id!r} here: unknown, or finished longer ago than queue.history_s"
-            await _fail(context, grpc.StatusCode.NOT_FOUND, text)
+            await fail(context, grpc.StatusCode.NOT_FOUND, text)
         return convert.convert_history(history)
 
     async def GetGossipStats(self, request: pb.GetGossipStatsRequest, context: Context) -> pb.GetGossipStatsResponse:
@@ -187,17 +188,12 @@ class AdminService(pb_grpc.AdminServicer):
                 kinds.append(EventKind(word))
             except ValueError:
                 known = ", ".join(kind.value for kind in EventKind)
-                await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no kind {word!r}; there are: {known}")
+                await fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no kind {word!r}; there are: {known}")
         try:
             subscription = self._view.events.subscribe(kinds, request.recent)
         except FeedError as error:
-            await _fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         with subscription:
             await context.send_initial_metadata(((NODE_HEADER, self._view.settings.node.name),))
             async for told in subscription:
                 yield convert.convert_event(told)
-
-
-async def _fail(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort returns never")

@@ -12,12 +12,13 @@ from router.engine import RoutingEngine
 from router.policy import RouteTable
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.counters import Counters
+from smtp_edge.operations import Operations
 from smtp_edge.queue.store import MessageStore
 from smtp_edge.settings import Settings
 
 
 class NodeView(Protocol):
-    """Read only, on the node's event loop."""
+    """Read only but for `operations`, on the node's event loop."""
 
     @property
     def identity(self) -> Identity: ...
@@ -36,6 +37,15 @@ class NodeView(Protocol):
     @property
     def bound(self) -> Mapping[str, str]:
         """Listener name -> host:port."""
+        ...
+
+    @property
+    def operations(self) -> Operations:
+        """Takes orders: the only thing here that changes anything."""
+        ...
+
+    def client_sessions(self) -> int:
+        """Open sessions of clients."""
         ...
 
     def snapshot(self) -> Snapshot:

@@ -9,35 +9,26 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from smtp_edge import __version__
+from smtp_edge.cli.common import (
+    ADMIN,
+    CONFIG,
+    EXIT_BAD_CONFIGURATION,
+    EXIT_NOT_DONE,
+    EXIT_UNREACHABLE,
+    JSON,
+    fail,
+    load_settings,
+    open_client,
+    show,
+)
+from smtp_edge.cli.orders import host_group, node_group, pin, unpin
 from smtp_edge.cli.simulate import simulate
 from smtp_edge.cli.whatif import Rate, Slow, show_what_if
-
-EXIT_NOT_DONE = 1
-EXIT_UNREACHABLE = 3
-EXIT_BAD_CONFIGURATION = 78
-
-Shower = Callable[[Any], str]
-"""An answer of the admin service as text."""
-
-CONFIG = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("node.toml"),
-    show_default=True,
-    help="The node's configuration.",
-)
-ADMIN = click.option(
-    "--admin",
-    metavar="ADDRESS",
-    envvar="SMTPMESH_ADMIN",
-    help="Where the node's admin service is: unix:PATH or HOST:PORT. [env SMTPMESH_ADMIN; else from --config]",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,7 +37,8 @@ def cli() -> None:
     """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
 
 
-cli.add_command(simulate)
+for added in (simulate, node_group, host_group, pin, unpin):
+    cli.add_command(added)
 
 
 def main() -> None:
@@ -63,7 +55,7 @@ def main() -> None:
 @CONFIG
 def run(config: Path) -> None:
     """Run a node until it is told to stop (SIGTERM, Ctrl-C)."""
-    settings = _load(config)
+    settings = load_settings(config)
     from smtp_edge import node
 
     sys.exit(node.run(settings, config))
@@ -73,13 +65,13 @@ def run(config: Path) -> None:
 @CONFIG
 def check_config(config: Path) -> None:
     """Report every mistake in a configuration, with the way out."""
-    settings = _load(config)
+    settings = load_settings(config)
     from smtp_edge.configuration import ConfigurationError
     from smtp_edge.preflight import find_mistakes, load_identity
 
     mistakes = find_mistakes(settings)
     if mistakes:
-        _fail(str(ConfigurationError(config, mistakes)), EXIT_BAD_CONFIGURATION)
+        fail(str(ConfigurationError(config, mistakes)), EXIT_BAD_CONFIGURATION)
     identity = load_identity(settings)
     click.echo(f"{config}: good. Node {settings.node.name} ({identity.node_id}) of the cluster {identity.cluster}")
 
@@ -107,7 +99,7 @@ def init(folder: Path, name: str | None, cluster: str | None, address: str, pare
     try:
         steps = create_node(plan, at=datetime.now(UTC))
     except SetupError as error:
-        _fail(str(error), EXIT_NOT_DONE)
+        fail(str(error), EXIT_NOT_DONE)
     click.echo(f"{folder} is ready. Next:")
     for step in steps:
         click.echo(f"  {step}")
@@ -139,7 +131,7 @@ def renew(folder: Path, parent: Path, days: int) -> None:
     try:
         renewal = renew_node(folder, parent, at=datetime.now(UTC), days=days)
     except SetupError as error:
-        _fail(str(error), EXIT_NOT_DONE)
+        fail(str(error), EXIT_NOT_DONE)
     click.echo(f"{renewal.certificate}: node {renewal.node_id}, valid until {renewal.not_after:%Y-%m-%d}")
     click.echo("Restart the node to use it.")
 
@@ -160,7 +152,7 @@ def revoke(node: str, parent: Path, output: Path | None, reason: str) -> None:
     try:
         revocation, file = revoke_node(node, parent, output, at=datetime.now(UTC), reason=reason)
     except SetupError as error:
-        _fail(str(error), EXIT_NOT_DONE)
+        fail(str(error), EXIT_NOT_DONE)
     click.echo(f"{file} revokes the node {revocation.node_id} of the cluster {revocation.cluster}. It does so where")
     click.echo("it lies in the folder `cluster.revocations` (revocations, beside ca.crt) of a node that starts or gets")
     click.echo("SIGHUP. There is no way back: the machine needs a new key, from `smtpmesh init`.")
@@ -202,7 +194,7 @@ def hash_password() -> None:
 @JSON
 def status(config: Path, admin: str | None, as_json: bool) -> None:
     """Who the node is and what it has done since its start."""
-    _show(config, admin, as_json, "GetStatus", {}, "show_status")
+    show(config, admin, as_json, "GetStatus", {}, "show_status")
 
 
 @cli.command()
@@ -212,18 +204,22 @@ def status(config: Path, admin: str | None, as_json: bool) -> None:
 @JSON
 def routes(class_id: str, config: Path, admin: str | None, as_json: bool) -> None:
     """The routing table: for each class every next hop, its scores, and why it is where it is."""
-    _show(config, admin, as_json, "GetRoutes", {"class_id": class_id}, "show_routes")
+    show(config, admin, as_json, "GetRoutes", {"class_id": class_id}, "show_routes")
 
 
 @cli.command()
 @click.argument("address")
 @click.option("--trace", multiple=True, metavar="NODE", help="A relay that the message has visited. Repeat in order.")
+@click.option(
+    "--size", default=0, type=click.IntRange(0), metavar="BYTES", help="Of a message; some exits have limits."
+)
 @CONFIG
 @ADMIN
 @JSON
-def explain(address: str, trace: tuple[str, ...], config: Path, admin: str | None, as_json: bool) -> None:
+def explain(address: str, trace: tuple[str, ...], size: int, config: Path, admin: str | None, as_json: bool) -> None:
     """Where mail for ADDRESS would go now, every other candidate, and why it lost."""
-    _show(config, admin, as_json, "Explain", {"address": address, "trace": list(trace)}, "show_explanation")
+    request = {"address": address, "trace": list(trace), "size_bytes": size}
+    show(config, admin, as_json, "Explain", request, "show_explanation")
 
 
 @cli.command("what-if")
@@ -251,7 +247,7 @@ def what_if(
     """
     changes = [{"host": host, "factor": factor} for host, factor in slow]
     request = {"down": list(down), "slow": changes, "load_mps": load or 0.0, "at": list(at), "class_id": class_id}
-    _show(config, admin, as_json, "WhatIf", request, show_what_if)
+    show(config, admin, as_json, "WhatIf", request, show_what_if)
 
 
 @cli.command()
@@ -261,7 +257,7 @@ def what_if(
 @click.option("--wide", is_flag=True, help="Ids, zones and addresses too.")
 def nodes(config: Path, admin: str | None, as_json: bool, wide: bool) -> None:
     """Members of the cluster as this node sees them: their state, who says so, and whether their databases agree."""
-    _show(config, admin, as_json, "ListNodes", {}, "show_nodes_wide" if wide else "show_nodes")
+    show(config, admin, as_json, "ListNodes", {}, "show_nodes_wide" if wide else "show_nodes")
 
 
 @cli.command()
@@ -270,7 +266,7 @@ def nodes(config: Path, admin: str | None, as_json: bool, wide: bool) -> None:
 @JSON
 def links(config: Path, admin: str | None, as_json: bool) -> None:
     """Every link of every node, as its owner measured it."""
-    _show(config, admin, as_json, "ListLinks", {}, "show_links")
+    show(config, admin, as_json, "ListLinks", {}, "show_links")
 
 
 @cli.group()
@@ -284,7 +280,7 @@ def gossip() -> None:
 @JSON
 def gossip_stats(config: Path, admin: str | None, as_json: bool) -> None:
     """Gossip of this node in numbers: counters since its start, and how things stand now."""
-    _show(config, admin, as_json, "GetGossipStats", {}, "show_gossip_stats")
+    show(config, admin, as_json, "GetGossipStats", {}, "show_gossip_stats")
 
 
 @cli.command()
@@ -309,10 +305,10 @@ def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ..
     except KeyboardInterrupt:
         return
     except UnreachableError as error:
-        _fail(str(error), EXIT_UNREACHABLE)
+        fail(str(error), EXIT_UNREACHABLE)
     except CallError as error:
-        _fail(str(error), EXIT_NOT_DONE)
-    _fail("the node has stopped", EXIT_UNREACHABLE)
+        fail(str(error), EXIT_NOT_DONE)
+    fail("the node has stopped", EXIT_UNREACHABLE)
 
 
 def queue_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -356,86 +352,15 @@ def queue_list(**values: Any) -> None:
 @JSON
 def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) -> None:
     """One message: its recipients, where it stands, and everything that happened to it here."""
-    _show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
-
-
-# -- common to the commands --------------------------------------------------------------------------------------------
-
-
-def _show(
-    config: Path, admin: str | None, as_json: bool, method: str, request: dict[str, Any], shower: str | Shower
-) -> None:
-    from smtp_edge.admin.client import CallError, UnreachableError
-    from smtp_edge.cli import tables
-
-    try:
-        with open_client(config, admin) as client:
-            answer = client.call(method, request)
-    except UnreachableError as error:
-        _fail(str(error), EXIT_UNREACHABLE)
-    except CallError as error:
-        _fail(str(error), EXIT_NOT_DONE)
-    show: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
-    click.echo(tables.to_json(answer) if as_json else show(answer))
-
-
-def _say_watching(name: str) -> None:
-    click.echo(f"watching {name}; Ctrl-C ends", err=True)
-
-
-def open_client(config: Path, admin: str | None, *, hint: str = "--admin") -> Any:
-    """A client of the node in question. CallError, UnreachableError. `hint`: the option that named the address."""
-    from smtp_edge.admin.address import find_fault, needs_certificates
-    from smtp_edge.admin.client import AdminClient
-
-    if admin is not None and (fault := find_fault(admin)):
-        raise click.BadParameter(f"{admin!r}: {fault}", param_hint=f"'{hint}'")
-    settings = _load_for_reading(config) if admin is None or needs_certificates(admin) else None
-    address = admin if admin is not None else _admin_address(settings)
-    secured = settings is not None and needs_certificates(admin or settings.admin.listen)
-    return AdminClient(address, settings.cluster if settings is not None and secured else None)
+    show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
 
 
 def _show_queue(
     config: Path, admin: str | None, as_json: bool, class_id: str, states: tuple[str, ...], limit: int
 ) -> None:
     request = {"class_id": class_id, "states": list(states), "limit": limit}
-    _show(config, admin, as_json, "GetQueue", request, "show_queue")
+    show(config, admin, as_json, "GetQueue", request, "show_queue")
 
 
-def _admin_address(settings: Any) -> str:
-    """Where the node of a configuration listens, as seen from its own machine."""
-    listen: str = settings.admin.listen
-    if listen.startswith("unix:"):
-        return f"unix:{settings.node.data_dir / listen.removeprefix('unix:')}"
-    host, _, port = listen.rpartition(":")
-    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"
-
-
-def _load(config: Path) -> Any:
-    """What a node needs: everything is checked, warnings are shown."""
-    from smtp_edge.configuration import ConfigurationError, load_configuration
-
-    try:
-        settings, warnings = load_configuration(config)
-    except ConfigurationError as error:
-        _fail(str(error), EXIT_BAD_CONFIGURATION)
-    for warning in warnings:
-        click.echo(f"smtpmesh: {config}: warning: {warning}", err=True)
-    return settings
-
-
-def _load_for_reading(config: Path) -> Any:
-    """What a question needs: the address and perhaps certificates. Other files may be closed to who asks."""
-    from smtp_edge.configuration import ConfigurationError, load_configuration
-
-    try:
-        return load_configuration(config, files=False)[0]
-    except ConfigurationError as error:
-        _fail(str(error), EXIT_BAD_CONFIGURATION)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    for line in text.splitlines():
-        click.echo(f"smtpmesh: {line}", err=True)
-    sys.exit(code)
+def _say_watching(name: str) -> None:
+    click.echo(f"watching {name}; Ctrl-C ends", err=True)

@@ -102,7 +102,7 @@ def simulate(
 def _take(address: str, config: Path, load_mps: float | None, write: Path | None) -> tuple[MeshFile, tuple[Any, ...]]:
     """The mesh of a running cluster, and what is down in it."""
     from smtp_edge.admin.client import CallError, UnreachableError
-    from smtp_edge.cli import EXIT_UNREACHABLE, open_client
+    from smtp_edge.cli.common import EXIT_UNREACHABLE, open_client
     from smtp_edge.simulation.live import LiveError, read_live, write_toml
 
     try:

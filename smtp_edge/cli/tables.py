@@ -48,20 +48,60 @@ def show_status(answer: Any) -> str:
         ("relayed", f"{answer.relayed} {'delivery' if answer.relayed == 1 else 'deliveries'}"),
         ("repeats", f"{_count(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
         *(("listens", listener) for listener in answer.listeners),
+        *_order_rows(answer.orders),
     ]
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _order_rows(orders: Any) -> list[tuple[str, str]]:
+    """What the operator ordered; mostly nothing."""
+    rows = [("draining", f"since {orders.drain.at}, by {orders.drain.by}")] if orders.HasField("drain") else []
+    rows += [("drained", f"host {item.host} since {item.order.at}, by {item.order.by}") for item in orders.hosts]
+    rows += [
+        ("pinned", f"{item.class_id} to {item.hop} until {item.until}, by {item.order.by}") for item in orders.pins
+    ]
+    return rows
+
+
+def show_progress(answer: Any) -> str:
+    """How far a drain is, in one line."""
+    if answer.done:
+        return "drained: nothing waits, nothing is in doubt"
+    words = [f"{answer.waiting} waiting ({answer.deferred} deferred)", f"{answer.in_flight} in flight"]
+    words += [f"{answer.in_doubt} in doubt"]
+    words += [f"{answer.held} held"] if answer.held else []
+    words += [f"{answer.corrupt} damaged"] if answer.corrupt else []
+    words += [f"{_count(answer.sessions, 'client')} still submitting"] if answer.sessions else []
+    return ", ".join(words)
+
+
+def show_left(answer: Any) -> str:
+    """What a drain could not move, and why."""
+    lines = [f"class {item.class_id}: {item.waiting} waiting: {item.reason}" for item in answer.classes]
+    lines += [f"{answer.held} held by an operator"] if answer.held else []
+    lines += [f"{answer.corrupt} damaged: they cannot be read, look into the log"] if answer.corrupt else []
+    lines += [f"{_count(answer.sessions, 'client')} still submitting"] if answer.sessions else []
+    lines += [
+        f"  {item.queue_id} {item.state}, next attempt {item.next_attempt_at or 'now'}: {item.reason}"
+        for item in answer.deliveries
+    ]
+    return "\n".join(lines)
 
 
 def show_routes(answer: Any) -> str:
     """The routing table."""
     parts = [f"routing table of {answer.node_name}, database {answer.database_root}"]
     for route in answer.routes:
-        parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}")
+        parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}{_pinned(route)}")
         parts.append(_hops_table(route.next_hops))
     if not answer.routes:
         parts.append("\nno class yet: classes of direct delivery appear with their first mail")
     parts += _footnote(hop for route in answer.routes for hop in route.next_hops)
     return "\n".join(parts)
+
+
+def _pinned(route: Any) -> str:
+    return f" (pinned to {route.pinned_to} for {_duration(route.pinned_s)} more)" if route.pinned_to else ""
 
 
 def show_explanation(answer: Any) -> str:
@@ -70,7 +110,7 @@ def show_explanation(answer: Any) -> str:
     where = f"{chosen.label} ({chosen.hop})" if chosen is not None else "nowhere now: it waits"
     lines = [
         f"{answer.address} is of the class {answer.class_id} (route {answer.matched_rule})",
-        f"next hop now: {where}; rule: {answer.route.rule}",
+        f"next hop now: {where}; rule: {answer.route.rule}{_pinned(answer.route)}",
         "",
         _hops_table(answer.route.next_hops),
         *_footnote(answer.route.next_hops),
@@ -90,8 +130,11 @@ def show_nodes(answer: Any) -> str:
 
 def show_nodes_wide(answer: Any) -> str:
     """Members with their ids and addresses."""
-    more = [(node.node_id, node.zone, node.gossip_address, node.mesh_address) for node in answer.nodes]
-    return _show_nodes(answer, ("id", "zone", "gossip", "mesh"), more)
+    more = [
+        (node.node_id, node.zone, ",".join(node.tags) or "-", node.gossip_address, node.mesh_address)
+        for node in answer.nodes
+    ]
+    return _show_nodes(answer, ("id", "zone", "tags", "gossip", "mesh"), more)
 
 
 def _show_nodes(answer: Any, more_head: Sequence[str], more: Sequence[Sequence[str]]) -> str:

@@ -47,6 +47,7 @@ class GetStatusResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     RELAYED_FIELD_NUMBER: _builtins.int
     DUPLICATES_DROPPED_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     cluster_id: _builtins.str
@@ -62,6 +63,8 @@ class GetStatusResponse(_message.Message):
     """repeated transfers answered without storing"""
     @_builtins.property
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def orders(self) -> Global___Orders: ...
     def __init__(
         self,
         *,
@@ -75,10 +78,11 @@ class GetStatusResponse(_message.Message):
         accepted: _builtins.int = ...,
         relayed: _builtins.int = ...,
         duplicates_dropped: _builtins.int = ...,
+        orders: Global___Orders | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "relayed", b"relayed", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "orders", b"orders", "relayed", b"relayed", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,10 +198,16 @@ class RouteEntry(_message.Message):
     NEXT_HOPS_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     BACKLOG_FIELD_NUMBER: _builtins.int
+    PINNED_TO_FIELD_NUMBER: _builtins.int
+    PINNED_S_FIELD_NUMBER: _builtins.int
     class_id: _builtins.str
     rule: _builtins.str
     """the rule that decided"""
     backlog: _builtins.int
+    pinned_to: _builtins.str
+    """hop id; empty: not pinned"""
+    pinned_s: _builtins.float
+    """for so long"""
     @_builtins.property
     def exits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -212,10 +222,12 @@ class RouteEntry(_message.Message):
         next_hops: _abc.Iterable[Global___NextHop] | None = ...,
         rule: _builtins.str = ...,
         backlog: _builtins.int = ...,
+        pinned_to: _builtins.str = ...,
+        pinned_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "class_id", b"class_id", "exits", b"exits", "next_hops", b"next_hops", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog", b"backlog", "class_id", b"class_id", "exits", b"exits", "next_hops", b"next_hops", "pinned_s", b"pinned_s", "pinned_to", b"pinned_to", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,7 +288,10 @@ class ExplainRequest(_message.Message):
 
     ADDRESS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     address: _builtins.str
+    size_bytes: _builtins.int
+    """of the message; 0: one that every exit takes"""
     @_builtins.property
     def trace(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """node ids or names that the message visited"""
@@ -286,10 +301,11 @@ class ExplainRequest(_message.Message):
         *,
         address: _builtins.str = ...,
         trace: _abc.Iterable[_builtins.str] | None = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "size_bytes", b"size_bytes", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -632,6 +648,8 @@ class Node(_message.Message):
     IN_SYNC_FIELD_NUMBER: _builtins.int
     LAG_S_FIELD_NUMBER: _builtins.int
     ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     zone: _builtins.str
@@ -665,12 +683,16 @@ class Node(_message.Message):
     """how late its own timer was at its last hello; absent without a session"""
     round_trip_s: _builtins.float
     """of hellos, smoothed; absent without a session"""
+    admin_address: _builtins.str
+    """of its admin service; empty: not to be reached over the network"""
     @_builtins.property
     def backlogs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassBacklog]: ...
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeName]:
         """who says so: nodes with a session with it; unreachable: those that have lost it"""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self_,  # pyright: ignore[reportSelfClsParameterName]
         *,
@@ -699,10 +721,12 @@ class Node(_message.Message):
         in_sync: _builtins.bool | None = ...,
         lag_s: _builtins.float | None = ...,
         round_trip_s: _builtins.float | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        admin_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "in_sync", b"in_sync", "lag_s", b"lag_s", "round_trip_s", b"round_trip_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "accept_capacity_mps", b"accept_capacity_mps", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "in_sync", b"in_sync", "lag_s", b"lag_s", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "reason", b"reason", "root", b"root", "round_trip_s", b"round_trip_s", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "since_s", b"since_s", "software", b"software", "sources", b"sources", "state", b"state", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "accept_capacity_mps", b"accept_capacity_mps", "admin_address", b"admin_address", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "in_sync", b"in_sync", "lag_s", b"lag_s", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "reason", b"reason", "root", b"root", "round_trip_s", b"round_trip_s", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "since_s", b"since_s", "software", b"software", "sources", b"sources", "state", b"state", "tags", b"tags", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__in_sync: _TypeAlias = _typing.Literal["in_sync"]  # noqa: Y015
     _WhichOneofArgType__in_sync: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync"]  # noqa: Y015
@@ -806,6 +830,9 @@ class Link(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     AGE_S_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_MAX_FIELD_NUMBER: _builtins.int
     origin: _builtins.str
     origin_name: _builtins.str
     hop: _builtins.str
@@ -818,8 +845,14 @@ class Link(_message.Message):
     samples: _builtins.int
     cost: _builtins.int
     age_s: _builtins.float
+    tls: _builtins.str
+    """what it promises: none, encrypted, verified"""
+    size_bytes_max: _builtins.int
+    """0: any"""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -836,10 +869,13 @@ class Link(_message.Message):
         cost: _builtins.int = ...,
         classes: _abc.Iterable[_builtins.str] | None = ...,
         age_s: _builtins.float = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        tls: _builtins.str = ...,
+        size_bytes_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "availability", b"availability", "capacity_mps", b"capacity_mps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "hop_label", b"hop_label", "latency_s", b"latency_s", "origin", b"origin", "origin_name", b"origin_name", "reliability", b"reliability", "samples", b"samples", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "availability", b"availability", "capacity_mps", b"capacity_mps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "hop_label", b"hop_label", "latency_s", b"latency_s", "origin", b"origin", "origin_name", b"origin_name", "reliability", b"reliability", "samples", b"samples", "size_bytes_max", b"size_bytes_max", "state", b"state", "tags", b"tags", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1380,3 +1416,548 @@ class WatchEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
+
+@_typing.final
+class Order(_message.Message):
+    """Who ordered something, and when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    at: _builtins.str
+    """RFC 3339"""
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        at: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "by", b"by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class HostDrain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def order(self) -> Global___Order: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        order: Global___Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostDrain: _TypeAlias = HostDrain  # noqa: Y015
+
+@_typing.final
+class PinnedClass(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    HOP_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    class_id: _builtins.str
+    hop: _builtins.str
+    until: _builtins.str
+    """RFC 3339"""
+    @_builtins.property
+    def order(self) -> Global___Order: ...
+    def __init__(
+        self,
+        *,
+        class_id: _builtins.str = ...,
+        hop: _builtins.str = ...,
+        until: _builtins.str = ...,
+        order: Global___Order | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "hop", b"hop", "order", b"order", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinnedClass: _TypeAlias = PinnedClass  # noqa: Y015
+
+@_typing.final
+class Orders(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> Global___Order:
+        """of the node; absent: it does not drain"""
+
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostDrain]: ...
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinnedClass]: ...
+    def __init__(
+        self,
+        *,
+        drain: Global___Order | None = ...,
+        hosts: _abc.Iterable[Global___HostDrain] | None = ...,
+        pins: _abc.Iterable[Global___PinnedClass] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "hosts", b"hosts", "pins", b"pins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Orders: _TypeAlias = Orders  # noqa: Y015
+
+@_typing.final
+class GetOrdersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrdersRequest: _TypeAlias = GetOrdersRequest  # noqa: Y015
+
+@_typing.final
+class GetOrdersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    node_name: _builtins.str
+    @_builtins.property
+    def orders(self) -> Global___Orders: ...
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        orders: Global___Orders | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "node_name", b"node_name", "orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrdersResponse: _TypeAlias = GetOrdersResponse  # noqa: Y015
+
+@_typing.final
+class GetDrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDrainRequest: _TypeAlias = GetDrainRequest  # noqa: Y015
+
+@_typing.final
+class GetDrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    DEFERRED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    CORRUPT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    IN_DOUBT_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    node_name: _builtins.str
+    done: _builtins.bool
+    """nothing waits, is held, is in doubt, or is being submitted"""
+    waiting: _builtins.int
+    """deliveries in the queue, held ones not counted"""
+    deferred: _builtins.int
+    """of them"""
+    held: _builtins.int
+    corrupt: _builtins.int
+    """cannot be read"""
+    in_flight: _builtins.int
+    """transactions"""
+    in_doubt: _builtins.int
+    """of the oldest thousand deliveries"""
+    sessions: _builtins.int
+    """clients that have a transaction open"""
+    @_builtins.property
+    def drain(self) -> Global___Order:
+        """absent: the node does not drain"""
+
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftClass]: ...
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftDelivery]:
+        """the oldest"""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        drain: Global___Order | None = ...,
+        done: _builtins.bool = ...,
+        waiting: _builtins.int = ...,
+        deferred: _builtins.int = ...,
+        held: _builtins.int = ...,
+        corrupt: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        in_doubt: _builtins.int = ...,
+        sessions: _builtins.int = ...,
+        classes: _abc.Iterable[Global___LeftClass] | None = ...,
+        deliveries: _abc.Iterable[Global___LeftDelivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "corrupt", b"corrupt", "deferred", b"deferred", "deliveries", b"deliveries", "done", b"done", "drain", b"drain", "held", b"held", "in_doubt", b"in_doubt", "in_flight", b"in_flight", "node_id", b"node_id", "node_name", b"node_name", "sessions", b"sessions", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDrainResponse: _TypeAlias = GetDrainResponse  # noqa: Y015
+
+@_typing.final
+class LeftClass(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    DEFERRED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    class_id: _builtins.str
+    waiting: _builtins.int
+    deferred: _builtins.int
+    reason: _builtins.str
+    """what becomes of its mail now"""
+    def __init__(
+        self,
+        *,
+        class_id: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        deferred: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "deferred", b"deferred", "reason", b"reason", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftClass: _TypeAlias = LeftClass  # noqa: Y015
+
+@_typing.final
+class LeftDelivery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_ID_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    queue_id: _builtins.str
+    copy: _builtins.int
+    class_id: _builtins.str
+    state: _builtins.str
+    next_attempt_at: _builtins.str
+    """RFC 3339; empty: now"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        queue_id: _builtins.str = ...,
+        copy: _builtins.int = ...,
+        class_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        next_attempt_at: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "copy", b"copy", "next_attempt_at", b"next_attempt_at", "queue_id", b"queue_id", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftDelivery: _TypeAlias = LeftDelivery  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.bool
+    """false: it was so already"""
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeResponse: _TypeAlias = DrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class UndrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainNodeRequest: _TypeAlias = UndrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class UndrainNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainNodeResponse: _TypeAlias = UndrainNodeResponse  # noqa: Y015
+
+@_typing.final
+class DrainHostRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainHostRequest: _TypeAlias = DrainHostRequest  # noqa: Y015
+
+@_typing.final
+class DrainHostResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainHostResponse: _TypeAlias = DrainHostResponse  # noqa: Y015
+
+@_typing.final
+class UndrainHostRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainHostRequest: _TypeAlias = UndrainHostRequest  # noqa: Y015
+
+@_typing.final
+class UndrainHostResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainHostResponse: _TypeAlias = UndrainHostResponse  # noqa: Y015
+
+@_typing.final
+class PinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    HOP_FIELD_NUMBER: _builtins.int
+    FOR_S_FIELD_NUMBER: _builtins.int
+    class_id: _builtins.str
+    hop: _builtins.str
+    """a smart host or node by its name; host:NAME, peer:NODE, mx:DOMAIN"""
+    for_s: _builtins.float
+    """0: an hour"""
+    def __init__(
+        self,
+        *,
+        class_id: _builtins.str = ...,
+        hop: _builtins.str = ...,
+        for_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "for_s", b"for_s", "hop", b"hop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinRequest: _TypeAlias = PinRequest  # noqa: Y015
+
+@_typing.final
+class PinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    @_builtins.property
+    def pin(self) -> Global___PinnedClass: ...
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        pin: Global___PinnedClass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pin", b"pin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_name", b"node_name", "pin", b"pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinResponse: _TypeAlias = PinResponse  # noqa: Y015
+
+@_typing.final
+class UnpinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    class_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        class_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinRequest: _TypeAlias = UnpinRequest  # noqa: Y015
+
+@_typing.final
+class UnpinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinResponse: _TypeAlias = UnpinResponse  # noqa: Y015

@@ -84,6 +84,46 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.GetOrders = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/GetOrders',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersResponse.FromString,
+                _registered_method=True)
+        self.GetDrain = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/GetDrain',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/DrainNode',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
+        self.UndrainNode = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/UndrainNode',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeResponse.FromString,
+                _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/DrainHost',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostResponse.FromString,
+                _registered_method=True)
+        self.UndrainHost = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/UndrainHost',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostResponse.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/Pin',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/Unpin',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -160,6 +200,61 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOrders(self, request, context):
+        """What the operator ordered here and is in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDrain(self, request, context):
+        """How far the drain of this node is, and what cannot leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
+
+        Take no mail any more, give the queue to others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainHost(self, request, context):
+        """Send nothing new to a smart host from here; other nodes decide for themselves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainHost(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """All mail of a class goes by one own hop, and waits while that is down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -212,6 +307,46 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'GetOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOrders,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersResponse.SerializeToString,
+            ),
+            'GetDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDrain,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'UndrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainNode,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeResponse.SerializeToString,
+            ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostResponse.SerializeToString,
+            ),
+            'UndrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainHost,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -484,6 +619,222 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/WatchEvents',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/GetOrders',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/GetDrain',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/DrainNode',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/UndrainNode',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/DrainHost',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/UndrainHost',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UndrainHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/Pin',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/Unpin',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
             options,
             channel_credentials,
             insecure,

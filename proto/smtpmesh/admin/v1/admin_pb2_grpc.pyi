@@ -53,6 +53,22 @@ class AdminStub:
     """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
     once: from then on nothing is missed.
     """
+    GetOrders: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOrdersRequest, _admin_pb2.GetOrdersResponse]
+    """What the operator ordered here and is in force."""
+    GetDrain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDrainRequest, _admin_pb2.GetDrainResponse]
+    """How far the drain of this node is, and what cannot leave."""
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainNodeRequest, _admin_pb2.DrainNodeResponse]
+    """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
+
+    Take no mail any more, give the queue to others.
+    """
+    UndrainNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UndrainNodeRequest, _admin_pb2.UndrainNodeResponse]
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainHostRequest, _admin_pb2.DrainHostResponse]
+    """Send nothing new to a smart host from here; other nodes decide for themselves."""
+    UndrainHost: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UndrainHostRequest, _admin_pb2.UndrainHostResponse]
+    Pin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]
+    """All mail of a class goes by one own hop, and waits while that is down."""
+    Unpin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -79,6 +95,22 @@ class AdminAsyncStub(AdminStub):
     """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
     once: from then on nothing is missed.
     """
+    GetOrders: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOrdersRequest, _admin_pb2.GetOrdersResponse]  # type: ignore[assignment]
+    """What the operator ordered here and is in force."""
+    GetDrain: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDrainRequest, _admin_pb2.GetDrainResponse]  # type: ignore[assignment]
+    """How far the drain of this node is, and what cannot leave."""
+    DrainNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainNodeRequest, _admin_pb2.DrainNodeResponse]  # type: ignore[assignment]
+    """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
+
+    Take no mail any more, give the queue to others.
+    """
+    UndrainNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.UndrainNodeRequest, _admin_pb2.UndrainNodeResponse]  # type: ignore[assignment]
+    DrainHost: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainHostRequest, _admin_pb2.DrainHostResponse]  # type: ignore[assignment]
+    """Send nothing new to a smart host from here; other nodes decide for themselves."""
+    UndrainHost: _aio.UnaryUnaryMultiCallable[_admin_pb2.UndrainHostRequest, _admin_pb2.UndrainHostResponse]  # type: ignore[assignment]
+    Pin: _aio.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]  # type: ignore[assignment]
+    """All mail of a class goes by one own hop, and waits while that is down."""
+    Unpin: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]  # type: ignore[assignment]
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -162,5 +194,69 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """Events of gossip as they happen. Ends when the node stops. The header `smtpmesh-node` (the node's name) comes at
         once: from then on nothing is missed.
         """
+
+    @_abc_1.abstractmethod
+    def GetOrders(
+        self,
+        request: _admin_pb2.GetOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetOrdersResponse, _abc.Awaitable[_admin_pb2.GetOrdersResponse]]:
+        """What the operator ordered here and is in force."""
+
+    @_abc_1.abstractmethod
+    def GetDrain(
+        self,
+        request: _admin_pb2.GetDrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetDrainResponse, _abc.Awaitable[_admin_pb2.GetDrainResponse]]:
+        """How far the drain of this node is, and what cannot leave."""
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _admin_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainNodeResponse, _abc.Awaitable[_admin_pb2.DrainNodeResponse]]:
+        """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
+
+        Take no mail any more, give the queue to others.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainNode(
+        self,
+        request: _admin_pb2.UndrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UndrainNodeResponse, _abc.Awaitable[_admin_pb2.UndrainNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _admin_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainHostResponse, _abc.Awaitable[_admin_pb2.DrainHostResponse]]:
+        """Send nothing new to a smart host from here; other nodes decide for themselves."""
+
+    @_abc_1.abstractmethod
+    def UndrainHost(
+        self,
+        request: _admin_pb2.UndrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UndrainHostResponse, _abc.Awaitable[_admin_pb2.UndrainHostResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Pin(
+        self,
+        request: _admin_pb2.PinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PinResponse, _abc.Awaitable[_admin_pb2.PinResponse]]:
+        """All mail of a class goes by one own hop, and waits while that is down."""
+
+    @_abc_1.abstractmethod
+    def Unpin(
+        self,
+        request: _admin_pb2.UnpinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UnpinResponse, _abc.Awaitable[_admin_pb2.UnpinResponse]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

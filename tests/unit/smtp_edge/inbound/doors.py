@@ -97,8 +97,8 @@ class RawClient:
 class Door:
     """A running listener."""
 
-    def __init__(self, acceptor: Remembering, address: str) -> None:
-        self.acceptor = acceptor
+    def __init__(self, acceptor: Remembering, address: str, listener: Listener | MeshListener) -> None:
+        self.acceptor, self.listener = acceptor, listener
         host, _, port = address.rpartition(":")
         self.host, self.port = host, int(port)
         self._clients: list[RawClient] = []
@@ -123,7 +123,7 @@ async def open_door(directory: Path, **settings: object) -> AsyncIterator[Door]:
     acceptor = Remembering(directory)
     section = ListenerSettings.model_validate({"listen": "127.0.0.1:0", "allow_networks": ["127.0.0.0/8"], **settings})
     listener = Listener(section, acceptor, hostname=HOSTNAME, inline_bytes_max=10_000)
-    door = Door(acceptor, await listener.start())
+    door = Door(acceptor, await listener.start(), listener)
     try:
         yield door
     finally:
@@ -148,7 +148,7 @@ async def open_mesh_door(directory: Path, identity: Identity) -> AsyncIterator[D
         inline_bytes_max=10_000,
         size_bytes_max=1_000_000,
     )
-    door = Door(acceptor, await listener.start())
+    door = Door(acceptor, await listener.start(), listener)
     try:
         yield door
     finally:

@@ -236,6 +236,14 @@ def test_a_generic_client_finds_the_service_and_its_methods(served: Served) -> N
         "GetMessage",
         "GetGossipStats",
         "WatchEvents",
+        "GetOrders",
+        "GetDrain",
+        "DrainNode",
+        "UndrainNode",
+        "DrainHost",
+        "UndrainHost",
+        "Pin",
+        "Unpin",
     ]
 
 

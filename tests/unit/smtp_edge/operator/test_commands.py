@@ -135,7 +135,7 @@ def test_nodes_fits_a_terminal_of_120_columns(served: Served) -> None:
 
 def test_nodes_shows_ids_and_addresses_when_asked(served: Served) -> None:
     text = show(served, "nodes", "--wide")
-    assert cells(text, "relay-b")[3:7] == [PEER, "default", "192.0.2.2:7946", "192.0.2.2:7925"]
+    assert cells(text, "relay-b")[3:8] == [PEER, "default", "eu", "192.0.2.2:7946", "192.0.2.2:7925"]
     assert cells(text, "relay-c")[-1] == "relay-a, relay-b"
 
 

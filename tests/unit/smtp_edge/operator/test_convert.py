@@ -17,6 +17,7 @@ from gossip.linkstate import (
     NodeInfo,
     NodeRecord,
     SessionStatus,
+    TlsLevel,
     Version,
 )
 from gossip.status import MemberState, MemberStatus
@@ -205,7 +206,9 @@ def numbers(value: Any) -> Any:
 
 
 def test_a_link_keeps_every_score_in_the_units_of_its_name() -> None:
-    link = LinkState("peer:" + "c" * 32, LinkStatus.HALF_OPEN, 900, 800, 7_500, 6_000, 5, 4, ("default", "other"))
+    promised = (("eu", "x"), TlsLevel.VERIFIED, 70_000)
+    classes = ("default", "other")
+    link = LinkState("peer:" + "c" * 32, LinkStatus.HALF_OPEN, 900, 800, 7_500, 6_000, 5, 4, classes, *promised)
     assert shown(convert.convert_link(NODE, link, {"c" * 32: "relay-c"})) == {
         "origin": "b" * 32,
         "origin_name": "relay-b",
@@ -220,6 +223,9 @@ def test_a_link_keeps_every_score_in_the_units_of_its_name() -> None:
         "cost": 4,
         "classes": ["default", "other"],
         "age_s": 19.5,
+        "tags": ["eu", "x"],
+        "tls": "verified",
+        "size_bytes_max": "70000",
     }
 
 

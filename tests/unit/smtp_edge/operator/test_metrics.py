@@ -64,6 +64,8 @@ SAMPLE = Sample(
     ),
     hop_states={EdgeState.UP: 3},
     watchers=4,
+    draining=True,
+    pinned=124,
 )
 """Every number is another one."""
 
@@ -106,6 +108,8 @@ def label_values(text: str, name: str, label: str) -> list[str]:
     ("name", "labels", "expected"),
     [
         ("smtpmesh_uptime_seconds", {}, 120.5),
+        ("smtpmesh_draining", {}, 1),
+        ("smtpmesh_pinned_classes", {}, 124),
         ("smtpmesh_messages_accepted_total", {}, 101),
         ("smtpmesh_deliveries_relayed_total", {}, 102),
         ("smtpmesh_deliveries_deferred_total", {}, 103),

@@ -26,7 +26,7 @@ from gossip.linkstate import (
     Snapshot,
     Version,
 )
-from gossip.status import GossipStats, MemberState, MemberStatus
+from gossip.status import Event, EventKind, GossipStats, MemberState, MemberStatus
 from router.decision import ExitHop, Hop, HopKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -34,6 +34,7 @@ from router.settings import RouterSettings
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminServer
 from smtp_edge.counters import Counters
+from smtp_edge.operations import Operations
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
 
@@ -91,6 +92,13 @@ class FakeView:
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.identity = identity
+        self.clock_at = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+        self.drains: list[bool] = []
+        """Orders about the node that were carried out."""
+        self.open_clients = 0
+        self.admin_addresses: dict[str, str] = {}
+        """Of other nodes."""
+        self.server: AdminServer | None = None
         self.settings = Settings(
             node=NodeSettings(name="relay-a", data_dir=folder),
             smart_host=tuple(SmartHostSettings(name=name, host=f"{name}.example") for name in "ab"),
@@ -113,6 +121,25 @@ class FakeView:
         self.store = SQLiteStore(
             folder / "queue", incarnation="test", history_s=3600, entries_max=1000, clock=lambda: datetime.now(UTC)
         )
+        self.operations = Operations(
+            folder / "orders.json",
+            self.engine,
+            hosts=["a", "b"],
+            act=lambda changes: None,
+            on_drain=self._apply_drain,
+            tell=lambda text: self.events.publish(Event(EventKind.ORDER, self.identity.node_id, text)),
+            now=self.now,
+            clock=lambda: self.clock_at,
+        )
+
+    async def _apply_drain(self, draining: bool) -> None:
+        self.drains.append(draining)
+        self.engine.draining = draining
+        if self.server is not None:
+            await self.server.show_draining(draining)
+
+    def client_sessions(self) -> int:
+        return self.open_clients
 
     def snapshot(self) -> Snapshot:
         exits = tuple(
@@ -133,6 +160,8 @@ class FakeView:
             software="smtpmesh/9.1",
             draining=draining,
             routes_digest=digest or self.table.digest(),
+            tags=("eu",) if number == 2 else (),
+            admin_address=self.admin_addresses.get(name, ""),
         )
 
     def _name_of(self, node_id: NodeId) -> str:
@@ -179,7 +208,8 @@ class Served:
             raise
 
     async def _build(self, listen: str) -> AdminServer:
-        return AdminServer(self.view, listen, self.view.identity)
+        self.view.server = AdminServer(self.view, listen, self.view.identity)
+        return self.view.server
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the server's loop."""

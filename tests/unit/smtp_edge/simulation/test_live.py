@@ -135,7 +135,7 @@ def fake_client(*_: object, **__: object) -> Iterator[Fake]:
 
 
 def test_the_command_says_what_it_took_runs_it_and_writes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("smtp_edge.cli.open_client", fake_client)
+    monkeypatch.setattr("smtp_edge.cli.common.open_client", fake_client)
     words = ["simulate", "--from-live", "unix:x", "--duration", "5", "--write", str(tmp_path / "mesh.toml")]
     found = CliRunner().invoke(cli, words)
     assert found.exit_code == 0, found.output

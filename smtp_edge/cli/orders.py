@@ -1,0 +1,267 @@
+"""The commands that change something on a running node: `node drain|undrain`, `host drain|undrain`, `pin`, `unpin`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smtp_edge.cli.common import (
+    ADMIN,
+    CONFIG,
+    EXIT_NOT_DONE,
+    EXIT_UNREACHABLE,
+    JSON,
+    fail,
+    load_for_reading,
+    open_client,
+    show,
+)
+
+POLL_S = 1.0
+SAID_S = 10.0
+"""A line of progress at least this often while one waits."""
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+EVERYWHERE = click.option(
+    "--everywhere", is_flag=True, help="Ask every node of the cluster whose admin service can be reached from here."
+)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """`90s`, `30m`, `2h`, `1d`; a number alone is seconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As seconds."""
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value))
+        found = float(match[1]) * UNITS_S[match[2] or "s"] if match is not None else 0.0
+        if found <= 0:
+            self.fail(f"{value!r} is no duration; say 90s, 30m, 2h or 1d", param, ctx)
+        return found
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+@click.group("node")
+def node_group() -> None:
+    """Take a node out of the cluster's work and back: `node drain`, `node undrain`."""
+
+
+@node_group.command("drain")
+@click.option("--wait", is_flag=True, help="Show how far it is, and end when nothing is left.")
+@click.option("--timeout", type=Duration(), default="10m", show_default=True, help="With --wait: at most so long.")
+@CONFIG
+@ADMIN
+@JSON
+def drain_node(wait: bool, timeout: float, config: Path, admin: str | None, as_json: bool) -> None:
+    """Take no mail any more, and give all that waits to other relays and exits.
+
+    Clients are answered 421, peers are told, health says NOT_SERVING. It stays so over restarts, until `node undrain`.
+    """
+    if not wait:
+        show(config, admin, as_json, "DrainNode", {}, _show_drain)
+        return
+    with _asking(config, admin) as client:
+        client.call("DrainNode", {})
+        _wait(client, timeout, as_json)
+
+
+@node_group.command("undrain")
+@CONFIG
+@ADMIN
+@JSON
+def undrain_node(config: Path, admin: str | None, as_json: bool) -> None:
+    """Take mail again."""
+    show(config, admin, as_json, "UndrainNode", {}, _show_undrain)
+
+
+def _show_drain(answer: Any) -> str:
+    if not answer.changed:
+        return f"{answer.node_name} drains already; `smtpmesh node drain --wait` shows how far it is"
+    return f"{answer.node_name} drains; `smtpmesh node drain --wait` shows how far it is"
+
+
+def _show_undrain(answer: Any) -> str:
+    return f"{answer.node_name} takes mail {'again' if answer.changed else 'already'}"
+
+
+def _wait(client: Any, timeout_s: float, as_json: bool) -> None:
+    """Ends the process unless it came to its end."""
+    from smtp_edge.cli import tables
+
+    deadline, said, said_at = time.monotonic() + timeout_s, "", 0.0
+    while True:
+        found = client.call("GetDrain", {})
+        now = time.monotonic()
+        line = tables.show_progress(found)
+        if not as_json and ((line != said and now - said_at >= POLL_S) or now - said_at >= SAID_S or found.done):
+            click.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+            said, said_at = line, now
+        if not found.HasField("drain"):
+            fail(f"{found.node_name} does not drain any more: somebody took the order back", EXIT_NOT_DONE)
+        if found.done or now >= deadline:
+            break
+        time.sleep(POLL_S)
+    if as_json:
+        click.echo(tables.to_json(found))
+    if not found.done:
+        left = "" if as_json else f"; this is left:\n{tables.show_left(found)}"
+        fail(f"{found.node_name} is not drained after {timeout_s:.0f} s{left}", EXIT_NOT_DONE)
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+@click.group("host")
+def host_group() -> None:
+    """Take a smart host out of use and back: `host drain NAME`, `host undrain NAME`."""
+
+
+@host_group.command("drain")
+@click.argument("name")
+@EVERYWHERE
+@CONFIG
+@ADMIN
+@JSON
+def drain_host(name: str, everywhere: bool, config: Path, admin: str | None, as_json: bool) -> None:
+    """Send nothing new to the smart host NAME from this node; what is under way ends by itself.
+
+    Other nodes hear that this one drains it, and go on using it: each is told by its own operator, or by --everywhere.
+    """
+    _order_host("DrainHost", name, everywhere, config, admin, as_json, _show_host_drain)
+
+
+@host_group.command("undrain")
+@click.argument("name")
+@EVERYWHERE
+@CONFIG
+@ADMIN
+@JSON
+def undrain_host(name: str, everywhere: bool, config: Path, admin: str | None, as_json: bool) -> None:
+    """Use the smart host NAME again, after a trial."""
+    _order_host("UndrainHost", name, everywhere, config, admin, as_json, _show_host_undrain)
+
+
+def _show_host_drain(name: str, answer: Any) -> str:
+    return f"{answer.node_name}: {name} gets nothing new" + ("" if answer.changed else ", as before")
+
+
+def _show_host_undrain(name: str, answer: Any) -> str:
+    return f"{answer.node_name}: {name} may be used" + (" again" if answer.changed else ", as before")
+
+
+def _order_host(
+    method: str,
+    name: str,
+    everywhere: bool,
+    config: Path,
+    admin: str | None,
+    as_json: bool,
+    shower: Callable[[str, Any], str],
+) -> None:
+    if not everywhere:
+        show(config, admin, as_json, method, {"host": name}, lambda answer: shower(name, answer))
+        return
+    told: list[dict[str, str]] = []
+    with _asking(config, admin) as client:
+        answer = client.call("ListNodes", {})
+        own = next(item for item in answer.nodes if item.self)
+        told.append(_tell(client, own.name, method, name, shower))
+    told += [_tell_other(item, config, method, name, shower) for item in answer.nodes if not item.self]
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"nodes": told}, indent=2))
+    for item in told if not as_json else ():
+        click.echo(item["text"])
+    missed = [item["node"] for item in told if item["outcome"] == "not told"]
+    if missed:
+        fail(f"not told: {', '.join(missed)}; run the same command there", EXIT_NOT_DONE)
+
+
+def _tell_other(item: Any, config: Path, method: str, name: str, shower: Callable[[str, Any], str]) -> dict[str, str]:
+    from smtp_edge.admin.client import AdminClient, CallError, UnreachableError
+
+    if not item.admin_address:
+        why = "its admin service is for its own machine only (admin.listen)"
+        return {"node": item.name, "outcome": "not told", "text": f"{item.name}: not told: {why}"}
+    try:
+        with AdminClient(item.admin_address, load_for_reading(config).cluster) as client:
+            return _tell(client, item.name, method, name, shower)
+    except (UnreachableError, CallError) as error:
+        return {"node": item.name, "outcome": "not told", "text": f"{item.name}: not told: {error}"}
+
+
+def _tell(client: Any, node: str, method: str, name: str, shower: Callable[[str, Any], str]) -> dict[str, str]:
+    """Of one node; one that does not have the host has nothing to do."""
+    from smtp_edge.admin.client import NOT_FOUND, CallError
+
+    try:
+        answer = client.call(method, {"host": name})
+    except CallError as error:
+        if error.code == NOT_FOUND:
+            return {"node": node, "outcome": "has no such host", "text": f"{node}: {error}"}
+        return {"node": node, "outcome": "not told", "text": f"{node}: not told: {error}"}
+    return {"node": node, "outcome": "changed" if answer.changed else "unchanged", "text": shower(name, answer)}
+
+
+# -- pins --------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("class_id", metavar="CLASS")
+@click.argument("hop")
+@click.option("--for", "for_s", type=Duration(), default="1h", show_default=True, help="At most 7 days.")
+@CONFIG
+@ADMIN
+@JSON
+def pin(class_id: str, hop: str, for_s: float, config: Path, admin: str | None, as_json: bool) -> None:
+    """Send all mail of CLASS by HOP, a smart host or node by its name; while that is down, the mail waits.
+
+    CLASS is a route's name, ROUTE>LIMIT for larger mail, or mx:DOMAIN. It ends by itself; `routes` shows it.
+    """
+    request = {"class_id": class_id, "hop": hop, "for_s": for_s}
+    show(config, admin, as_json, "Pin", request, lambda answer: _show_pin(answer))
+
+
+def _show_pin(answer: Any) -> str:
+    found = answer.pin
+    return f"{answer.node_name}: all mail of {found.class_id} goes by {found.hop} until {found.until}"
+
+
+@click.command()
+@click.argument("class_id", metavar="CLASS")
+@CONFIG
+@ADMIN
+@JSON
+def unpin(class_id: str, config: Path, admin: str | None, as_json: bool) -> None:
+    """Let the routing rule decide about CLASS again."""
+    show(config, admin, as_json, "Unpin", {"class_id": class_id}, lambda answer: _show_unpin(class_id, answer))
+
+
+def _show_unpin(class_id: str, answer: Any) -> str:
+    return f"{answer.node_name}: {class_id} {'is no longer' if answer.changed else 'was not'} pinned"
+
+
+@contextmanager
+def _asking(config: Path, admin: str | None) -> Iterator[Any]:
+    """A client; what goes wrong with it ends the process."""
+    from smtp_edge.admin.client import CallError, UnreachableError
+
+    try:
+        with open_client(config, admin) as client:
+            yield client
+    except UnreachableError as error:
+        fail(str(error), EXIT_UNREACHABLE)
+    except CallError as error:
+        fail(str(error), EXIT_NOT_DONE)
