@@ -51,6 +51,9 @@ class HostPlan:
     letter: str
     rate_mps: float = 0.0
     refuse: tuple[str, ...] = ()
+    """Local parts that have no mailbox."""
+    greylist: tuple[str, ...] = ()
+    """Local parts that are told to come back later, at first."""
     workers: int = 4
 
     @property
@@ -213,6 +216,7 @@ class Cluster:
         command = [sys.executable, "-m", "smtp_edge.demo.smart_host", "--ledger", str(ledger), "--port", str(port)]
         command += ["--rate", str(plan.rate_mps), "--workers", str(plan.workers), "--ready-file", str(ready)]
         command += [word for local_part in plan.refuse for word in ("--refuse", local_part)]
+        command += [word for local_part in plan.greylist for word in ("--greylist", local_part)]
         return Host(plan, port, ledger, ready, Server(plan.name, command, stem.with_suffix(".log")))
 
     def _take_port(self) -> int:

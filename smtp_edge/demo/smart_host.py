@@ -32,6 +32,7 @@ LINE_BYTES_MAX = 4096
 RECIPIENTS_MAX = 1000
 SESSIONS_MAX = 500
 IDLE_S = 300.0
+GREYLIST_S = 5.0
 CHUNK_BYTES = 256 * 1024
 KEYWORDS = ("PIPELINING", f"SIZE {SIZE_BYTES_MAX}", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
 ENDING = b"\r\n.\r\n"
@@ -98,11 +99,22 @@ class Transaction:
 class SmartHost:
     """The server: sessions, the pace that they share, and the file that they write to."""
 
-    def __init__(self, ledger: Path, *, rate_mps: float, workers: int, refuse: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        ledger: Path,
+        *,
+        rate_mps: float,
+        workers: int,
+        refuse: Sequence[str] = (),
+        greylist: Sequence[str] = (),
+        greylist_s: float = GREYLIST_S,
+    ) -> None:
         self._file = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._pace = Pace(rate_mps, workers) if rate_mps > 0 else None
         self._queue: deque[tuple[float, asyncio.Future[float]]] = deque()
-        self._refuse = frozenset(refuse)
+        self._refuse, self._greylist = frozenset(refuse), frozenset(greylist)
+        self._greylist_s = greylist_s
+        self._first_seen: dict[tuple[str, str], float] = {}
         self._session_count = 0
 
     # -- the pace ------------------------------------------------------------------------------------------------------
@@ -154,6 +166,13 @@ class SmartHost:
     def refuses(self, recipient: str) -> bool:
         """True for a local part that was given by --refuse."""
         return recipient.rpartition("@")[0] in self._refuse
+
+    def defers(self, sender: str, recipient: str) -> bool:
+        """True for a local part that was given by --greylist, until it was first asked for long enough ago."""
+        if recipient.rpartition("@")[0] not in self._greylist:
+            return False
+        now = time.monotonic()
+        return now - self._first_seen.setdefault((sender, recipient), now) < self._greylist_s
 
     def record(self, transaction: Transaction, client: str, port: int, data: bytes) -> None:
         """Append the message's line; on return the kernel has it, so that our own death does not lose it."""
@@ -255,6 +274,8 @@ class Session:
             return "503 5.5.1 MAIL first"
         if self._host.refuses(path[1]):
             return "550 5.1.1 No such mailbox"
+        if self._host.defers(self._transaction.sender, path[1]):
+            return "451 4.7.1 Greylisted, come back later"
         if len(self._transaction.recipients) >= RECIPIENTS_MAX:
             return "452 4.5.3 Too many recipients"
         self._transaction.recipients.append(path[1])
@@ -289,7 +310,13 @@ class Session:
 
 async def run(arguments: argparse.Namespace) -> None:
     """Listen until SIGTERM or SIGINT."""
-    host = SmartHost(arguments.ledger, rate_mps=arguments.rate, workers=arguments.workers, refuse=arguments.refuse)
+    host = SmartHost(
+        arguments.ledger,
+        rate_mps=arguments.rate,
+        workers=arguments.workers,
+        refuse=arguments.refuse,
+        greylist=arguments.greylist,
+    )
     server = await asyncio.start_server(host.serve, "127.0.0.1", arguments.port, backlog=SESSIONS_MAX)
     port = server.sockets[0].getsockname()[1]
     if arguments.ready_file:
@@ -317,6 +344,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 = any free one")
     parser.add_argument("--ready-file", type=Path, help="written with the port once the server listens")
     parser.add_argument("--refuse", action="append", default=[], help="local part to answer 550 (repeatable)")
+    text = f"local part to answer 451 for {GREYLIST_S:.0f} s (repeatable)"
+    parser.add_argument("--greylist", action="append", default=[], help=text)
     return parser.parse_args(words)
 
 

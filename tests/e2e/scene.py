@@ -47,11 +47,11 @@ def drain(cluster: Cluster, calls: AdminCalls, submitter: Submitter, timeout_s: 
     wait_until(lambda: all(calls.waiting(relay) == 0 for relay in cluster.relays), timeout_s, "empty queues")
 
 
-def account(cluster: Cluster, submitter: Submitter) -> Ledger:
-    """The ledger of all that was submitted by one submitter."""
+def account(cluster: Cluster, *submitters: Submitter) -> Ledger:
+    """The ledger of all that was submitted."""
     host_names = {host.plan.hop: name for name, host in cluster.hosts.items()}
     return build_ledger(
-        submitter.submissions(),
+        [submission for submitter in submitters for submission in submitter.submissions()],
         cluster.arrivals(),
         kills=cluster.kills,
         doubts=find_doubts(read_attempts(cluster.logs()), host_names),

@@ -53,7 +53,9 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     ledger = tmp_path / "ledger"
-    bench = Bench(SmartHost(ledger, rate_mps=0, workers=2, refuse=["nobody"]), ledger)
+    bench = Bench(
+        SmartHost(ledger, rate_mps=0, workers=2, refuse=["nobody"], greylist=["later"], greylist_s=0.05), ledger
+    )
     server = await asyncio.start_server(bench.host.serve, "127.0.0.1", 0)
     bench.port = server.sockets[0].getsockname()[1]
     yield bench
@@ -146,3 +148,14 @@ async def test_empty_mail_data() -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(b".\r\n")
     assert await Wire(reader).data() == b""
+
+
+async def test_a_greylisted_recipient_is_taken_later(bench: Bench) -> None:
+    client = await bench.connect()
+    await client.ask("EHLO x")
+    await client.ask("MAIL FROM:<a@b>")
+    assert await client.ask("RCPT TO:<later@x.test>") == "451 4.7.1 Greylisted, come back later"
+    async with asyncio.timeout(DEADLINE_S):
+        while (await client.ask("RCPT TO:<later@x.test>")).startswith("451"):  # noqa: ASYNC110  (a client may poll)
+            await asyncio.sleep(0.01)
+    assert await client.ask("RCPT TO:<other@x.test>") == "250 2.1.5 Ok"
