@@ -235,13 +235,15 @@ class Changes:
     transitions: tuple[Transition, ...] = ()
     opened: tuple[Hop, ...] = ()
     """Hops that take mail again: deliveries deferred for the classes they lead to are due now."""
+    woken: tuple[str, ...] = ()
+    """Classes whose deferred deliveries are due now: what held them is over."""
     routes_changed: bool = False
     """Ranks or candidates changed: held deliveries are asked again."""
     links_changed: bool = False
     """`RoutingEngine.links` differs enough to be advertised."""
 
     def __bool__(self) -> bool:
-        return bool(self.transitions or self.opened or self.routes_changed or self.links_changed)
+        return bool(self.transitions or self.opened or self.woken or self.routes_changed or self.links_changed)
 
 
 @dataclass(frozen=True, slots=True)

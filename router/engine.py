@@ -172,14 +172,14 @@ class RoutingEngine:
         self.ensure_class(class_id)
         self._pins[class_id] = Pin(hop, until)
         self._forget_ranks()
-        return Changes(routes_changed=True)
+        return Changes(routes_changed=True, woken=(class_id,))
 
     def unpin(self, class_id: str, now: float) -> Changes:
         """The rule decides again."""
         if self._pins.pop(class_id, None) is None:
             return Changes()
         self._forget_ranks()
-        return Changes(routes_changed=True)
+        return Changes(routes_changed=True, woken=(class_id,))
 
     # -- deciding ------------------------------------------------------------------------------------------------------
 
@@ -245,11 +245,12 @@ class RoutingEngine:
         transitions, drifted = self._adjacency.on_timer(now)
         weights = tuple((edge.hop, edge.open, edge.weight(now)) for edge in self._adjacency.all())
         reweighted, self._own_weights = weights != self._own_weights, weights
-        reweighted |= self._forget_pins(now)
-        if reweighted or transitions:
+        over = self._forget_pins(now)
+        if reweighted or over or transitions:
             self._forget_ranks()
         changed = bool(transitions)
-        return Changes(transitions, routes_changed=changed or reweighted, links_changed=changed or drifted)
+        routes_changed = changed or reweighted or bool(over)
+        return Changes(transitions, woken=over, routes_changed=routes_changed, links_changed=changed or drifted)
 
     def probes_due(self, now: float) -> tuple[Hop, ...]:
         """Hops to probe now; each is marked as being probed until its outcome is recorded."""
@@ -340,12 +341,12 @@ class RoutingEngine:
         self.ensure_class(class_id)
         return self._classes.get(class_id) or DestinationClass(class_id, ())
 
-    def _forget_pins(self, now: float) -> bool:
-        """Those that are over; True if there were any."""
-        over = [class_id for class_id, pin in self._pins.items() if now >= pin.until]
+    def _forget_pins(self, now: float) -> tuple[str, ...]:
+        """Those that are over: their classes."""
+        over = tuple(class_id for class_id, pin in self._pins.items() if now >= pin.until)
         for class_id in over:
             del self._pins[class_id]
-        return bool(over)
+        return over
 
     def _leaving(self) -> set[str]:
         """Relays that drain: clients go elsewhere."""

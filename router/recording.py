@@ -171,7 +171,8 @@ def describe(answer: object) -> str:
     if isinstance(answer, Changes):
         moves = ", ".join(f"{move.hop.id} {move.before} {move.after}" for move in answer.transitions)
         opened = " ".join(hop.id for hop in answer.opened)
-        return f"{moves}; {opened}; {answer.routes_changed:d}{answer.links_changed:d}"
+        woken = f"; {' '.join(answer.woken)}" if answer.woken else ""
+        return f"{moves}; {opened}; {answer.routes_changed:d}{answer.links_changed:d}{woken}"
     return "" if answer is None else hashlib.sha256(repr(answer).encode()).hexdigest()[:DIGEST_SHOWN]
 
 

@@ -257,7 +257,7 @@ class RoutingShell:
             self._advertiser.publish_links(self._engine.links(self._now()))
         if self._dispatcher is not None:
             self._dispatcher.ask_again(news=True)
-            classes = sorted({name for hop in changes.opened for name in self._classes_of(hop)})
+            classes = sorted({*changes.woken, *(name for hop in changes.opened for name in self._classes_of(hop))})
             if classes:
                 task = asyncio.create_task(self._dispatcher.wake(classes))
                 self._wakes.add(task)

@@ -31,6 +31,7 @@ from router.decision import EdgeState, Hop, HopKind
 from router.flow import compute_joint_bound
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
+from router.terms import NO_TERMS, Policy, Terms
 from router.topology import Arc
 from smtp_edge.client.attempt import Job
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
@@ -41,16 +42,28 @@ from smtp_edge.simulation.ledger import Ledger
 from smtp_edge.simulation.loop import VirtualTimeLoop
 from smtp_edge.simulation.network import Network
 from smtp_edge.simulation.relay import SimulatedRelay, Strategy, Surroundings
-from smtp_edge.simulation.ways import ACCEPTED, Server, Way
+from smtp_edge.simulation.ways import ACCEPTED, GREYLISTED, TOO_LARGE, Server, Way
 
 WARM_UP_S = 3.0
 """Before the first mail: sessions are measured, probes are back."""
 DOMAIN = "example.org"
-BODY = b"Subject: simulated\r\n\r\nbody\r\n"
+HEADER = b"Subject: simulated\r\n\r\n"
 SAMPLE_S = 0.5
 UNLIMITED_MMPS = 10**9
 WATCH_S = 0.005
 WATCHED_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Clients of one relay."""
+
+    relay: str
+    rate_mps: float
+    domain: str
+    since: float
+    until: float
+    size_bytes: int
 
 
 class MeshError(ValueError):
@@ -100,7 +113,9 @@ class Mesh:
         self._hosts: dict[str, Server] = {}
         self._ways: dict[tuple[str, str], Way] = {}
         self._default_way = Way()
-        self._loads: list[tuple[str, float, str, float, float]] = []
+        self._terms: dict[str, Terms] = {}
+        self._tags: dict[str, tuple[str, ...]] = {}
+        self._loads: list[Load] = []
         self._plan: list[tuple[float, Callable[[], None]]] = []
         self._loop = VirtualTimeLoop()
         self._began = 0.0
@@ -117,25 +132,57 @@ class Mesh:
 
     # -- the topology --------------------------------------------------------------------------------------------------
 
-    def host(self, name: str, capacity_mps: float = float("inf"), *, error_rate: float = 0.0) -> None:
-        """A smart host that takes so many messages a second from all relays together."""
+    def host(
+        self,
+        name: str,
+        capacity_mps: float = float("inf"),
+        *,
+        error_rate: float = 0.0,
+        tags: Sequence[str] = (),
+        size_bytes_max: int = 0,
+        greylist_s: float = 0.0,
+    ) -> None:
+        """A smart host that takes so many messages a second from all relays together.
+
+        `greylist_s`: it tells every message to come back, until so long after it saw it first.
+        """
         self._new(name)
         hop = Hop(HopKind.SMART_HOST, name)
+        self._terms[name] = Terms(tuple(sorted(tags)), size_bytes_max=size_bytes_max)
+        seen: dict[str, float] = {}
 
         async def accept(job: Job, _client: str) -> Reply | None:
-            self.ledger.delivered(_message_id(job), name, job, self.now)
+            message = _message_id(job)
+            if size_bytes_max and len(job.prefix) + job.data.size_bytes > size_bytes_max:
+                return TOO_LARGE
+            if self.now - seen.setdefault(message, self.now) < greylist_s:
+                return GREYLISTED
+            self.ledger.delivered(message, name, job, self.now)
             return ACCEPTED
 
         self._hosts[name] = Server(hop, accept, capacity_mps, error_rate)
 
-    def relay(self, name: str, exits: Sequence[str] = ()) -> None:
+    def relay(self, name: str, exits: Sequence[str] = (), *, tags: Sequence[str] = ()) -> None:
         """A relay of the cluster and the smart hosts that it can reach."""
         self._new(name)
-        self._exits[name] = tuple(exits)
+        self._exits[name], self._tags[name] = tuple(exits), tuple(tags)
 
-    def route(self, name: str, domains: Sequence[str] = ("*",), via: Sequence[str] = ()) -> None:
-        """A class of destinations and its exits; without any there is one class that leaves by every host."""
-        self._rules.append(RouteRule(name, tuple(domains), tuple(via)))
+    def route(
+        self,
+        name: str,
+        domains: Sequence[str] = ("*",),
+        via: Sequence[str] = (),
+        *,
+        require_tags: Sequence[str] = (),
+        forbid_tags: Sequence[str] = (),
+        transit: bool = True,
+    ) -> None:
+        """A class of destinations and its exits; without any there is one class that leaves by every host.
+
+        What its mail asks of exits and relays is as in `[[route]]` of a node.
+        """
+        policy = Policy(tuple(require_tags), tuple(forbid_tags), transit=transit)
+        self._rules.append(RouteRule(name, tuple(domains), tuple(via), policy))
 
     def way(
         self,
@@ -151,10 +198,17 @@ class Mesh:
         self._ways[here, there] = Way(latency_s, capacity_mps, loss=loss, lost_replies=lost_replies)
 
     def load(
-        self, relay: str, rate_mps: float, *, domain: str = DOMAIN, since: float = 0.0, until: float = float("inf")
+        self,
+        relay: str,
+        rate_mps: float,
+        *,
+        domain: str = DOMAIN,
+        since: float = 0.0,
+        until: float = float("inf"),
+        size_bytes: int = 0,
     ) -> None:
-        """Clients submit mail to a relay: a Poisson stream."""
-        self._loads.append((relay, rate_mps, domain, since, until))
+        """Clients submit mail to a relay: a Poisson stream. `size_bytes`: of each message, 0 = a short one."""
+        self._loads.append(Load(relay, rate_mps, domain, since, until, size_bytes))
 
     def _new(self, name: str) -> None:
         if self._built:
@@ -220,6 +274,30 @@ class Mesh:
         """It comes through again."""
         self._known(here), self._known(there)
         self._at(at, lambda: self._block(here, there, blocked=False), f"unblock {here} -> {there}")
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def drain(self, name: str, *, at: float | None = None) -> None:
+        """The operator drains a relay (it takes nothing and gives its queue away), or a host on all relays.
+
+        It stays so until `undrain`, over kills and restarts.
+        """
+        known = self._known(name)
+        self._at(at, lambda: self._drain(known, True), f"drain {name}")
+
+    def undrain(self, name: str, *, at: float | None = None) -> None:
+        """The order is taken back."""
+        known = self._known(name)
+        self._at(at, lambda: self._drain(known, False), f"undrain {name}")
+
+    def pin(self, relay: str, class_id: str, hop: str, *, for_s: float = 3600.0, at: float | None = None) -> None:
+        """The operator of a relay sends all mail of a class by one host or relay."""
+        here, there = self._known(relay), self._known(hop)
+
+        def act() -> None:
+            self.relays[here].pin(class_id, Hop.parse(self._hop_id(there)), for_s)
+
+        self._at(at, act, f"pin {class_id} to {hop} at {relay}")
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -323,8 +401,11 @@ class Mesh:
             f"host:{name}": _mmps(host.capacity_mps * host.speed * (1 - host.error_rate))
             for name, host in self._hosts.items()
         }
-        sources = {load[0] for load in self._loads if self.relays[load[0]].alive}
+        sources = {load.relay for load in self._loads if self._takes_mail(load.relay)}
         return compute_joint_bound(arcs, [self._nodes[name] for name in sources], exits) / 1000
+
+    def _takes_mail(self, relay: str) -> bool:
+        return self.relays[relay].alive and not self.relays[relay].draining
 
     def _arcs_of(self, name: str) -> list[Arc]:
         arcs = []
@@ -333,6 +414,8 @@ class Mesh:
             hop_id = f"peer:{self._nodes[hop]}" if hop in self._nodes else f"host:{hop}"
             way, server = self._way_of(self._nodes[name], hop_id), self._server_of(hop_id)
             if way.blocked or server is None or server.refusing or server.silent:
+                continue
+            if hop in self.relays[name].drained or (hop in self.relays and self.relays[hop].draining):
                 continue
             capacity = _mmps(way.capacity_mps * way.speed * (1 - way.loss))
             arcs.append(Arc(self._nodes[name], server.hop, 1.0, capacity, ()))
@@ -346,7 +429,10 @@ class Mesh:
         for name, exits in self._exits.items():
             if unknown := [host for host in exits if host not in self._hosts]:
                 raise MeshError(f"{name} has the exits {', '.join(unknown)}, which are no hosts")
-        rules = self._rules or [RouteRule("default", ("*",), tuple(self._hosts))]
+        rules = [
+            dataclasses.replace(rule, terms=tuple(self._terms.get(host, NO_TERMS) for host in rule.via))
+            for rule in self._rules or [RouteRule("default", ("*",), tuple(self._hosts))]
+        ]
         world = GossipWorld.converged(
             len(self._exits),
             seed=self._seed,
@@ -366,19 +452,19 @@ class Mesh:
             self._strategy,
             self._records,
             self._router,
+            terms=self._terms,
         )
         for name, exits in self._exits.items():
             rng = random.Random(self._rng.getrandbits(64))
-            self.relays[name] = SimulatedRelay(self._nodes[name], name, exits, around, rng)
+            self.relays[name] = SimulatedRelay(self._nodes[name], name, exits, around, rng, tags=self._tags[name])
         for relay in self.relays.values():
             await relay.start()
         await asyncio.sleep(WARM_UP_S)
         self._built, self._began = True, self._loop.time()
-        for relay_name, rate_mps, domain, since, until in self._loads:
+        for load in self._loads:
             rng = random.Random(self._rng.getrandbits(64))
-            self._watched.append(
-                asyncio.create_task(self._submit_often(self._known(relay_name), rate_mps, domain, since, until, rng))
-            )
+            self._known(load.relay)
+            self._watched.append(asyncio.create_task(self._submit_often(load, rng)))
         for at, act in self._plan:
             self._loop.call_at(self._began + at, act)
         self._watched.append(asyncio.create_task(self._sample_often()))
@@ -417,15 +503,15 @@ class Mesh:
 
     # -- mail ----------------------------------------------------------------------------------------------------------
 
-    async def _submit_often(
-        self, relay: str, rate_mps: float, domain: str, since: float, until: float, rng: random.Random
-    ) -> None:
-        await asyncio.sleep(since)
-        number = 0
-        while self.now < until:
-            await asyncio.sleep(rng.expovariate(rate_mps))
+    async def _submit_often(self, load: Load, rng: random.Random) -> None:
+        await asyncio.sleep(load.since)
+        number, body = 0, _body(load.size_bytes)
+        size = f"-{load.size_bytes}" if load.size_bytes else ""
+        while self.now < load.until:
+            await asyncio.sleep(rng.expovariate(load.rate_mps))
             number += 1
-            task = asyncio.create_task(self._submit(relay, f"{relay}-{domain}-{since:g}-{number}", domain))
+            name = f"{load.relay}-{load.domain}-{load.since:g}{size}-{number}"
+            task = asyncio.create_task(self._submit(load.relay, name, load.domain, body))
             self._watched.append(task)
             task.add_done_callback(self._watched.remove)
 
@@ -434,11 +520,11 @@ class Mesh:
             self.samples.append(Sample(self.now, self.bound_mps(), self.queued))
             await asyncio.sleep(SAMPLE_S)
 
-    async def _submit(self, relay: str, name: str, domain: str) -> None:
+    async def _submit(self, relay: str, name: str, domain: str, body: bytes) -> None:
         message = ReceivedMessage(
             Client("192.0.2.9", helo="client.test", protocol="ESMTP"),
             Envelope(f"{name}@client.test", (Recipient(f"r@{domain}"),)),
-            MailData(len(BODY), inline=BODY, header=BODY),
+            MailData(len(body), inline=body, header=HEADER),
         )
         self.ledger.offered += 1
         at = self.now
@@ -472,6 +558,14 @@ class Mesh:
             self._clock.world.restart(self._nodes[name])
             self._clock.arm()
             self._watched.append(asyncio.ensure_future(self.relays[name].start(), loop=self._loop))
+
+    def _drain(self, name: str, draining: bool) -> None:
+        if name in self.relays:
+            self.relays[name].drain(draining)
+        else:
+            for relay in self.relays.values():
+                if name in relay.exits:
+                    relay.drain_host(name, draining)
 
     def _silence(self, name: str) -> None:
         if name in self._hosts:
@@ -540,6 +634,10 @@ class Mesh:
 
 def _mmps(capacity_mps: float) -> int:
     return int(min(UNLIMITED_MMPS, capacity_mps * 1000))
+
+
+def _body(size_bytes: int) -> bytes:
+    return HEADER + b"x" * (max(len(HEADER) + 6, size_bytes) - len(HEADER) - 2) + b"\r\n"
 
 
 def _message_id(job: Job) -> str:

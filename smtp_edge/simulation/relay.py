@@ -9,23 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from gossip.linkstate import NodeId
-from router.decision import EdgeState, ExitHop, Hop, HopKind
+from router.decision import EdgeState, ExitHop, Hop, HopKind, Pin
 from router.engine import RoutingEngine
 from router.policy import RouteTable
 from router.recording import Origin, Recorder
 from router.settings import RouterSettings
+from router.terms import NO_TERMS, Terms
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.envelope import Client, ReceivedMessage
+from smtp_edge.handover import HandOver, may_leave
+from smtp_edge.listener import DRAINED
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
@@ -68,16 +71,31 @@ class Surroundings:
     """Keep what every engine is told and answers (`router.recording`)."""
     router: RouterSettings = field(default_factory=RouterSettings)
     queue: QueueSettings = QUEUE
+    terms: Mapping[str, Terms] = field(default_factory=dict)
+    """Of hosts, by name."""
 
 
 class SimulatedRelay:
     """See the module. `start` gives it a process, `kill` takes it away."""
 
     def __init__(
-        self, node_id: NodeId, name: str, exits: Sequence[str], around: Surroundings, rng: random.Random
+        self,
+        node_id: NodeId,
+        name: str,
+        exits: Sequence[str],
+        around: Surroundings,
+        rng: random.Random,
+        *,
+        tags: Sequence[str] = (),
     ) -> None:
         self.node_id, self.name, self.exits = node_id, name, tuple(exits)
+        self.tags = tuple(tags)
         self.alive = False
+        self.draining = False
+        """The operator's orders survive a kill, as on a disk."""
+        self.drained: set[str] = set()
+        """Hosts."""
+        self.pins: dict[str, Pin] = {}
         self._around, self._rng = around, rng
         self._starts = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,8 +114,11 @@ class SimulatedRelay:
         self._build_process()
         self.alive, self.server.refusing = True, False
         self._spawn(self._shell.run())
+        self._spawn(self._handover.run())
         await self._dispatcher.start()
+        self._restore()
         self._shell.on_snapshot(self._gossip.snapshot())
+        self._publish_info()
         self._gossip.publish_links(self.engine.links(self.now()))
 
     def kill(self) -> None:
@@ -109,6 +130,50 @@ class SimulatedRelay:
             task.cancel()
         self._gossip.close()
         self.store.crash()
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+
+    def drain(self, draining: bool) -> None:
+        """Give the queue to others and take no mail; False = be as before."""
+        self.draining = draining
+        if not self.alive:
+            return
+        self._apply_drain()
+        self._publish_info()
+        self._dispatcher.ask_again(news=True)
+
+    def drain_host(self, name: str, drained: bool) -> None:
+        """Send nothing new to a host; False = it may be used again."""
+        (self.drained.add if drained else self.drained.discard)(name)
+        if self.alive:
+            change = self.engine.drain_hop if drained else self.engine.undrain_hop
+            self._shell.act(change(Hop(HopKind.SMART_HOST, name), "by the scenario", self.now()))
+
+    def pin(self, class_id: str, hop: Hop, for_s: float) -> None:
+        """All mail of the class goes by this hop."""
+        self.pins[class_id] = Pin(hop, self.now() + for_s)
+        if self.alive:
+            self._shell.act(self.engine.pin(class_id, hop, self.now() + for_s, self.now()))
+
+    def _restore(self) -> None:
+        for name in sorted(self.drained):
+            self.drain_host(name, True)
+        for class_id, pin in self.pins.items():
+            self._shell.act(self.engine.pin(class_id, pin.hop, pin.until, self.now()))
+        self._apply_drain()
+
+    def _apply_drain(self) -> None:
+        self.engine.draining = self._acceptor.draining = self.draining
+        (self._handover.begin if self.draining else self._handover.end)()
+
+    def _publish_info(self) -> None:
+        """What the world says of a node, with what this relay has to add."""
+        own = next(node.info for node in self._gossip.snapshot().nodes if node.node_id == self.node_id)
+        info = replace(own, tags=self.tags, draining=self.draining)
+        if info != own:
+            self._gossip.publish_info(info)
+
+    # -- looking at time -----------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         """Virtual seconds."""
@@ -129,10 +194,14 @@ class SimulatedRelay:
             node_id=self.node_id,
             node_name=self.name,
             rules=around.table.rules,
-            exits=tuple(ExitHop(Hop(HopKind.SMART_HOST, host), host, 0, SLOTS) for host in self.exits),
+            exits=tuple(
+                ExitHop(Hop(HopKind.SMART_HOST, host), host, 0, SLOTS, around.terms.get(host, NO_TERMS))
+                for host in self.exits
+            ),
             settings=around.router,
             seed=self._rng.getrandbits(64),
             now=self.now(),
+            tags=self.tags,
         )
         if around.records:
             self.recordings.append(Recorder(origin))
@@ -189,6 +258,12 @@ class SimulatedRelay:
             rng=random.Random(self._rng.getrandbits(64)),
         )
         self._shell.connect(self._dispatcher, self._gossip)
+        self._handover = HandOver(
+            self.store,
+            self._dispatcher,
+            may_leave=lambda class_id: may_leave(self.engine, class_id, self.now()),
+            clock=self.wall,
+        )
         self._acceptor = QueueAcceptor(
             self.store,
             Spool(NOWHERE),
@@ -216,6 +291,8 @@ class SimulatedRelay:
         await asyncio.sleep(COMMIT_S)
         if not self.alive or life != self._starts:
             return None
+        if self.draining and not message.client.peer_id:
+            return DRAINED
         return await self._acceptor.accept(message)
 
     async def accept_transfer(self, job: Job, peer: str) -> Reply | None:

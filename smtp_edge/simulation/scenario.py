@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from smtp_edge.configuration import ConfigurationError, describe
 from smtp_edge.relations import Mistake
-from smtp_edge.settings import Name, Seconds, Section
+from smtp_edge.settings import Name, Seconds, Section, Tags
 from smtp_edge.simulation.mesh import DOMAIN, Mesh, MeshError
 from smtp_edge.simulation.relay import Strategy
 
@@ -38,6 +38,11 @@ class HostSection(Section):
     capacity_mps: Rate | None = None
     """Without it, it takes everything at once."""
     error_rate: Share = 0.0
+    tags: Tags = ()
+    size_bytes_max: Annotated[int, Field(ge=0)] = 0
+    """Larger messages never go there; 0 = any."""
+    greylist_s: Seconds = 0.0
+    """It tells every message to come back, until so long after it saw it first."""
 
 
 class RelaySection(Section):
@@ -45,6 +50,7 @@ class RelaySection(Section):
 
     name: Name
     exits: tuple[Name, ...] = ()
+    tags: Tags = ()
 
 
 class RouteSection(Section):
@@ -53,6 +59,9 @@ class RouteSection(Section):
     name: Name
     domains: tuple[str, ...] = ("*",)
     via: tuple[Name, ...]
+    require_tags: Tags = ()
+    forbid_tags: Tags = ()
+    transit: bool = True
 
 
 class WaySection(Section):
@@ -74,6 +83,8 @@ class LoadSection(Section):
     domain: str = DOMAIN
     since: Seconds = 0.0
     until: Seconds | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Of each message; 0 = a short one."""
 
 
 class MeshFile(Section):
@@ -92,7 +103,7 @@ class EventSection(Section):
     """[[event]]: one failure, or its end."""
 
     at: Seconds
-    do: Literal["kill", "restart", "silence", "degrade", "partition", "heal", "block", "unblock"]
+    do: Literal["kill", "restart", "silence", "degrade", "partition", "heal", "block", "unblock", "drain", "undrain"]
     what: str = ""
     """A relay or host; for block and unblock the relay that sends."""
     to: str = ""
@@ -146,11 +157,25 @@ def build(
     """The mesh, ready to run. MeshError for names that do not fit together."""
     mesh = Mesh(seed=topology.seed if seed is None else seed, strategy=strategy)
     for host in topology.host:
-        mesh.host(host.name, _unlimited(host.capacity_mps), error_rate=host.error_rate)
+        mesh.host(
+            host.name,
+            _unlimited(host.capacity_mps),
+            error_rate=host.error_rate,
+            tags=host.tags,
+            size_bytes_max=host.size_bytes_max,
+            greylist_s=host.greylist_s,
+        )
     for relay in topology.relay:
-        mesh.relay(relay.name, relay.exits)
+        mesh.relay(relay.name, relay.exits, tags=relay.tags)
     for route in topology.route:
-        mesh.route(route.name, route.domains, route.via)
+        mesh.route(
+            route.name,
+            route.domains,
+            route.via,
+            require_tags=route.require_tags,
+            forbid_tags=route.forbid_tags,
+            transit=route.transit,
+        )
     for way in topology.way:
         mesh.way(
             way.from_,
@@ -161,7 +186,14 @@ def build(
             lost_replies=way.lost_replies,
         )
     for load in topology.load:
-        mesh.load(load.relay, load.rate_mps, domain=load.domain, since=load.since, until=_unlimited(load.until))
+        mesh.load(
+            load.relay,
+            load.rate_mps,
+            domain=load.domain,
+            since=load.since,
+            until=_unlimited(load.until),
+            size_bytes=load.size_bytes,
+        )
     for event in scenario.event if scenario is not None else ():
         if event.do not in ("heal", "partition") and not event.what:
             raise MeshError(f"the event at {event.at:g} s ({event.do}) does not say what")
@@ -190,6 +222,10 @@ def _plan(mesh: Mesh, event: EventSection) -> None:
             mesh.block(event.what, event.to, at=event.at)
         case "unblock":
             mesh.unblock(event.what, event.to, at=event.at)
+        case "drain":
+            mesh.drain(event.what, at=event.at)
+        case "undrain":
+            mesh.undrain(event.what, at=event.at)
 
 
 def _unlimited(value: float | None) -> float:

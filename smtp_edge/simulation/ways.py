@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from router.decision import Hop, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job, Target
+from smtp_edge.client.blame import blame
 from smtp_edge.reply import Reply
 from smtp_edge.transfer import parse_backlogs
 
@@ -23,6 +24,8 @@ HANDSHAKES = 4
 ACCEPTED = Reply(250, "Ok", "2.0.0")
 UNAVAILABLE = Reply(421, "Service not available", "4.3.2")
 BUSY = Reply(451, "Try again later", "4.3.0")
+GREYLISTED = Reply(451, "Greylisted, come back later", "4.7.1")
+TOO_LARGE = Reply(552, "Message too large", "5.3.4")
 
 Accept = Callable[[Job, str], Awaitable[Reply | None]]
 """Takes a message from a client (its node id) for good; None if the taker died before it could answer."""
@@ -200,10 +203,7 @@ class ModelledClient:
 
     def _result(self, reply: Reply, job: Job, latency_s: float) -> AttemptResult:
         replies = (reply,) * len(job.envelope.recipients)
-        if reply.positive:
-            kind = OutcomeKind.ACCEPTED
-        else:
-            kind = OutcomeKind.MESSAGE_REFUSED if reply.permanent else OutcomeKind.HOP_TEMPFAIL
+        kind = OutcomeKind.ACCEPTED if reply.positive else blame(reply, "RCPT")
         return AttemptResult(
             kind,
             replies,

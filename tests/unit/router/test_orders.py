@@ -219,14 +219,16 @@ def test_a_pin_ends_by_itself_and_held_mail_is_asked_for_again() -> None:
     engine.pin(CLASS, host("a"), 50.0, 0.0)
     assert engine.next_timer(0.0) == 50.0
     assert not engine.on_timer(49.0)
-    assert engine.on_timer(50.0).routes_changed
+    over = engine.on_timer(50.0)
+    assert (over.routes_changed, over.woken) == (True, (CLASS,))
     assert engine.pins == {}
 
 
 def test_a_pin_that_is_taken_back_is_over_at_once() -> None:
     engine = build_engine(1, ("a", "b"))
     engine.pin(CLASS, host("b"), 50.0, 0.0)
-    assert engine.unpin(CLASS, 1.0).routes_changed
+    taken_back = engine.unpin(CLASS, 1.0)
+    assert (taken_back.routes_changed, taken_back.woken) == (True, (CLASS,))
     assert not engine.unpin(CLASS, 1.0)
     assert ask(engine, 1.0).chosen == host("a")
 
