@@ -28,6 +28,7 @@ from router.plan import (
 )
 from router.planning import ClassPlan, Planning
 from router.policy import DestinationClass
+from router.terms import Policy
 from router.topology import Arc
 from tests.unit.router.test_engine import succeed
 from tests.unit.router.worlds import CLASS, build_engine, host, link, node_id, peer, record
@@ -260,6 +261,27 @@ def test_single_domains_are_not_planned() -> None:
     while planning.begin(snapshot, classes, 0.0):
         planning.step(0.0)
     assert planning.of_class("mx:example.org") is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy(), {node_id(2), node_id(3)}),
+        (Policy(require_tags=("eu",)), {node_id(3)}),
+        (Policy(forbid_tags=("eu",)), {node_id(2)}),
+        (Policy(transit=False), set()),
+    ],
+)
+def test_a_plan_keeps_to_the_policy_of_the_class(policy: Policy, expected: set[str]) -> None:
+    first, second, third = view().nodes
+    links = tuple(replace(item, tags=("eu",)) for item in third.links)
+    third = replace(third, info=replace(third.info, tags=("eu",)), links=links)
+    planning = Planning(node_id(1))
+    snapshot = Snapshot("tagged", (first, second, third))
+    while planning.begin(snapshot, {CLASS: DestinationClass(CLASS, ("host:a",), policy)}, 0.0):
+        planning.step(0.0)
+    found = planning.of_class(CLASS)
+    assert (set(found.peers) if found is not None else set()) == expected
 
 
 def test_shares_that_move_are_counted() -> None:
