@@ -456,7 +456,7 @@ class Dispatcher:
                     return
                 await asyncio.sleep(SETTLE_RETRY_S)
         self._active.pop(waiting.key, None)
-        if not settlement.in_doubt_hop:
+        if not settlement.in_doubt_hop and settlement.state is not DeliveryState.QUEUED:
             self._doubts.pop(waiting.key, None)
         self._count(settlement.state)
         self._observer.backlog_changed(waiting.claim.delivery.class_id)

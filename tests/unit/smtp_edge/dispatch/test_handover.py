@@ -155,6 +155,28 @@ async def test_a_lost_reply_is_asked_of_the_same_peer_before_the_time_has_come(t
         assert other.transfer.due_s > 0
 
 
+async def test_a_doubt_ends_in_its_time_however_often_the_mail_goes_back_to_disk(tmp_path: Path) -> None:
+    sink = Ordered()
+    async with Bench(tmp_path, sink) as bench:
+        now_at = datetime.now(UTC)
+        new = build_new(received_at=now_at)
+        doubtful = new.deliveries[0].but(
+            state=DeliveryState.DEFERRED, next_attempt_at=now_at + DUE, in_doubt_hop=PEER, attempts=1
+        )
+        await bench.store.put(replace(new, deliveries=(doubtful,)), claim=False)
+        async with draining(bench):
+            await until(lambda: bench.dispatcher.active_count == 1)
+            ends = dict(bench.dispatcher._doubts)
+            bench.dispatcher.return_early()
+            await until(lambda: bench.dispatcher.active_count == 0)
+            await until(lambda: bench.dispatcher.active_count == 1)
+            assert bench.dispatcher._doubts == ends
+            sink.hops = [PEER]
+            bench.dispatcher.ask_again(news=True)
+            await until(lambda: bench.counters.relayed == 1)
+        assert bench.dispatcher._doubts == {}
+
+
 async def test_a_class_that_no_peer_takes_stays_on_disk(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered(PEER)) as bench:
         kept = await defer(bench, "other")
