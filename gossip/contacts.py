@@ -47,7 +47,7 @@ class Contacts:
         """These are to have sessions; whoever is neither among them nor lingers is dialled no more."""
         wanted = set(targets)
         have = set(sessions)
-        for node in wanted:
+        for node in sorted(wanted):  # a set's order is another one in each process
             if node not in self.by_node and node not in have:
                 wait_s = self._settings.dial_anyway_s if node < self._node_id else 0.0
                 self.by_node[node] = Contact(now + wait_s, self._settings.redial_first_s)

@@ -569,11 +569,11 @@ class Machine:
         self._reach_at = now + max(REACH_MIN_S, REACH_S_PER_MEMBER * len(self._zones))
         own = [*self._sessions, *self._contacts.lingering()]
         found = reachable(self._node_id, own, self.database.sessions)
-        for node in found - self._reached:
+        for node in sorted(found - self._reached):
             self._event(effects, EventKind.NODE_REACHABLE, node)
             if node not in self._sessions:
                 effects.peers.append(PeerChange(node, True, "reachable through others"))
-        for node in self._reached - found:
+        for node in sorted(self._reached - found):
             self._event(effects, EventKind.NODE_UNREACHABLE, node)
             effects.peers.append(PeerChange(node, False, "its neighbours have lost it"))
         self._reached = found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -93,6 +95,15 @@ def test_the_same_seed_gives_the_same_output_and_another_one_does_not(mesh: Path
     first = simulate(mesh, "--duration", 5).stdout
     assert first == simulate(mesh, "--duration", 5).stdout
     assert first != simulate(mesh, "--duration", 5, "--seed", 9).stdout
+
+
+def test_another_process_gives_the_same_output(mesh: Path, scenario: Path) -> None:
+    words = [sys.executable, "-m", "smtp_edge.cli", "simulate", str(mesh), "--scenario", str(scenario), "--json"]
+    runs = [
+        subprocess.run(words, capture_output=True, check=True, timeout=60, env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    assert runs[0].stdout == runs[1].stdout
 
 
 def test_pictures_and_a_page_are_written(mesh: Path, scenario: Path, tmp_path: Path) -> None:
