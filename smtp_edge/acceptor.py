@@ -7,8 +7,9 @@ storage. Until then the client owns the message and every answer is 4yz or 5yz; 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypedDict
@@ -34,6 +35,7 @@ BACKLOGS_TOLD_MAX = 9
 """Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
 Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
 """Class id -> the class (None: no route takes it) and its recipients."""
+LARGEST_KEPT_S = 0.2
 AGE_MAX_S = 60 * 86400
 """A peer's XAGE beyond this is nonsense of a lying clock; such mail would be born expired."""
 
@@ -53,7 +55,7 @@ class QueueAcceptor:
         hostname: str,
         settings: QueueSettings,
         counters: Counters,
-        backlogs: Callable[[], dict[str, int]],
+        backlogs: Callable[[], Mapping[str, int]],
         new_queue_id: Callable[[datetime], str],
         data_dir: Path,
         now: Callable[[], float],
@@ -77,6 +79,8 @@ class QueueAcceptor:
         """Peers' mail is refused; they hear of it by gossip, and this is for those that have not yet."""
         self._free_bytes = 0
         self._free_checked = float("-inf")
+        self._largest: list[str] = []
+        self._largest_at = float("-inf")
 
     def admit(self, size_bytes: int) -> Reply | None:
         """At MAIL: refuse early what could not be stored."""
@@ -246,9 +250,17 @@ class QueueAcceptor:
     def _told_backlogs(self, new: NewEntry) -> str:
         backlogs = self._backlogs()
         own = [delivery.class_id for delivery in new.deliveries]
-        others = sorted(backlogs.keys() - set(own), key=lambda name: (-backlogs[name], name))
+        others = [name for name in self._largest_backlogs(backlogs) if name not in own]
         named = [*own, *others][:BACKLOGS_TOLD_MAX]
         return " ".join(f"{name}={backlogs.get(name, 0)}" for name in named)
+
+    def _largest_backlogs(self, backlogs: Mapping[str, int]) -> list[str]:
+        """Classes with the most mail, as of a moment ago: there may be thousands, and every peer's message asks."""
+        now = self._now()
+        if now - self._largest_at >= LARGEST_KEPT_S:
+            order = heapq.nsmallest(BACKLOGS_TOLD_MAX, backlogs, key=lambda name: (-backlogs[name], name))
+            self._largest, self._largest_at = order, now
+        return self._largest
 
 
 class _State(TypedDict, total=False):

@@ -138,7 +138,7 @@ class Node:
             self.engine,
             self._targets,
             self._client,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             classes_of=lambda hop: find_classes(self.table, hop, self.store.backlog_counts()),
             now=self.now,
         )
@@ -199,7 +199,7 @@ class Node:
             hostname=self._hostname,
             settings=queue,
             counters=self.counters,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             new_queue_id=self._ids.new,
             data_dir=settings.node.data_dir,
             now=self.now,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -299,6 +299,10 @@ class SQLiteStore(MessageStore):
     def backlog_counts(self) -> dict[str, int]:
         """Undelivered deliveries by class, held ones not counted; from memory."""
         return self._tally.backlogs()
+
+    def moving(self) -> Mapping[str, int]:
+        """See MessageStore."""
+        return self._tally.moving
 
     @property
     def commits_count(self) -> int:

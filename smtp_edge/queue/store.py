@@ -7,7 +7,7 @@ the client has no 250 and still owns the message; after it, this node does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -103,7 +103,11 @@ class MessageStore(Protocol):
         ...
 
     def backlog_counts(self) -> dict[str, int]:
-        """Undelivered deliveries by class, held ones not counted; synchronous and cheap: asked for every reply."""
+        """Undelivered deliveries by class, held ones not counted; synchronous."""
+        ...
+
+    def moving(self) -> Mapping[str, int]:
+        """Deliveries by class that would go now if they could; a view that changes with the store: asked often."""
         ...
 
     async def prune(self, now_at: datetime) -> int:

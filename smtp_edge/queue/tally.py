@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from smtp_edge.queue.entry import ClassBacklog, DeliveryState, QueueSummary
 from smtp_edge.queue.rows import CORRUPT, from_us
 
 SECOND_US = 1_000_000
 BACKLOG_STATES = frozenset({DeliveryState.QUEUED.value, DeliveryState.CLAIMED.value, DeliveryState.DEFERRED.value})
-"""Undelivered mail that moves by itself; held mail waits for a person and must not pull routes."""
+"""Undelivered mail that moves by itself; held mail waits for a person."""
+MOVING_STATES = frozenset({DeliveryState.QUEUED.value, DeliveryState.CLAIMED.value})
+"""Mail that would go now if it could. Deferred mail waits for its time: it must not pull routes, nor make a relay with
+many greylisted messages look full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,9 @@ class Tally:
         self._states: Counter[str] = Counter()
         self._backlog: Counter[str] = Counter()
         self._deferred: Counter[str] = Counter()
+        self._moving: dict[str, int] = {}
+        self.moving: Mapping[str, int] = MappingProxyType(self._moving)
+        """Deliveries in `MOVING_STATES` by class, as of any moment: a view, so that asking copies nothing."""
         self._ages: dict[str, Ages] = {}
 
     def apply(self, changes: Iterable[Changes]) -> None:
@@ -127,6 +134,10 @@ class Tally:
             return
         class_id = change.class_id
         self._backlog[class_id] += count
+        if state in MOVING_STATES:
+            self._moving[class_id] = self._moving.get(class_id, 0) + count
+            if not self._moving[class_id]:
+                del self._moving[class_id]
         if state == DeliveryState.DEFERRED.value:
             self._deferred[class_id] += count
         self._ages.setdefault(class_id, Ages()).add(change.received_us // SECOND_US, count)

@@ -221,7 +221,7 @@ class SimulatedRelay:
             self.engine,
             Everywhere(around.server_of),
             self._client,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             classes_of=lambda hop: find_classes(around.table, hop, self.store.backlog_counts()),
             now=self.now,
         )
@@ -274,7 +274,7 @@ class SimulatedRelay:
             hostname=f"{self.name}.test",
             settings=queue,
             counters=self.counters,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             new_queue_id=ids.new,
             data_dir=NOWHERE,
             now=self.now,

@@ -141,7 +141,7 @@ class Bench:
             hostname="relay.test",
             settings=self.settings,
             counters=self.counters,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             new_queue_id=self.new_queue_id,
             data_dir=directory,
             now=self.now,

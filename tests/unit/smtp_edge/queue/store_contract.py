@@ -355,9 +355,11 @@ class StoreContract:
         assert summary.classes == (ClassBacklog("one", 2, 1, old), ClassBacklog("two", 1, 0, AT))
         assert summary.bytes_stored == 2 * build_new().entry.data.size_bytes
         assert store.backlog_counts() == {"one": 2, "two": 1}
+        assert store.moving() == {"one": 1, "two": 1}, "what is deferred waits for its time"
         (again,) = [claim for claim in await store.claim(9, AT + timedelta(days=1)) if claim.delivery.attempts]
         await store.settle([build_end(again)])
         assert (await store.summary()).classes[0] == ClassBacklog("one", 1, 0, AT)
+        assert store.moving() == {"one": 1, "two": 1}
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
