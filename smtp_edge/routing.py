@@ -22,7 +22,7 @@ from smtp_edge.settings import Settings, SmartHostSettings
 log = structlog.get_logger()
 
 TICK_S = 0.5
-"""Upper bound between two looks at timers, probes and backlogs."""
+"""Between two looks at backlogs and arrivals; the longest between two looks at timers and probes."""
 MX_PORT = 25
 NOISY_STATES = frozenset({EdgeState.DOWN, EdgeState.SUSPECT})
 
@@ -136,6 +136,7 @@ class RoutingShell:
         self._probes: set[asyncio.Task[None]] = set()
         self._wakes: set[asyncio.Task[None]] = set()
         self._told: set[str] = set()
+        self._ticks_at = 0.0
         self._arrivals: dict[str, int] = {}
         """Messages from clients since the last tick, by class."""
         self._planner: asyncio.Task[None] | None = None
@@ -189,9 +190,13 @@ class RoutingShell:
         """Timers, probes, backlogs; ends by cancellation."""
         try:
             while True:
-                self.tick()
+                if self._now() >= self._ticks_at:
+                    self.tick()
+                else:
+                    self._look()
                 due = self._engine.next_timer(self._now())
-                delay_s = TICK_S if due is None else min(TICK_S, max(0.01, due - self._now()))
+                until = self._ticks_at if due is None else min(self._ticks_at, due)
+                delay_s = max(0.01, until - self._now())
                 try:
                     async with asyncio.timeout(delay_s):
                         await self._rearm.wait()
@@ -203,7 +208,12 @@ class RoutingShell:
                 self._planner.cancel()
 
     def tick(self) -> None:
-        """One look at everything that depends on time."""
+        """Twice a second, whatever happens: what waits and what came is taken in and told; then the edges.
+
+        News wake the shell far more often, but they are about edges. Were they a reason to tell the own load, every
+        load that gossip brings would be one.
+        """
+        self._ticks_at = self._now() + TICK_S
         backlogs = self._backlogs()
         for class_id in {*backlogs, *self._told}:
             self._engine.ensure_class(class_id)
@@ -214,13 +224,18 @@ class RoutingShell:
         self._engine.note_arrivals(arrivals, now)
         if self._planner is None and self._engine.begin_plan(now):
             self._planner = asyncio.create_task(self._plan())
+        self._look()
+        if self._advertiser is not None:
+            self._advertiser.publish_load(self._engine.load(self._now()))
+
+    def _look(self) -> None:
+        """Edges whose time has come, and probes."""
+        now = self._now()
         self.act(self._engine.on_timer(now))
         for hop in self._engine.probes_due(now):
             task = asyncio.create_task(self._probe(hop))
             self._probes.add(task)
             task.add_done_callback(self._probes.discard)
-        if self._advertiser is not None:
-            self._advertiser.publish_load(self._engine.load(now))
 
     async def _plan(self) -> None:
         """Work on the joint plan in steps: mail goes on in between."""

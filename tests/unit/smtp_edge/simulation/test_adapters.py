@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from gossip.linkstate import LinkStatus, NodeId
+from gossip.linkstate import ClassLoad, LinkStatus, Load, NodeId
 from router.decision import EdgeState, ExitHop, Hop, HopKind, OutcomeKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -189,6 +189,20 @@ def test_a_relay_that_dies_is_no_next_hop_for_anybody_within_half_a_second() -> 
         await until(lambda: all(relays[node].peer_state(victim) is EdgeState.DOWN for node in others), 0.5)
 
     run(main())
+
+
+def test_news_of_others_are_no_reason_to_tell_the_own_load() -> None:
+    async def main() -> int:
+        _, relays = await mesh(3)
+        told = []
+        first, other, _ = relays.values()
+        first.gossip.publish_load = told.append  # type: ignore[method-assign]
+        for number in range(100):
+            other.gossip.publish_load(Load(classes=(ClassLoad("default", number, 0),)))
+            await asyncio.sleep(0.1)
+        return len(told)
+
+    assert run(main()) in range(19, 22), "twice a second"
 
 
 def test_the_same_seed_is_the_same_run_to_the_byte() -> None:
