@@ -311,7 +311,7 @@ def bucket_of(key: Key) -> int:
 
 def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | None:
     info: NodeInfo | None = None
-    links: list[LinkState] = []
+    links: tuple[LinkState, ...] = ()
     load = Load()
     sessions: tuple[NodeId, ...] = ()
     for item in held:
@@ -319,7 +319,7 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
             case NodeInfo() as found:
                 info = found
             case Links(links=found_links):
-                links += found_links
+                links = links + found_links if links else found_links  # the payload's own: readers know it again
             case Load() as found_load:
                 load = found_load
             case Sessions(peers=peers):
@@ -330,4 +330,4 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
         return None
     age_s = now - max(item.received for item in held)
     newest = max(item.record.version for item in held)
-    return NodeRecord(origin, info, tuple(links), load, newest, age_s, sessions)
+    return NodeRecord(origin, info, links, load, newest, age_s, sessions)

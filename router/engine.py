@@ -42,7 +42,7 @@ from router.planning import Planning
 from router.policy import DIRECT_PREFIX, DestinationClass, RouteTable
 from router.settings import RouterSettings
 from router.terms import Refusal
-from router.topology import Arc, Topology, build_topology, rank_key
+from router.topology import Arc, Digests, Topology, build_topology, rank_key
 from router.whatif import Answer, Hypothesis, exit_capacities, forecast
 
 CLASSES_MAX = 10_000
@@ -66,7 +66,8 @@ class RoutingEngine:
     ) -> None:
         """`tags`: of this node."""
         self._node_id, self._node_name, self._table = NodeId(node_id), node_name, table
-        self.planning = Planning(node_id)
+        self._digests = Digests()
+        self.planning = Planning(node_id, self._digests)
         self._adjacency = Adjacency(table, exits, settings, rng, now, tags=tags)
         self._backlogs = Backlogs(settings.backlog_fresh_s)
         self._forwarding = ForwardingRule(node_id, settings, self._backlogs)
@@ -101,6 +102,7 @@ class RoutingEngine:
         left = {node.node_id for node in self._snapshot.nodes} - {node.node_id for node in snapshot.nodes}
         for node_id in left:
             self._backlogs.forget(node_id)
+            self._digests.forget(node_id)
         self._snapshot, self._topology = snapshot, None
         self._forwarding.node_count = len(snapshot.nodes)
         others = [node for node in snapshot.nodes if node.node_id != self._node_id]
@@ -108,15 +110,17 @@ class RoutingEngine:
         for node in others:
             self._backlogs.hear_gossip(node.node_id, node.load, now - node.age_s)
         transitions = self._adjacency.hear_reports(others, now)
-        key = rank_key(snapshot)
-        if met or transitions or key != self._rank_key:
+        key = rank_key(snapshot, self._digests)
+        if met or key != self._rank_key:
             self._rank_key = key
             self._forget_ranks()
+        elif transitions:
+            self._reweigh(now)
         return Changes(transitions, routes_changed=True, links_changed=met or bool(transitions))
 
     def peer_session(self, node_id: str, up: bool, now: float) -> Changes:
         """The gossip session with a peer is there or lost: the fast path of failure detection."""
-        return self._after(self._adjacency.note_session(node_id, up, now))
+        return self._after(self._adjacency.note_session(node_id, up, now), now)
 
     def set_backlog(self, class_id: str, count: int, oldest_s: float = 0) -> None:
         """Own stored messages of a class."""
@@ -148,11 +152,11 @@ class RoutingEngine:
 
     def drain_hop(self, hop: Hop, reason: str, now: float) -> Changes:
         """The operator wants nothing new on an own hop."""
-        return self._after(self._adjacency.drain(hop, reason, now))
+        return self._after(self._adjacency.drain(hop, reason, now), now)
 
     def undrain_hop(self, hop: Hop, reason: str, now: float) -> Changes:
         """It may be used again, after a trial."""
-        return self._after(self._adjacency.undrain(hop, reason, now))
+        return self._after(self._adjacency.undrain(hop, reason, now), now)
 
     def find_pin_fault(self, class_id: str, hop: Hop, now: float) -> str:
         """Why a class cannot be pinned to a hop; empty if it can."""
@@ -231,7 +235,7 @@ class RoutingEngine:
 
     def record(self, outcome: Outcome, class_id: str, now: float) -> Changes:
         """An attempt or a probe ended."""
-        return self._after(self._adjacency.record(outcome, now))
+        return self._after(self._adjacency.record(outcome, now), now)
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -243,10 +247,9 @@ class RoutingEngine:
     def on_timer(self, now: float) -> Changes:
         """Edges that were down long enough are tried; weights and advertisements that drifted are due."""
         transitions, drifted = self._adjacency.on_timer(now)
-        weights = tuple((edge.hop, edge.open, edge.weight(now)) for edge in self._adjacency.all())
-        reweighted, self._own_weights = weights != self._own_weights, weights
+        reweighted = self._reweigh(now)
         over = self._forget_pins(now)
-        if reweighted or over or transitions:
+        if over:
             self._forget_ranks()
         changed = bool(transitions)
         routes_changed = changed or reweighted or bool(over)
@@ -331,11 +334,23 @@ class RoutingEngine:
 
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _after(self, changes: Changes) -> Changes:
+    def _after(self, changes: Changes, now: float) -> Changes:
         """Ways may have opened or closed."""
         if changes.transitions or changes.opened:
-            self._forget_ranks()
+            self._reweigh(now)
         return changes
+
+    def _reweigh(self, now: float) -> bool:
+        """Ranks are old if an own edge opened, closed, or weighs something else; True if one did.
+
+        A dead hop that is tried and found dead again changed its state twice and the ranks not at all.
+        """
+        weights = tuple((edge.hop, edge.open, edge.weight(now)) for edge in self._adjacency.all())
+        if weights == self._own_weights:
+            return False
+        self._own_weights = weights
+        self._forget_ranks()
+        return True
 
     def _class(self, class_id: str) -> DestinationClass:
         self.ensure_class(class_id)
@@ -428,7 +443,7 @@ class RoutingEngine:
 
     def _current_topology(self, now: float) -> Topology:
         if self._topology is None:
-            self._topology = build_topology(self._node_id, self._snapshot, self._adjacency.all(), now)
+            self._topology = build_topology(self._node_id, self._snapshot, self._adjacency.all(), now, self._digests)
         return self._topology
 
     def _forget_ranks(self) -> None:

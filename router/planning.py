@@ -14,7 +14,7 @@ from gossip.linkstate import Snapshot
 from router.decision import HopKind
 from router.plan import Plan, build_problem, solve
 from router.policy import DIRECT_PREFIX, DestinationClass
-from router.topology import Arc, build_topology
+from router.topology import Arc, Digests, build_topology
 
 PLAN_S = 1.0
 """A new plan at most this often."""
@@ -64,8 +64,8 @@ class ClassPlan:
 class Planning:
     """See the module."""
 
-    def __init__(self, node_id: str) -> None:
-        self._node_id = node_id
+    def __init__(self, node_id: str, digests: Digests | None = None) -> None:
+        self._node_id, self._digests = node_id, digests or Digests()
         self.plan: Plan | None = None
         self.made_at = float("-inf")
         self.made = 0
@@ -108,7 +108,7 @@ class Planning:
 
     def _make(self, snapshot: Snapshot, classes: Mapping[str, DestinationClass]) -> Generator[None, None, Plan]:
         """From the database alone, own links included as they were advertised: so all come to the same."""
-        topology = build_topology("", snapshot, (), 0.0)
+        topology = build_topology("", snapshot, (), 0.0, self._digests)
         yield
         wanted = {load.class_id for node in snapshot.nodes for load in node.load.classes}
         arcs: dict[str, list[Arc]] = {}

@@ -102,8 +102,42 @@ class Topology:
         ]
 
 
-def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: float) -> Topology:
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What the records of one node come to."""
+
+    info: NodeInfo
+    links: tuple[LinkState, ...]
+    key: tuple[object, ...]
+    """Differs when ranks may."""
+    arcs: tuple[Arc, ...]
+    """Of its links that are not closed, also those to nodes that are not known here; by hop id."""
+    closed: tuple[tuple[str, str], ...]
+
+
+class Digests:
+    """Each node's digest, worked out once for each record: most news are loads, and leave the links as they were."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[str, Digest] = {}
+
+    def of(self, node: NodeRecord) -> Digest:
+        """Made anew if the record is another one."""
+        found = self._by_node.get(node.node_id)
+        if found is None or found.links is not node.links or found.info is not node.info:
+            found = self._by_node[node.node_id] = _digest(node)
+        return found
+
+    def forget(self, node_id: str) -> None:
+        """The node left."""
+        self._by_node.pop(node_id, None)
+
+
+def build_topology(
+    self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: float, digests: Digests | None = None
+) -> Topology:
     """The topology of a database, with the own edges as measured."""
+    digests = digests or Digests()
     others = [node for node in snapshot.nodes if node.node_id != self_id]
     known = {node.node_id for node in snapshot.nodes} | {self_id}
     arcs = [
@@ -111,7 +145,8 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
         for edge in own
         if edge.open
     ]
-    arcs += [arc for node in others for arc in _advertised(node, known)]
+    for node in others:
+        arcs += [a for a in digests.of(node).arcs if a.hop.kind is not HopKind.PEER or a.hop.name in known]
     senders, exits = dict[str, list[tuple[str, float]]](), dict[str, list[Arc]]()
     arcs.sort(key=_by_ends)
     for arc in arcs:
@@ -126,7 +161,7 @@ def build_topology(self_id: str, snapshot: Snapshot, own: Iterable[Edge], now: f
         names={node.node_id: node.info.name for node in snapshot.nodes},
         no_transit=frozenset(node.node_id for node in others if takes_nothing(node.info)),
         direct_mx=frozenset(node.node_id for node in others if node.info.direct_mx),
-        closed=frozenset((node.node_id, link.hop) for node in others for link in node.links if link.status in CLOSED),
+        closed=frozenset(pair for node in others for pair in digests.of(node).closed),
         tags={node.node_id: node.info.tags for node in others},
         senders=senders,
         _exits=exits,
@@ -142,28 +177,31 @@ def takes_nothing(info: NodeInfo) -> bool:
     return info.no_transit or info.draining or info.overloaded
 
 
-def rank_key(snapshot: Snapshot) -> tuple[object, ...]:
+def rank_key(snapshot: Snapshot, digests: Digests | None = None) -> tuple[object, ...]:
     """Differs when ranks may: membership, policy, state, weight; never load, latency or capacity."""
-    return tuple(
-        (
-            node.node_id,
-            takes_nothing(node.info),
-            node.info.direct_mx,
-            node.info.tags,
-            tuple(
-                (link.hop, link.status in CLOSED, _weight(link), link.classes, link.tags, link.tls, link.size_bytes_max)
-                for link in node.links
-            ),
-        )
-        for node in snapshot.nodes
+    digests = digests or Digests()
+    return tuple(digests.of(node).key for node in snapshot.nodes)
+
+
+def _digest(node: NodeRecord) -> Digest:
+    links = tuple(
+        (link.hop, link.status in CLOSED, _weight(link), link.classes, link.tags, link.tls, link.size_bytes_max)
+        for link in node.links
+    )
+    return Digest(
+        info=node.info,
+        links=node.links,
+        key=(node.node_id, takes_nothing(node.info), node.info.direct_mx, node.info.tags, links),
+        arcs=tuple(sorted(_advertised(node), key=_by_ends)),
+        closed=tuple((node.node_id, link.hop) for link in node.links if link.status in CLOSED),
     )
 
 
-def _advertised(node: NodeRecord, known: set[str]) -> Iterable[Arc]:
+def _advertised(node: NodeRecord) -> Iterable[Arc]:
     for link in node.links:
-        hop = Hop.parse(link.hop)
-        if link.status in CLOSED or (hop.kind is HopKind.PEER and hop.name not in known):
+        if link.status in CLOSED:
             continue
+        hop = Hop.parse(link.hop)
         terms = Terms(node.info.tags) if hop.kind is HopKind.MX else _terms(link)
         yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes, terms)
 

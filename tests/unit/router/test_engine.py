@@ -65,6 +65,23 @@ def test_no_peer_is_chosen_that_reaches_the_exit_only_through_us() -> None:
     assert verdicts(decision)["2222"] is Verdict.NO_PATH
 
 
+def test_a_dead_exit_that_is_tried_in_vain_is_no_reason_for_new_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = with_peers(record(2, [link(host("a"))]))
+    fail(engine, host("a"))
+    engine.decide(Query(CLASS), 0.1)
+    made = []
+    monkeypatch.setattr("router.engine.compute_ranks", lambda *_, **__: made.append(1) or {node_id(2): 1.0})
+    for now in (10.0, 20.0, 30.0):
+        assert engine.on_timer(now).transitions, "it is on trial"
+        fail(engine, host("a"), now)
+        assert engine.decide(Query(CLASS), now).chosen == peer(2)
+    assert not made
+    engine.on_timer(40.0)
+    engine.record(Outcome(host("a"), OutcomeKind.ACCEPTED, 40.0, 0.005, probe=True), CLASS, 40.0)
+    assert engine.decide(Query(CLASS), 40.0).chosen == host("a")
+    assert made, "it opened"
+
+
 def test_the_trace_is_never_entered_again() -> None:
     engine = with_peers(record(2, [link(host("a"))]), record(3, [link(host("a"))]))
     fail(engine, host("a"))

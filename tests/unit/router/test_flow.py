@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import pytest
 
-from gossip.linkstate import LinkState, LinkStatus, Snapshot
+from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, Snapshot
 from router.decision import Hop, HopKind
 from router.flow import Bound, compute_bound, compute_joint_bound, compute_ranks, find_paths, rank_beside
 from router.policy import DestinationClass
-from router.topology import Arc, Topology, build_topology, rank_key
+from router.topology import Arc, Digests, Topology, build_topology, rank_key
 from tests.unit.router.worlds import CLASS, host, link, node_id, peer, record
 
 A = DestinationClass(CLASS, ("host:a",))
@@ -118,6 +119,21 @@ def test_capacity_and_latency_never_move_a_rank() -> None:
     assert rank_key(view[0]) == rank_key(view[1])
     worse = Snapshot("r", (record(1, [link(host("a"), LinkStatus.DOWN)]),))
     assert rank_key(worse) != rank_key(view[0])
+
+
+def test_a_digest_is_worked_out_once_for_each_record_and_follows_the_next_one() -> None:
+    digests = Digests()
+    first = record(2, [link(host("a")), link(peer(9))])
+    loaded = replace(first, load=Load(classes=(ClassLoad(CLASS, 7, 1),)))
+    assert digests.of(loaded) is digests.of(first), "a load leaves the links as they were"
+    worse = record(2, [link(host("a"), LinkStatus.DOWN)])
+    for view in (
+        Snapshot("r", (record(1), first)),
+        Snapshot("r", (record(1), worse)),
+        Snapshot("r", (record(9), first)),
+    ):
+        assert build_topology(node_id(1), view, (), 0.0, digests) == build_topology(node_id(1), view, (), 0.0)
+        assert rank_key(view, digests) == rank_key(view)
 
 
 def test_a_link_that_never_works_has_a_finite_weight() -> None:
