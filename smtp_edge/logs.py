@@ -1,17 +1,47 @@
 """Logging: one canonical line per finished thing, to standard error, as JSON or for people.
 
 Libraries that use the standard `logging` module are re-emitted through the same renderer, warnings and worse only.
+
+Mail goes on without a log. A line that cannot be written (a full disk, a reader that is gone) is lost and counted; it
+must not end the task that says it, between a delivery and its record of all places.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Lossy:
+    """A text stream whose writes never fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost = 0
+        """Lines that could not be written."""
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: it is closed
+            self.lost += 1
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.lost += 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Reemit(logging.Handler):
@@ -44,7 +74,7 @@ def configure_logs(form: Literal["json", "console"], level: str, node: str) -> N
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Reemit()], level=logging.WARNING, force=True)
