@@ -247,7 +247,11 @@ class Dispatcher:
 
     async def wake(self, class_ids: Sequence[str]) -> None:
         """A hop that serves these classes is back: their deferred mail is due now."""
-        woken = await self._store.wake(class_ids, self._clock())
+        try:
+            woken = await self._store.wake(class_ids, self._clock())
+        except StoreError as error:  # it is due in its time
+            log.error("queue.wake_failed", classes=list(class_ids), reason=str(error))
+            return
         if woken:
             log.info("queue.woken", classes=list(class_ids), deliveries=woken)
         self.note_unclaimed()
@@ -516,10 +520,10 @@ class Dispatcher:
     async def _refill_loop(self) -> None:
         """Claim from disk whenever there is room and something may be there."""
         while True:
-            await self._wait_for_refill()
-            self._refill.clear()
-            self._unclaimed = False
             try:
+                await self._wait_for_refill()
+                self._refill.clear()
+                self._unclaimed = False
                 await self._claim_while_room()
             except StoreError as error:
                 log.error("queue.claim_failed", reason=str(error))
