@@ -22,7 +22,7 @@ from smtp_edge.dispatcher import AttemptObserver, Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
-from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.reply import Reply
 from smtp_edge.routes import TRACE_ROOM_BYTES
 from smtp_edge.settings import QueueSettings
@@ -130,7 +130,8 @@ class QueueAcceptor:
             return Reply(452, "insufficient system storage", "4.3.1")
         except StoreError as error:
             log.error("queue.put_failed", reason=str(error))
-            await self._spool.discard(message.data)
+            if not isinstance(error, StoreDoubt):  # else the disk may have the entry: it must not lose its file
+                await self._spool.discard(message.data)
             return Reply(451, "local error in processing", "4.3.0")
         if stored.duplicate_of:
             await self._spool.discard(message.data)

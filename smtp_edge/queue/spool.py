@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import uuid
 from pathlib import Path
 from typing import BinaryIO
 
 from smtp_edge.envelope import HEADER_KEPT_MAX, MailData
+from smtp_edge.queue.faults import FULL_ERRORS
 from smtp_edge.queue.store import StoreError, StoreFull
 
 SPOOL = "spool"
 INCOMING = "incoming"
-FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+TRIAL = "trial"
+TRIAL_BYTES = 1024 * 1024
+"""As much must go for a disk to count as well again; more than a commit, so that a quota is noticed, too."""
 
 
 class Spool:
@@ -110,6 +112,18 @@ def remove_orphans(directory: Path, known: set[str]) -> int:
     for file in orphans:
         file.unlink(missing_ok=True)
     return len(orphans)
+
+
+def try_disk(directory: Path) -> None:
+    """Write a file, sync it and remove it: OSError says what the disk says."""
+    path = directory / SPOOL / INCOMING / TRIAL
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        _unlink(path)
 
 
 def sync_directory(path: Path) -> None:

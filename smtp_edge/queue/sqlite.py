@@ -9,8 +9,8 @@ of its own; totals are answered from memory (tally.py). What happens to a claim 
 task) is the one subtle thing here: the commit stands, so the claim is given back, else it would rest until the next
 start.
 
-Not guaranteed: that a put which failed with a disk error is absent after a crash. The client was told 4yz and sends it
-again, so the message may exist twice, never not at all.
+What a failing disk means is in faults.py. Not guaranteed: that a put which failed with a disk error is absent after a
+crash in the same second. The client was told 4yz and sends it again, so the message may exist twice, never not at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -39,12 +40,21 @@ from smtp_edge.queue.entry import (
     Settlement,
     Stored,
 )
+from smtp_edge.queue.faults import Kind, Trouble, translate
 from smtp_edge.queue.lock import DirectoryLock
-from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION
-from smtp_edge.queue.spool import SPOOL, create_directories, remove_orphans, sync_directory, translate_os_error
+from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION, CorruptRow
+from smtp_edge.queue.spool import (
+    SPOOL,
+    create_directories,
+    remove_orphans,
+    sync_directory,
+    translate_os_error,
+    try_disk,
+)
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.queue.tally import Changes, Tally
-from smtp_edge.queue.writer import Writer, translate_sqlite_error
+from smtp_edge.queue.wal import WriteAheadLog
+from smtp_edge.queue.writer import Writer
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -54,8 +64,6 @@ STEP_COUNT_MAX = 500
 """Entries pruned, or deliveries woken, in one transaction: fresh mail commits in between."""
 PRUNE_STEPS_MAX = 200
 """Steps of one `prune`; the rest waits for the next."""
-CHECKPOINT_PAGES = 4000
-"""Log pages (32 MiB) between checkpoints, each of which costs two more syncs."""
 BUSY_TIMEOUT_S = 5.0
 
 
@@ -82,6 +90,8 @@ class SQLiteStore(MessageStore):
         self._puts_pending = 0
         self._writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
+        self._gate = threading.Lock()
+        """Held by whoever reads, and by a checkpoint."""
         self._reading = ThreadPoolExecutor(1, "queue-reader")
         self._giving_back: set[asyncio.Task[None]] = set()
 
@@ -91,8 +101,10 @@ class SQLiteStore(MessageStore):
         """See MessageStore. Also creates the directory (mode 0700) and removes orphaned spool files."""
         if self._writer is not None:
             raise StoreError(f"{self._directory} is open already")
-        self._tally.apply([await self._read(self._open)])
-        self._writer = Writer(self._connect, self._tally.apply, self._unlink)
+        changes, connection = await self._read(self._open)
+        self._tally.apply([changes])
+        wal = WriteAheadLog(connection, self._gate)
+        self._writer = Writer(connection, wal, lambda: try_disk(self._directory), self._tally.apply, self._unlink)
         self._writer.start()
 
     async def close(self) -> None:
@@ -106,22 +118,26 @@ class SQLiteStore(MessageStore):
         self._lock.release()
         self._reading.shutdown(wait=False)
 
-    def _open(self) -> Changes:
+    def _open(self) -> tuple[Changes, sqlite3.Connection]:
+        """The totals, and the connection for the writer."""
         try:
             create_directories(self._directory)
             self._lock.acquire(self._incarnation)
-        except OSError as error:
-            raise translate_os_error(error, self._directory) from error
-        try:
-            return self._recover()
-        except BaseException:
+            return self._recover(), self._connect()
+        except BaseException as error:
             self._close_reader()
             self._lock.release()
+            if isinstance(error, OSError):
+                raise translate_os_error(error, self._directory) from error
             raise
 
     def _recover(self) -> Changes:
-        """Create or check the schema, void claims, remove orphans; the totals of what is there."""
+        """Create or check the schema, void claims, remove orphans; the totals of what is there.
+
+        First of all the log is emptied: what an earlier process could not sync may stand in it as if it were stored.
+        """
         self._reader = connection = self._connect()
+        WriteAheadLog(connection, threading.Lock()).empty()
         connection.execute("BEGIN IMMEDIATE")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
@@ -147,7 +163,7 @@ class SQLiteStore(MessageStore):
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
         return connection
 
     def _close_reader(self) -> None:
@@ -165,6 +181,8 @@ class SQLiteStore(MessageStore):
 
     async def put(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
         """See MessageStore. StoreFull also when `entries_max` messages are undelivered."""
+        if self.trouble is not None and self.trouble.kind is Kind.DAMAGED:
+            raise self.trouble.error
         if self._tally.entries + self._puts_pending >= self._entries_max:
             raise StoreFull(f"queue.entries_max: {self._entries_max} messages are undelivered")
         path, at = new.entry.data.path, self._clock()
@@ -178,6 +196,7 @@ class SQLiteStore(MessageStore):
                     connection, changes, new, accept_token=accept_token, incarnation=incarnation, at=at
                 ),
                 on_abandoned=lambda stored: self._give_back(stored.claims),
+                file=path.name if path is not None else "",
             )
         finally:
             self._puts_pending -= 1
@@ -305,6 +324,11 @@ class SQLiteStore(MessageStore):
         return self._tally.moving
 
     @property
+    def trouble(self) -> Trouble | None:
+        """Why the disk lets the queue take nothing now."""
+        return self._writer.trouble if self._writer is not None else None
+
+    @property
     def commits_count(self) -> int:
         """Transactions committed since the opening; for measurements."""
         return self._writer.commits if self._writer is not None else 0
@@ -320,10 +344,15 @@ class SQLiteStore(MessageStore):
         reader = self._reader
         if self._writer is None or reader is None:
             raise StoreError("the queue is not open")
-        return await self._read(lambda: question(reader))
+
+        def ask() -> T:
+            with self._gate:
+                return question(reader)
+
+        return await self._read(ask)
 
     async def _read(self, function: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reading, function)
-        except (sqlite3.Error, StoreError) as error:
-            raise translate_sqlite_error(error) from error
+        except (sqlite3.Error, StoreError, CorruptRow) as error:
+            raise translate(error) from error

@@ -33,6 +33,14 @@ class StoreFull(StoreError):
     """No space left: the client is told 452 and keeps the message."""
 
 
+class StoreDoubt(StoreError):
+    """The disk failed while it was to make the change last: after a crash it may be there, or not.
+
+    Whoever asked for it goes on as if it were not. Files that the change names are left alone: the store removes them
+    once it knows.
+    """
+
+
 class MessageStore(Protocol):
     """A durable queue. All methods are safe to call concurrently from one event loop."""
 
@@ -119,4 +127,4 @@ class MessageStore(Protocol):
         ...
 
 
-__all__ = ["Delivery", "MessageStore", "StoreError", "StoreFull"]
+__all__ = ["Delivery", "MessageStore", "StoreDoubt", "StoreError", "StoreFull"]

@@ -1,11 +1,17 @@
 """Group commit: one thread owns the writing connection and commits whatever is waiting as one transaction.
 
     submit ──> waiting ──> BEGIN, every waiting change, COMMIT (one sync) ──> all futures, in one wake-up of the loop
+                                                                         ──> a checkpoint, if the log has grown
 
 While a commit waits for the disk, the next batch gathers: the slower the disk, the larger the batches. No future is
 resolved before its COMMIT has returned. A change that fails on its own account must not spoil its neighbours: the batch
 is rolled back and its changes run again one by one. A change may therefore run twice and must touch nothing but the
 connection.
+
+    well ──no space──> full: each change is tried for itself; a trial every `TRIAL_S`
+      ^  ──I/O error─> suspect: every change is refused; every `TRIAL_S` the log is emptied, then a trial (faults.py)
+      └─── a commit has succeeded ───┘
+    any ──damage──> damaged: until the next start nothing new is taken; what is there is delivered as far as it goes
 """
 
 from __future__ import annotations
@@ -14,20 +20,25 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import structlog
 
-from smtp_edge.queue.store import StoreError, StoreFull
+from smtp_edge.queue.faults import Kind, Trouble, find_trouble, translate
+from smtp_edge.queue.store import StoreError
 from smtp_edge.queue.tally import Changes
+from smtp_edge.queue.wal import WriteAheadLog
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 BATCH_COUNT_MAX = 256
 """Changes in one commit: more saves no syncs worth having and lengthens the wait of the first."""
+TRIAL_S = 1.0
+"""While the disk is in trouble: so often, at most, it is looked at again."""
 
 Work = Callable[[sqlite3.Connection, Changes], T]
 
@@ -40,6 +51,8 @@ class Job(Generic[T]):
     future: asyncio.Future[T]
     on_abandoned: Callable[[T], None] | None
     """Called on the loop when it was committed but nobody waits for the result any more."""
+    file: str
+    """Spool file that the change names; empty if it names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +66,32 @@ class Ended:
 
 
 class Writer:
-    """The writing thread. Built on the loop that submits."""
+    """The writing thread. Built on the loop that submits.
+
+    `trial` raises what the disk says to a small change; `on_committed` is called on the loop, `clean_up` on the thread,
+    with the names of spool files that nobody needs any more.
+    """
 
     def __init__(
         self,
-        connect: Callable[[], sqlite3.Connection],
+        connection: sqlite3.Connection,
+        wal: WriteAheadLog,
+        trial: Callable[[], None],
         on_committed: Callable[[Sequence[Changes]], None],
         clean_up: Callable[[str], None],
     ) -> None:
-        self._connect = connect
+        self._connection, self._wal, self._trial = connection, wal, trial
         self._on_committed = on_committed
         self._clean_up = clean_up
         self._loop = asyncio.get_running_loop()
         self._waiting: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._pending: set[Job[Any]] = set()
-        self._broken: StoreError | None = None
         self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
+        self._tried_at = 0.0
+        self._doubtful: set[str] = set()
+        """Spool files of changes that may be on disk although they failed."""
+        self.trouble: Trouble | None = None
+        """Why the queue takes nothing now. Written by the thread, read by anybody."""
         self.commits = 0
         """Transactions committed; for measurements."""
 
@@ -76,11 +99,15 @@ class Writer:
         """Start the thread."""
         self._thread.start()
 
-    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None) -> T:
-        """Commit a change; returns its result once it is on stable storage. StoreError: nothing was changed."""
-        if self._broken is not None:
-            raise StoreError(str(self._broken))
-        job: Job[T] = Job(work, self._loop.create_future(), on_abandoned)
+    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None, *, file: str = "") -> T:
+        """Commit a change; returns its result once it is on stable storage.
+
+        StoreError: nothing was changed. StoreDoubt: nothing counts as changed, but the disk may have it; a `file` that
+        the change names is cleaned up once that is certain.
+        """
+        if self.trouble is not None and self.trouble.kind is Kind.STOPPED:
+            raise self.trouble.error
+        job: Job[T] = Job(work, self._loop.create_future(), on_abandoned, file)
         self._pending.add(job)
         self._waiting.put(job)
         try:
@@ -96,33 +123,40 @@ class Writer:
     # -- on the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        reason = StoreError("the queue is closed")
+        reason = "the queue is closed"
         try:
-            connection = self._connect()
             try:
-                while self._step(connection):
+                while self._step():
                     pass
             finally:
-                connection.close()
+                self._connection.close()
         except BaseException as error:  # whatever it was: nobody may wait for ever, nobody may hear of a success
             log.error("queue.writer_failed", exc_info=error)
-            reason = StoreError(f"the queue's writer has failed: {error}")
-        self._call(lambda: self._break(reason))
+            reason = f"the queue's writer has failed, restart the node: {error}"
+        self.trouble = Trouble(Kind.STOPPED, reason)
+        self._call(self._break)
 
-    def _step(self, connection: sqlite3.Connection) -> bool:
+    def _step(self) -> bool:
         """One batch; False when told to stop."""
         batch, go_on = self._gather()
+        if self.trouble is not None:
+            self._try_disk(self.trouble)
         if batch:
-            ended = self._commit(connection, batch)
+            ended = self._commit(batch)
             self._call(lambda: self._deliver(ended))
             for end in ended:
                 for name in end.changes.unlinked if end.changes is not None else ():
                     self._clean_up(name)
+            self._checkpoint(len(batch))
         return go_on
 
     def _gather(self) -> tuple[list[Job[Any]], bool]:
+        """Whatever waits; nothing, if the disk is in trouble and it is time for a trial."""
         batch: list[Job[Any]] = []
-        job = self._waiting.get()
+        try:
+            job = self._waiting.get(timeout=None if self.trouble is None else TRIAL_S)
+        except queue.Empty:
+            return batch, True
         while job is not None:
             if not job.future.cancelled():
                 batch.append(job)
@@ -134,16 +168,21 @@ class Writer:
                 return batch, True
         return batch, False
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[Job[Any]]) -> list[Ended]:
+    def _commit(self, batch: list[Job[Any]]) -> list[Ended]:
+        if self.trouble is not None and self.trouble.kind is Kind.SUSPECT:
+            return [Ended(job, error=self.trouble.error) for job in batch]
         try:
-            return self._commit_once(connection, batch)
+            return self._commit_once(batch)
         except Exception as error:
-            if len(batch) == 1 or _is_disk_error(error):
-                return [Ended(job, error=translate_sqlite_error(error)) for job in batch]
-        return [ended for job in batch for ended in self._commit(connection, [job])]
+            self._note(error)
+            if len(batch) == 1 or (self.trouble is not None and self.trouble.kind is Kind.SUSPECT):
+                self._doubtful |= {job.file for job in batch} - {""}
+                return [Ended(job, error=translate(error)) for job in batch]
+        return [ended for job in batch for ended in self._commit([job])]
 
-    def _commit_once(self, connection: sqlite3.Connection, batch: list[Job[Any]]) -> list[Ended]:
+    def _commit_once(self, batch: list[Job[Any]]) -> list[Ended]:
         ended: list[Ended] = []
+        connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
             for job in batch:
@@ -155,7 +194,66 @@ class Writer:
                 connection.execute("ROLLBACK")
             raise
         self.commits += 1
+        self._note_success()
         return ended
+
+    def _checkpoint(self, jobs_count: int) -> None:
+        """Between commits: whoever waits for the next one waits for this, too, but nobody's answer does."""
+        try:
+            self._wal.note(jobs_count)
+        except sqlite3.Error as error:
+            self._note(error)
+
+    # -- trouble -------------------------------------------------------------------------------------------------------
+
+    def _note(self, error: Exception) -> None:
+        """Remember what an error says of the disk; the worse stays."""
+        found, known = find_trouble(error), self.trouble
+        if found is None:
+            if not isinstance(error, (StoreError, sqlite3.Error)):
+                log.error("queue.bug", exc_info=error)
+            return
+        if known is None or (known.kind is not Kind.DAMAGED and known != found):
+            log.error("queue.trouble", kind=found.kind.value, reason=found.reason)
+            self.trouble = found
+        if known is None:
+            self._tried_at = time.monotonic()
+
+    def _note_success(self) -> None:
+        if self.trouble is not None and self.trouble.kind is Kind.FULL:
+            self._end_trouble()
+
+    def _end_trouble(self) -> None:
+        log.warning("queue.trouble_over", reason=self.trouble.reason if self.trouble is not None else "")
+        self.trouble = None
+
+    def _try_disk(self, trouble: Trouble) -> None:
+        """Is it well again? At most every `TRIAL_S`, however many ask."""
+        now = time.monotonic()
+        if trouble.kind is Kind.DAMAGED or now - self._tried_at < TRIAL_S:
+            return
+        self._tried_at = now
+        if trouble.kind is Kind.SUSPECT and not self._empty_log():
+            return
+        try:
+            self._trial()
+            self._wal.try_commit()
+        except Exception as error:
+            self._note(error)
+        else:
+            self._end_trouble()
+
+    def _empty_log(self) -> bool:
+        """What failed is gone for good then, and so are its files."""
+        try:
+            self._wal.empty()
+        except Exception as error:
+            log.error("queue.trouble_goes_on", reason=str(error))
+            return False
+        for name in self._doubtful:
+            self._clean_up(name)
+        self._doubtful.clear()
+        return True
 
     def _call(self, function: Callable[[], None]) -> None:
         try:
@@ -177,30 +275,9 @@ class Writer:
             elif job.on_abandoned is not None:
                 job.on_abandoned(ended.result)
 
-    def _break(self, reason: StoreError) -> None:
-        self._broken = reason
+    def _break(self) -> None:
+        assert self.trouble is not None
         for job in self._pending:
             if not job.future.done():
-                job.future.set_exception(reason)
+                job.future.set_exception(self.trouble.error)
         self._pending.clear()
-
-
-def _is_disk_error(error: Exception) -> bool:
-    """The disk failed, not a change: hundreds of further syncs would only keep everybody waiting."""
-    return isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_IOERR
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def translate_sqlite_error(error: Exception) -> StoreError:
-    """The store's error for whatever a change ended with."""
-    if isinstance(error, StoreError):
-        return error
-    if isinstance(error, sqlite3.Error):
-        if _primary_code(error) == sqlite3.SQLITE_FULL:
-            return StoreFull("no space left for the queue's database")
-        return StoreError(f"the queue's database: {error}")
-    log.error("queue.bug", exc_info=error)
-    return StoreError(f"the queue could not be changed: {error!r}")

@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from smtp_edge.queue import questions, statements
 from smtp_edge.queue.entry import Claim, DeliveryState
+from smtp_edge.queue.faults import Trouble, translate
 from smtp_edge.queue.rows import SCHEMA
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.queue.tally import Changes, Tally
-from smtp_edge.queue.writer import Work, Writer, translate_sqlite_error
+from smtp_edge.queue.writer import Work, Writer
 
 T = TypeVar("T")
 NOWHERE = Path("/nonexistent")
@@ -62,7 +63,7 @@ class MemoryStore(SQLiteStore):
         try:
             return function()
         except sqlite3.Error as error:
-            raise translate_sqlite_error(error) from error
+            raise translate(error) from error
 
 
 class InlineWriter(Writer):
@@ -71,8 +72,9 @@ class InlineWriter(Writer):
     def __init__(self, connection: sqlite3.Connection, tally: Tally) -> None:
         self._connection, self._tally = connection, tally
         self.commits = 0
+        self.trouble: Trouble | None = None
 
-    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None) -> T:
+    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None, *, file: str = "") -> T:
         """One transaction. StoreError if it failed; then nothing was changed."""
         await asyncio.sleep(0)  # others run meanwhile, as during a commit
         changes = Changes()
@@ -81,7 +83,7 @@ class InlineWriter(Writer):
             result = work(self._connection, changes)
         except (sqlite3.Error, StoreError) as error:
             self._connection.execute("ROLLBACK")
-            raise translate_sqlite_error(error) from error
+            raise translate(error) from error
         self._connection.execute("COMMIT")
         self._tally.apply([changes])
         self.commits += 1
