@@ -1,0 +1,100 @@
+"""A relay killed at every system call of a few messages' life, and a disk that fails each call once, in turn.
+
+    python3 deploy/run.py bench crash [--every 1] [--stories files,network] [--errors EIO,ENOSPC,EDQUOT]
+
+Each point is a process of its own and the next start after it (tests/faults): some two seconds, ten minutes in all.
+What the columns say: points that were struck; faults (a false 250, a loss, a start that fails, damage, what was left
+behind): must be none; doubles: letters that arrived twice because nobody could know that they had arrived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.bench.lab.figures import table
+from tests.faults.strace import Point, find_points
+from tests.faults.trial import (
+    FILES,
+    FIRST_START,
+    NETWORK,
+    READS,
+    Story,
+    Strike,
+    Trial,
+    dry_run,
+    fail_at,
+    fail_for_good,
+    kill_at,
+    strike_all,
+)
+
+STORIES = {story.name: story for story in (FIRST_START, FILES, NETWORK, READS)}
+
+
+def main() -> int:
+    """See the module; 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth point")
+    parser.add_argument("--stories", default=",".join(STORIES))
+    parser.add_argument("--errors", default="EIO,ENOSPC,EDQUOT")
+    words = parser.parse_args()
+    return asyncio.run(run([STORIES[name] for name in words.stories.split(",")], words.errors.split(","), words.every))
+
+
+async def run(stories: list[Story], errors: list[str], every: int) -> int:
+    """All stories, each with all that may happen in it."""
+    rows = [["story", "at each of", "what", "struck", "faults", "doubles", "s"]]
+    wrong: list[str] = []
+    for story in stories:
+        with tempfile.TemporaryDirectory() as folder:
+            points = list(find_points(await dry_run(Path(folder), story)))[::every]
+        for name, strike in build_strikes(story, errors).items():
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder:
+                trials = await strike_all(Path(folder), story, points, strike)
+            rows.append([story.name, show_points(points), name, *show(trials), f"{time.monotonic() - began:.0f}"])
+            wrong += [f"{story.name}, {name}, {trial.point}: {fault}" for trial in trials for fault in trial.faults]
+            print(table([rows[0], rows[-1]]), flush=True)
+    print(f"\n{table(rows)}")
+    for line in wrong:
+        print(line)
+    return 1 if wrong else 0
+
+
+def build_strikes(story: Story, errors: list[str]) -> dict[str, Strike]:
+    """What may happen at a point of a story."""
+    strikes: dict[str, Strike] = {}
+    if story is not READS:
+        strikes["kill"] = kill_at
+    if story is not NETWORK:
+        for error in errors if story is not READS else ["EIO"]:
+            strikes[f"{error} once"] = lambda *where, error=error: fail_at(*where, error)  # type: ignore[misc]
+    if story is FILES:
+        strikes["EIO from then on, kill"] = lambda *where: fail_for_good(*where, "EIO")
+    return strikes
+
+
+def show_points(points: list[Point]) -> str:
+    """How many of which call."""
+    counts = Counter(point.call for point in points)
+    return ", ".join(f"{count} {call}" for call, count in counts.most_common(3)) + (" ..." if len(counts) > 3 else "")
+
+
+def show(trials: list[Trial]) -> list[str]:
+    """Columns of one row."""
+    doubles = Counter(text.partition(": ")[2] for trial in trials for text in trial.doubled)
+    return [
+        f"{sum(trial.struck for trial in trials)} of {len(trials)}",
+        str(sum(len(trial.faults) for trial in trials)),
+        "; ".join(f"{count} ({why})" for why, count in doubles.most_common()) or "0",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The process that is killed, and whose disk fails: everything that holds a message, wired as `smtp_edge.node` does.
+
+    python -m tests.faults.life DIRECTORY --host PORT [--names PREFIX]
+
+Listener, acceptor, store, dispatcher and outbound client are the product's; only routing is a sink that knows one smart
+host. Names of spool files are counted instead of random, so that a tracer can be told of them beforehand.
+
+It writes `port N` on standard output once it serves, obeys lines on standard input, and answers each with a line:
+
+    empty    when nothing is left in the queue        prune    forget what is finished
+    stop     stop in the order of a node, and end
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import sys
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from types import SimpleNamespace
+
+from router.decision import Hop, HopKind
+from router.policy import RouteRule, RouteTable
+from smtp_edge.acceptor import QueueAcceptor
+from smtp_edge.client.attempt import AttemptResult, Target
+from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.counters import Counters
+from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.listener import Listener
+from smtp_edge.logs import configure_logs
+from smtp_edge.queue import spool as spool_module
+from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.retry import RetryPolicy
+from smtp_edge.queue.spool import Spool
+from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.queue.store import StoreError
+from smtp_edge.settings import ListenerSettings, QueueSettings
+from smtp_edge.settlement import Reporting
+from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
+from smtp_edge.sinks.bindings import Binding, SinkChain
+
+INLINE_BYTES_MAX = 4096
+HOP = Hop(HopKind.SMART_HOST, "out")
+POLL_S = 0.01
+EXIT_CANNOT_START = 78
+QUEUE = QueueSettings(inline_bytes_max=INLINE_BYTES_MAX, free_bytes_min=0, retry_first_s=0.05, retry_max_s=0.1)
+
+
+class OneHost(Sink):
+    """Everything goes to the one smart host."""
+
+    async def route(self, delivery: RouteRequest) -> Route | None:
+        """It may always be tried: what failed there waits on disk."""
+        return Route((NextHop(HOP.id),))
+
+
+class Deaf:
+    """Nobody learns from attempts here."""
+
+    def began(self, hop: Hop, class_id: str, size_bytes: int) -> None: ...
+    def arrived(self, class_id: str) -> None: ...
+    def backlog_changed(self, class_id: str) -> None: ...
+    def ended(
+        self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int, message: str
+    ) -> None: ...
+
+
+class Life:
+    """One process's worth of a relay."""
+
+    def __init__(self, directory: Path, host_port: int) -> None:
+        table = RouteTable([RouteRule("default", ("*",), ("out",))])
+        ids, counters, observer = QueueIds("life"), Counters(), Deaf()
+        target = Target(HOP, "127.0.0.1", host_port, tls="none")
+        self.store = SQLiteStore(
+            directory,
+            incarnation=uuid.uuid4().hex,
+            history_s=0,
+            entries_max=1000,
+            clock=lambda: datetime.now(UTC),
+        )
+        self._client = DeliveryClient(hostname="life.test", identity=None, connect_timeout_s=5, attempt_timeout_s=10)
+        self.dispatcher = Dispatcher(
+            self.store,
+            SinkChain([Binding("one", OneHost())]),
+            self._client,
+            observer,
+            node_id="life",
+            target_of=lambda hop: target,
+            reporting=Reporting(
+                hostname="life.test",
+                policy=RetryPolicy.from_settings(QUEUE),
+                new_queue_id=ids.new,
+                class_of=lambda domain: "default",
+                lifetime=timedelta(days=5),
+            ),
+            limits=DispatcherLimits(active_max=100, in_doubt_hold_s=1, park_retry_s=0.05),
+            counters=counters,
+            now=time.monotonic,
+            rng=random.Random(1),
+        )
+        self._acceptor = QueueAcceptor(
+            self.store,
+            Spool(directory),
+            table,
+            self.dispatcher,
+            observer,
+            node_id="life",
+            hostname="life.test",
+            settings=QUEUE,
+            counters=counters,
+            backlogs=self.store.backlog_counts,
+            new_queue_id=ids.new,
+            data_dir=directory,
+            now=time.monotonic,
+        )
+        settings = ListenerSettings(listen="127.0.0.1:0", allow_networks=(ip_network("127.0.0.0/8"),))
+        self._listener = Listener(
+            settings, self._acceptor, hostname="life.test", inline_bytes_max=QUEUE.inline_bytes_max
+        )
+
+    async def start(self) -> str:
+        """As a node: nothing is accepted before it can be kept. The address of the listener."""
+        await self.store.open()
+        await self.dispatcher.start()
+        return await self._listener.start()
+
+    async def stop(self) -> None:
+        """As a node."""
+        await self._listener.stop(1)
+        await self.dispatcher.stop(1)
+        await self._client.close()
+        await self.store.close()
+
+
+async def main(directory: Path, host_port: int) -> int:
+    """See the module."""
+    life = Life(directory, host_port)
+    try:
+        address = await life.start()
+    except StoreError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    say(f"port {address.rpartition(':')[2]}")
+    commands = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    while True:
+        match (await commands.readline()).decode().strip():
+            case "empty":
+                while (summary := await life.store.summary()).classes:  # noqa: ASYNC110  (there is no event for it)
+                    await asyncio.sleep(POLL_S)
+                say(f"empty {summary.corrupt}")
+            case "prune":
+                say(f"pruned {await prune(life.store)}")
+            case "stop" | "":
+                await life.stop()
+                say("stopped")
+                return 0
+
+
+async def prune(store: SQLiteStore) -> int:
+    """Rows that were forgotten; -1 if the disk said no."""
+    try:
+        return await store.prune(datetime.now(UTC) + timedelta(seconds=1))
+    except StoreError:
+        return -1
+
+
+def say(line: str) -> None:
+    """One write, unbuffered."""
+    os.write(1, f"{line}\n".encode())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--host", type=int, required=True)
+    parser.add_argument("--names", default="a")
+    words = parser.parse_args()
+    numbers = itertools.count(1)
+    names = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{words.names}{next(numbers)}"))
+    spool_module.uuid = names  # type: ignore[assignment]
+    configure_logs("json", "warning", "life")
+    sys.exit(asyncio.run(main(words.directory, words.host)))
