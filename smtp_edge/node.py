@@ -45,7 +45,6 @@ from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.handover import HandOver, may_leave
-from smtp_edge.listener import Listener, ListenerError, MeshListener
 from smtp_edge.logs import configure_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
@@ -58,6 +57,7 @@ from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
 from smtp_edge.routing import RoutingShell, Targets
+from smtp_edge.server.listener import Listener, ListenerError, MeshListener
 from smtp_edge.settings import Settings
 from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings

@@ -19,9 +19,9 @@ from smtp_edge.admin.hypotheses import HypothesisError, Names, convert_answer, r
 from smtp_edge.admin.orders import OrdersService, fail, node_names
 from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
-from smtp_edge.commands import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import Recipient
 from smtp_edge.queue.entry import DeliveryState
+from smtp_edge.server.commands import SyntaxFault, parse_mailbox
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:

@@ -28,13 +28,13 @@ from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.envelope import Client, ReceivedMessage
 from smtp_edge.handover import HandOver, may_leave
-from smtp_edge.listener import DRAINED
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
 from smtp_edge.reply import Reply
 from smtp_edge.routes import find_classes
 from smtp_edge.routing import RoutingShell
+from smtp_edge.server.listener import DRAINED
 from smtp_edge.settings import QueueSettings
 from smtp_edge.settlement import Reporting
 from smtp_edge.simulation.adapters import SimulatedGossip, WorldClock

@@ -17,7 +17,7 @@ from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.envelope import BodyType, Envelope, MailData, Notify, Recipient, Transfer
 from tests.unit.smtp_edge.client.servers import DROP, HANG, KEYWORDS, Script, SmtpServer, smtp_server
-from tests.unit.smtp_edge.inbound.doors import build_identity, write_certificate
+from tests.unit.smtp_edge.server.doors import build_identity, write_certificate
 
 ANN, BOB = Recipient("ann@example.org"), Recipient("bob@example.org")
 BODY = b"Subject: x\r\n\r\n..hello\r\n"

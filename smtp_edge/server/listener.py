@@ -20,10 +20,10 @@ import structlog
 from gossip.identity import Identity, IdentityError
 from smtp_edge.auth import UsersError, UsersFile
 from smtp_edge.envelope import Client, Recipient
-from smtp_edge.intake import IntakeOptions
-from smtp_edge.relay import RelayPolicy
 from smtp_edge.reply import Reply
-from smtp_edge.session import Acceptor, Session, SessionOptions
+from smtp_edge.server.intake import IntakeOptions
+from smtp_edge.server.relay import RelayPolicy
+from smtp_edge.server.session import Acceptor, Session, SessionOptions
 from smtp_edge.settings import ListenerSettings
 
 log = structlog.get_logger()

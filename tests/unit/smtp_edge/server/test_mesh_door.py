@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from gossip.identity import Authority
 from smtp_edge.envelope import Transfer
 from smtp_edge.transfer import TransferFault, build_parameters, parse_backlogs, parse_transfer
-from tests.unit.smtp_edge.inbound.doors import build_identity, open_mesh_door
+from tests.unit.smtp_edge.server.doors import build_identity, open_mesh_door
 
 NODE = "ab" * 16
 

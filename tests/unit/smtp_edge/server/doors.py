@@ -13,9 +13,9 @@ from cryptography import x509
 
 from gossip.identity import Authority, Identity, write_new
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient
-from smtp_edge.listener import Listener, MeshListener
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.reply import Reply
+from smtp_edge.server.listener import Listener, MeshListener
 from smtp_edge.settings import ListenerSettings
 
 HOSTNAME = "relay.test"

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 import structlog
 
-from smtp_edge.bulk import LineEnds
 from smtp_edge.envelope import HEADER_KEPT_MAX, MailData
 from smtp_edge.queue.store import StoreError, StoreFull
 from smtp_edge.reply import Reply
+from smtp_edge.server.bulk import LineEnds
 
 log = structlog.get_logger()
 

@@ -23,8 +23,10 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from smtp_edge.auth import UsersFile
-from smtp_edge.bulk import TooLarge, read_mail_data
-from smtp_edge.commands import (
+from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
+from smtp_edge.reply import Reply
+from smtp_edge.server.bulk import TooLarge, read_mail_data
+from smtp_edge.server.commands import (
     MailParameters,
     PathArgument,
     SyntaxFault,
@@ -32,9 +34,7 @@ from smtp_edge.commands import (
     take_mail_parameters,
     take_rcpt_parameters,
 )
-from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
-from smtp_edge.intake import LOCAL_ERROR, TOO_LARGE, Intake, IntakeOptions, SpoolWriter
-from smtp_edge.reply import Reply
+from smtp_edge.server.intake import LOCAL_ERROR, TOO_LARGE, Intake, IntakeOptions, SpoolWriter
 from smtp_edge.trace import protocol_word
 from smtp_edge.transfer import KEYWORD, STATE, TransferFault, parse_transfer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.unit.smtp_edge.inbound.doors import open_door
+from tests.unit.smtp_edge.server.doors import open_door
 
 DRAINED = "421 4.3.2 this relay is being drained, try another"
 CLOSING = "421 4.3.2 relay.test is closing"

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from smtp_edge.auth import hash_password
 from smtp_edge.envelope import BodyType, Notify
 from smtp_edge.reply import Reply
-from tests.unit.smtp_edge.inbound.doors import open_door, write_certificate
+from tests.unit.smtp_edge.server.doors import open_door, write_certificate
 
 
 async def test_the_greeting_and_every_keyword(tmp_path: Path) -> None:
