@@ -26,7 +26,7 @@ from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFul
 from smtp_edge.reply import Reply
 from smtp_edge.routes import TRACE_ROOM_BYTES
 from smtp_edge.settings import QueueSettings
-from smtp_edge.trace import HOPS_MAX, build_received, count_received
+from smtp_edge.trace import build_received
 
 log = structlog.get_logger()
 
@@ -110,9 +110,6 @@ class QueueAcceptor:
 
     async def accept(self, message: ReceivedMessage) -> Reply:
         """Store a message; the reply to its final dot."""
-        if count_received(message.data.header) >= HOPS_MAX:
-            await self._spool.discard(message.data)
-            return Reply(554, "too many hops, this message is looping", "5.4.6")
         groups = self._group(message)
         refusal = self._check_size(message, groups)
         if refusal is not None:
@@ -213,7 +210,9 @@ class QueueAcceptor:
                 recipients=message.envelope.recipients,
                 tls=client.tls,
             ),
-            client=" ".join(word for word in (client.address, client.helo, client.user or client.peer_id) if word),
+            client=" ".join(
+                word for word in (client.address, client.helo, client.user or client.peer_id, client.forwarded) if word
+            ),
         )
         base = transfer.token if transfer else f"{origin}/0"
         state = _state_of(transfer, at, entry.expires_at)

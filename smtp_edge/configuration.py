@@ -237,8 +237,10 @@ def _is_model(kind: Any) -> bool:
 
 def _resolve_section(section: Model, folder: Path) -> Model:
     """Every path made absolute, from the folder of the file."""
-    changes = {name: _resolve_value(getattr(section, name), folder) for name in type(section).model_fields}
-    return section.model_copy(update=changes)
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    resolved = {name: _resolve_value(value, folder) for name, value in values.items()}
+    # Only what changed: what was given and what is a default stays told apart.
+    return section.model_copy(update={name: value for name, value in resolved.items() if value != values[name]})
 
 
 def _resolve_value(value: Any, folder: Path) -> Any:

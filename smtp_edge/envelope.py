@@ -1,7 +1,10 @@
 """The envelope and mail data of a message, as values.
 
-Mail data stays dot-stuffed exactly as it was received (RFC 5321 section 4.5.2), without the terminating dot line, and
-ends in CRLF: so it goes out again without a copy or a scan. Small data is inline bytes, larger data a spool file.
+Mail data is kept dot-stuffed (RFC 5321 section 4.5.2), without the terminating dot line: what came by DATA goes out
+again without a copy or a scan, what came by BDAT is stuffed on its way in. It ends in CRLF and holds no bare CR or LF,
+but for `BodyType.BINARY_MIME`, which may hold anything and end anywhere. Dots are stuffed after CRLF and at the very
+beginning, nowhere else, in binary data too: to undo it gives the bytes that were sent. Small data is inline bytes,
+larger data a spool file.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from pathlib import Path
 
 
 class BodyType(enum.StrEnum):
-    """BODY parameter of MAIL (RFC 6152)."""
+    """BODY parameter of MAIL (RFC 6152, RFC 3030)."""
 
     SEVEN_BIT = "7BIT"
     EIGHT_BIT_MIME = "8BITMIME"
+    BINARY_MIME = "BINARYMIME"
+    """May hold NUL and bare CR or LF: goes on by BDAT only. Dot-stuffed after each CRLF like any other mail data."""
 
 
 class Notify(enum.Flag):
@@ -27,13 +32,17 @@ class Notify(enum.Flag):
     DELAY = enum.auto()
 
 
+NOTIFY_DEFAULT = Notify.FAILURE | Notify.DELAY
+"""A constant, because combining flags costs more than a recipient may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipient:
     """A forward-path with its DSN parameters. `address` is the mailbox as given, without angle brackets."""
 
     address: str
     orcpt: str = ""
-    notify: Notify = Notify.FAILURE | Notify.DELAY
+    notify: Notify = NOTIFY_DEFAULT
 
     @property
     def domain(self) -> str:
@@ -67,6 +76,8 @@ class Envelope:
     envid: str = ""
     ret: str = ""
     """RET parameter: `FULL`, `HDRS` or empty."""
+    requiretls: bool = False
+    """REQUIRETLS (RFC 8689): only over verified TLS, to hops that promise the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,8 @@ class Client:
 
     address: str
     port: int = 0
+    name: str = ""
+    """Host name, where somebody trusted told it (XCLIENT)."""
     helo: str = ""
     protocol: str = "SMTP"
     """`with` word of the Received field (RFC 3848): SMTP, ESMTP, ESMTPS, ESMTPSA, UTF8SMTP..."""
@@ -107,6 +120,8 @@ class Client:
     listener: str = ""
     tls: str = ""
     """`TLSv1.3 TLS_AES_256_GCM_SHA384`, empty in the clear."""
+    forwarded: str = ""
+    """Whom a filter in front of us had as its client (XFORWARD): for the log and the Received field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.admin.address import find_advertised
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
+from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
@@ -57,7 +58,9 @@ from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
 from smtp_edge.routing import RoutingShell, Targets
-from smtp_edge.server.listener import Listener, ListenerError, MeshListener
+from smtp_edge.server.door import ListenerError
+from smtp_edge.server.listener import Listener, MeshListener, Surroundings
+from smtp_edge.server.pressure import Memory
 from smtp_edge.settings import Settings
 from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
@@ -204,9 +207,18 @@ class Node:
             data_dir=settings.node.data_dir,
             now=self.now,
         )
+        self._memory = Memory(settings.limits.buffer_bytes_max)
+        surroundings = Surroundings(
+            hostname=self._hostname,
+            inline_bytes_max=queue.inline_bytes_max,
+            limits=settings.limits,
+            access=settings.access,
+            authenticators={section.name: load_authenticator(section) for section in settings.auth},
+            auth_timeouts={section.name: section.timeout_s for section in settings.auth},
+            memory=self._memory,
+        )
         self._listeners = [
-            Listener(section, self._acceptor, hostname=self._hostname, inline_bytes_max=queue.inline_bytes_max)
-            for section in limit_sizes(settings.listener, self.table)
+            Listener(section, self._acceptor, surroundings) for section in limit_sizes(settings.listener, self.table)
         ]
         self._mesh = MeshListener(
             settings.mesh.listen,
@@ -215,6 +227,7 @@ class Node:
             hostname=self._hostname,
             inline_bytes_max=queue.inline_bytes_max,
             size_bytes_max=max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024),
+            memory=self._memory,
         )
         self._admin = AdminServer(self, settings.admin.listen, self.identity)
         self._metrics = MetricsServer(self, settings.metrics.listen) if settings.metrics.listen else None
@@ -248,7 +261,8 @@ class Node:
     async def stop(self) -> None:
         """Top down; mail in flight gets `STOP_GRACE_S` to finish, the rest stays in the queue."""
         log.info("node.stopping")
-        await asyncio.gather(*(listener.stop(STOP_GRACE_S / 2) for listener in (*self._listeners, self._mesh)))
+        doors: list[Listener | MeshListener] = [*self._listeners, self._mesh]
+        await asyncio.gather(*(door.stop(STOP_GRACE_S / 2) for door in doors))
         await self._dispatcher.stop(STOP_GRACE_S)
         for loop in self._loops:
             loop.cancel()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from gossip.identity import Identity, IdentityError
 from gossip.revocation import RevocationError, load_revocations
-from smtp_edge.auth import UsersError, UsersFile
+from smtp_edge.auth.api import AuthError
+from smtp_edge.auth.users import UsersFile
 from smtp_edge.relations import Mistake
-from smtp_edge.settings import ListenerSettings, Settings, SinkSettings, SmartHostSettings
+from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
+from smtp_edge.settings_inbound import ListenerSettings
 from smtp_edge.sinks.bindings import SinkError, load_bindings
 
 
@@ -51,8 +53,8 @@ def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
             yield Mistake(f"{key}.certificate", _explain_pair(listener.certificate, listener.key, error))
     if listener.auth_users is not None:
         try:
-            UsersFile.load(listener.auth_users)
-        except UsersError as error:
+            UsersFile(listener.auth_users)
+        except AuthError as error:
             yield Mistake(f"{key}.auth_users", str(error))
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from router.policy import MX_VIA
 from router.terms import Terms
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
-from smtp_edge.settings import ListenerSettings, RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settings_inbound import ListenerSettings
 
 PORT_MAX = 65535
 SIZE_BYTES_MIN = 65536

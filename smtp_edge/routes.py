@@ -12,7 +12,8 @@ from gossip.linkstate import TlsLevel
 from router.decision import ExitHop, Hop, HopKind
 from router.policy import RouteRule, RouteTable, split_class_id
 from router.terms import NO_TERMS, Policy, Terms
-from smtp_edge.settings import ListenerSettings, RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settings_inbound import ListenerSettings
 
 TRACE_ROOM_BYTES = 2048
 """What the trace fields of relays may add to a message on its way: a client's mail this near to a limit is above it."""

@@ -6,68 +6,13 @@ Paths are relative to the folder of the file. Secrets are named by file, never w
 
 from __future__ import annotations
 
-import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from gossip.linkstate import TAG_PATTERN, TAGS_MAX
-
-_DOMAIN = re.compile(r"(?:\*|(?:\*\.)?[^\s@*.:/,]+(?:\.[^\s@*.:/,]+)*|\[[0-9A-Fa-f.:IPv]+\])")
-_TAG = re.compile(TAG_PATTERN)
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-
-
-def parse_network(given: object) -> IPv4Network | IPv6Network:
-    """A network as `192.0.2.0/24` or `2001:db8::/32`, or one address. ValueError says what else it may have meant."""
-    try:
-        return ip_network(str(given))
-    except ValueError:
-        pass
-    try:
-        meant = ip_network(str(given), strict=False)
-    except ValueError:
-        raise ValueError(f"{given!r} is no network; write it like 192.0.2.0/24 or 2001:db8::/32") from None
-    raise ValueError(f"{given!r} is an address in a network; did you mean {meant}?")
-
-
-def parse_domain(given: str) -> str:
-    """A domain in lower case, `*.example.org`, or `*`. ValueError."""
-    if not _DOMAIN.fullmatch(given):
-        raise ValueError(f"{given!r} is no domain; write example.org, *.example.org for all below it, or *")
-    return given.lower()
-
-
-def parse_host(given: str) -> str:
-    """A host name or address without port. ValueError."""
-    if not given or re.search(r"[\s/@]", given):
-        raise ValueError(f"{given!r} is no host name or address")
-    if given.count(":") == 1 or given.startswith("["):
-        raise ValueError(f"{given!r}: the port has a key of its own, and addresses stand without brackets")
-    return given
-
-
-def parse_tag(given: str) -> str:
-    """A tag. ValueError."""
-    if not _TAG.fullmatch(given):
-        raise ValueError(f"{given!r} is no tag; write up to 32 of a-z 0-9 . _ - beginning with a letter or digit")
-    return given
-
-
-Seconds = Annotated[float, Field(ge=0)]
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
-Domain = Annotated[str, AfterValidator(parse_domain)]
-Tags = Annotated[tuple[Annotated[str, AfterValidator(parse_tag)], ...], Field(max_length=TAGS_MAX)]
-Host = Annotated[str, AfterValidator(parse_host)]
-
-
-class Section(BaseModel):
-    """A table of the file: frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from smtp_edge.setting_kinds import Domain, Host, Name, Seconds, Section, Tags
+from smtp_edge.settings_inbound import AccessSettings, AuthSettings, LimitsSettings, ListenerSettings
 
 
 class NodeSettings(Section):
@@ -111,28 +56,6 @@ class MeshSection(Section):
     listen: str = "127.0.0.1:7925"
     advertise: str = ""
     transit: bool = True
-
-
-class ListenerSettings(Section):
-    """[[listener]]: where clients submit or other servers deliver."""
-
-    name: Name = "smtp"
-    listen: str = "127.0.0.1:2525"
-    tls: Literal["none", "starttls", "implicit"] = "none"
-    certificate: Path | None = None
-    key: Path | None = None
-    allow_networks: tuple[Network, ...] = ()
-    """Clients that may relay anywhere without authentication. Empty = none."""
-    relay_domains: tuple[Domain, ...] = ()
-    """Destinations accepted from anybody (`*.example.org` matches below it)."""
-    auth_users: Path | None = None
-    """File of `user:hash` lines (`smtpmesh hash-password`); AUTH is offered under TLS only."""
-    size_bytes_max: Annotated[int, Field(ge=1024)] = 50 * 1024 * 1024
-    recipients_max: Annotated[int, Field(ge=1, le=50_000)] = 1000
-    connections_max: Annotated[int, Field(ge=1)] = 1000
-    connections_per_client_max: Annotated[int, Field(ge=1)] = 100
-    idle_timeout_s: Annotated[float, Field(gt=0)] = 300
-    bare_newlines: Literal["refuse", "normalise"] = "refuse"
 
 
 class SmartHostSettings(Section):
@@ -246,6 +169,9 @@ class Settings(Section):
     gossip: GossipSection = GossipSection()
     mesh: MeshSection = MeshSection()
     listener: tuple[ListenerSettings, ...] = (ListenerSettings(),)
+    limits: LimitsSettings = LimitsSettings()
+    access: tuple[AccessSettings, ...] = ()
+    auth: tuple[AuthSettings, ...] = ()
     smart_host: tuple[SmartHostSettings, ...] = ()
     route: tuple[RouteSettings, ...] = ()
     queue: QueueSettings = QueueSettings()

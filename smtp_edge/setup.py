@@ -25,7 +25,7 @@ from gossip.identity import Authority, IdentityError, TrustBundle, certificate_d
 from gossip.linkstate import NodeId
 from gossip.revocation import SUFFIX, Revocation, RevocationError, build_text
 from smtp_edge.admin.address import is_loopback
-from smtp_edge.settings import NAME_PATTERN
+from smtp_edge.setting_kinds import NAME_PATTERN
 
 PORTS = {"gossip": 7946, "mesh": 7925, "smtp": 2525}
 PORT_STEP = 10

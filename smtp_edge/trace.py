@@ -1,4 +1,4 @@
-"""The Received trace field, and counting those that are there (RFC 5321 sections 4.4 and 6.3, RFC 3848)."""
+"""The Received trace field (RFC 5321 section 4.4, RFC 3848). Those that are there already: `server/header.py`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from email.utils import format_datetime
 
 from smtp_edge.envelope import Client, Recipient
 
-HOPS_MAX = 50
-"""Received fields at which a message counts as looping; the mesh's own trace stops it far earlier."""
-
-_RECEIVED = re.compile(rb"^received:", re.IGNORECASE | re.MULTILINE)
 _UNSAFE = re.compile(r"[^!-'*-:<-\[\]-~]")
 """Everything but visible ASCII without parentheses, semicolon and backslash: what may stand in the field unquoted."""
+_UNSAFE_BUT_BLANK = re.compile(r"[^ !-'*-:<-\[\]-~]")
 _TEXT_MAX = 255
 
 
@@ -27,18 +24,16 @@ def build_received(
     so that the field never reveals a blind copy.
     """
     address = f"IPv6:{client.address}" if ":" in client.address else client.address
-    lines = [f"Received: from {_clean(client.helo) or 'unknown'} ([{_clean(address)}])"]
+    name = f"{_clean(client.name)} " if client.name else ""
+    lines = [f"Received: from {_clean(client.helo) or 'unknown'} ({name}[{_clean(address)}])"]
     if tls:
-        lines.append(f"\t(using {_clean(tls, ' ')})")
+        lines.append(f"\t(using {_clean(tls, _UNSAFE_BUT_BLANK)})")
+    if client.forwarded:
+        lines.append(f"\t(forwarded for {_clean(client.forwarded, _UNSAFE_BUT_BLANK)})")
     lines.append(f"\tby {_clean(hostname)} (smtpmesh) with {client.protocol} id {queue_id}")
     if len(recipients) == 1 and (only := recipients[0].address).isascii() and _clean(only) == only:
         lines.append(f"\tfor <{only}>")
     return ("\r\n".join(lines) + f";\r\n\t{format_datetime(at)}\r\n").encode("ascii")
-
-
-def count_received(header: bytes) -> int:
-    """Received fields in a header block."""
-    return len(_RECEIVED.findall(header))
 
 
 def protocol_word(*, extended: bool, tls: bool, authenticated: bool, utf8: bool) -> str:
@@ -48,5 +43,5 @@ def protocol_word(*, extended: bool, tls: bool, authenticated: bool, utf8: bool)
     return ("UTF8SMTP" if utf8 else "ESMTP") + ("S" if tls else "") + ("A" if authenticated else "")
 
 
-def _clean(text: str, also: str = "") -> str:
-    return "".join(c if c in also else _UNSAFE.sub("?", c) for c in text[:_TEXT_MAX])
+def _clean(text: str, unsafe: re.Pattern[str] = _UNSAFE) -> str:
+    return unsafe.sub("?", text[:_TEXT_MAX])

@@ -180,7 +180,7 @@ def version() -> None:
 @cli.command("hash-password")
 def hash_password() -> None:
     """Ask for a password and print its hash, for a line `user:hash` of a listener's auth_users file."""
-    from smtp_edge.auth import hash_password as hashed
+    from smtp_edge.auth.users import hash_password as hashed
 
     click.echo(hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)))
 

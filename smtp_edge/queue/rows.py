@@ -100,6 +100,7 @@ def encode_entry(entry: Entry) -> str:
             "smtputf8": envelope.smtputf8,
             "envid": envelope.envid,
             "ret": envelope.ret,
+            "requiretls": envelope.requiretls,
             "trace": entry.trace,
             "received_field": entry.received_field.decode("latin-1"),
             "client": entry.client,
@@ -135,6 +136,7 @@ def decode_entry(row: Row, body: Row | None, spool: Path) -> Entry:
             smtputf8=bool(fields["smtputf8"]),
             envid=_text(fields["envid"]),
             ret=_text(fields["ret"]),
+            requiretls=bool(fields.get("requiretls", False)),
         )
         return Entry(
             queue_id=queue_id,

@@ -1,30 +1,56 @@
-"""Reading mail data in bulk: up to CRLF.CRLF and nothing else (RFC 5321 section 4.1.1.4; CVE-2023-51764).
+"""Mail data by DATA, in bulk: up to CRLF.CRLF and nothing else (RFC 5321 section 4.1.1.4; CVE-2023-51764).
 
-aiosmtpd takes one coroutine step for each line; here one step takes whatever has arrived. The data stays dot-stuffed. A
+aiosmtpd takes one coroutine step for each line; here a step takes whatever has arrived. The data stays dot-stuffed. A
 bare CR or LF never ends anything: it is refused, or made a CRLF with its dots stuffed again, so that no server behind
 this one can read one message as two.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 END = LONE_DOT = b"\r\n.\r\n"
+HELD_MAX = len(END) - 1
+"""Bytes kept back, because they may be the beginning of the end."""
 _BARE = re.compile(rb"(?:(?<!\r)\n|\r(?!\n))(\.?)")
+_BARE_RAW = re.compile(rb"(?:(?<!\r)\n|\r(?!\n))")
 
 
-class TooLarge(Exception):
-    """The client went on far beyond the limit it was told; the connection is not worth keeping."""
+class DataReader:
+    """Cuts mail data out of a stream: bytes in, mail data out, and what follows the final dot."""
+
+    def __init__(self) -> None:
+        # A CRLF in front makes a lone dot on the first line an ordinary end.
+        self._held, self._skip = b"\r\n", 2
+        self.rest: bytes | None = None
+        """What came behind the end, once it is there."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """More bytes; the mail data among them, up to and including the CRLF before the final dot."""
+        joined = self._held + chunk
+        end = joined.find(END)
+        if end >= 0:
+            self.rest = joined[end + len(END) :]
+            data, self._held = joined[: end + 2], b""
+        else:
+            cut = max(0, len(joined) - HELD_MAX)
+            data, self._held = joined[:cut], joined[cut:]
+        if self._skip and data:
+            skipped, self._skip = min(self._skip, len(data)), max(0, self._skip - len(data))
+            return data[skipped:]
+        return data
 
 
 @dataclass(slots=True)
 class LineEnds:
-    """Checks or repairs line ends of data that arrives in chunks. `bare` tells whether any was bare."""
+    """Checks or repairs line ends of data that arrives in chunks. `bare` tells whether any was bare.
+
+    `stuffed`: dots are doubled in the data (DATA); a repair keeps it so. Else they are not yet (BDAT).
+    """
 
     repair: bool
+    stuffed: bool = True
     bare: bool = False
     _carry: bytes = b""
     _tail: bytes = b"\r\n"
@@ -32,7 +58,7 @@ class LineEnds:
 
     def feed(self, chunk: bytes) -> bytes:
         """The chunk as it may be stored; a trailing line end is kept back until its other half is known."""
-        return self._stuff(self._check(chunk)) if self.repair else self._check(chunk)
+        return self._stuff(self._check(chunk)) if self.repair and self.stuffed else self._check(chunk)
 
     def _check(self, chunk: bytes) -> bytes:
         if self._carry:
@@ -44,15 +70,19 @@ class LineEnds:
         if pairs == chunk.count(b"\n") == chunk.count(b"\r"):
             return chunk
         self.bare = True
-        return _BARE.sub(_as_crlf, chunk) if self.repair else chunk
+        if not self.repair:
+            return chunk
+        return _BARE.sub(_as_crlf, chunk) if self.stuffed else _BARE_RAW.sub(b"\r\n", chunk)
 
     def finish(self) -> bytes:
         """What was kept back."""
         rest, self._carry = self._carry, b""
-        if rest:
-            self.bare = True
-            return self._stuff(b"\r\n") if self.repair else rest
-        return b""
+        if not rest:
+            return b""
+        self.bare = True
+        if not self.repair:
+            return rest
+        return self._stuff(b"\r\n") if self.stuffed else b"\r\n"
 
     def _stuff(self, chunk: bytes) -> bytes:
         """A lone dot that came about by repair is stuffed again."""
@@ -68,23 +98,18 @@ def _as_crlf(match: re.Match[bytes]) -> bytes:
     return b"\r\n.." if match.group(1) else b"\r\n"
 
 
-async def read_mail_data(reader: asyncio.StreamReader, *, drain_max: int) -> AsyncIterator[bytes]:
-    """Chunks of mail data up to and including the CRLF before the final dot. TooLarge beyond `drain_max` bytes.
+class DotCount:
+    """Counts the dots that stuffing has added."""
 
-    asyncio.IncompleteReadError if the client leaves before the final dot.
-    """
-    # A CRLF in front makes a lone dot on the first line an ordinary end.
-    reader._buffer[:0] = b"\r\n"  # type: ignore[attr-defined]
-    skip, total = 2, 0
-    last = False
-    while not last:
-        try:
-            chunk, last = (await reader.readuntil(END))[: 2 - len(END)], True
-        except asyncio.LimitOverrunError as overrun:
-            chunk = await reader.readexactly(overrun.consumed)
-        chunk, skip = chunk[skip:], 0
-        total += len(chunk)
-        if total > drain_max:
-            raise TooLarge
-        if chunk:
-            yield chunk
+    def __init__(self) -> None:
+        self.count = 0
+        self._tail = b"\r\n"
+
+    def feed(self, chunk: bytes) -> None:
+        """Mail data, in order."""
+        self.count += self.peek(chunk)
+        self._tail = (self._tail + chunk[-2:])[-2:]
+
+    def peek(self, chunk: bytes) -> int:
+        """How many are in a chunk that would come next."""
+        return chunk.count(b"\r\n.") + (self._tail + chunk[:2]).count(b"\r\n.")

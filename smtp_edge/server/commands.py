@@ -1,4 +1,5 @@
-"""MAIL and RCPT arguments: paths and parameters (RFC 5321 sections 4.1.2 and 4.1.3; 1870, 3461, 6152, 6531). Pure.
+"""MAIL and RCPT arguments: paths and parameters (RFC 5321 sections 4.1.2 and 4.1.3; 1870, 3030, 3461, 4954, 6152, 6531,
+8689). Pure.
 
 Addresses are kept as they were written: the local part belongs to its host (RFC 5321 section 2.4). A source route is
 accepted and ignored (section 4.1.1.3). Everything else that the grammar does not allow is refused here, so that no
@@ -11,7 +12,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
-from smtp_edge.envelope import BodyType, Notify
+from smtp_edge.envelope import NOTIFY_DEFAULT, BodyType, Notify
 
 PATH_MAX = 256
 """Octets of a path with its brackets (RFC 5321 section 4.5.3.1.3)."""
@@ -29,14 +30,39 @@ _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(r"[!-<>-~\x80-\U0010ffff]+")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-Fa-f]{2})+")
+_ORCPT = re.compile(r"[A-Za-z0-9-]{1,40};[!-~\x80-\U0010ffff]+")
+_FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f]")
+_FORBIDDEN = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Controls of the upper half, line separators, and what turns the direction of writing: nothing that a log may show."""
 
 
 class SyntaxFault(ValueError):
     """The argument does not follow the grammar. `status` is the enhanced status code; `str()` is generic."""
 
-    def __init__(self, text: str, status: str = "5.5.4") -> None:
+    def __init__(self, text: str, status: str = "5.5.4", *, code: int = 501) -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.code = status, code
+
+
+class UnknownParameter(SyntaxFault):
+    """A parameter that is not known here (RFC 5321 section 4.1.1.11)."""
+
+    def __init__(self) -> None:
+        super().__init__("parameter not recognised", code=555)
+
+
+def decode_line(line: bytes) -> str:
+    """A command line without its line end, as text. SyntaxFault for control characters and for what is not UTF-8."""
+    if _FORBIDDEN_BYTES.search(line):
+        raise SyntaxFault("control characters are not allowed", "5.5.2", code=500)
+    try:
+        text = line.decode("ascii") if line.isascii() else line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SyntaxFault("not UTF-8", "5.5.2", code=500) from None
+    if not text.isascii() and _FORBIDDEN.search(text):
+        raise SyntaxFault("control characters are not allowed", "5.5.2", code=500)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +122,10 @@ def parse_mailbox(text: str) -> str:
     local = _QUOTED.match(text) if text.startswith('"') else _DOT_STRING.match(text)
     if local is None or text[local.end() : local.end() + 1] != "@":
         raise SyntaxFault("bad address syntax", "5.1.3")
-    if len(local.group()) > LOCAL_PART_MAX:
+    if len(local.group().encode()) > LOCAL_PART_MAX:
         raise SyntaxFault("the local part is too long", "5.1.3")
     domain = text[local.end() + 1 :]
-    if not (_is_literal(domain) or (_DOMAIN.fullmatch(domain) and len(domain) <= 255)):
+    if not (_is_literal(domain) or (_DOMAIN.fullmatch(domain) and len(domain.encode()) <= 255)):
         raise SyntaxFault("bad domain syntax", "5.1.2")
     return f"{local.group()}@{domain.removesuffix('.')}"
 
@@ -142,36 +168,77 @@ class MailParameters:
     smtputf8: bool = False
     envid: str = ""
     ret: str = ""
+    requiretls: bool = False
 
 
-def take_mail_parameters(parameters: dict[str, str | None]) -> MailParameters:
-    """Take the known ones out of `parameters`; what is left is not known here. SyntaxFault for bad values."""
-    size = parameters.pop("SIZE", "0") or "0"
-    body = (parameters.pop("BODY", "") or "7BIT").upper()
-    ret = (parameters.pop("RET", "") or "").upper()
-    envid = parameters.pop("ENVID", "") or ""
-    utf8 = "SMTPUTF8" in parameters
-    parameters.pop("SMTPUTF8", None)
-    parameters.pop("AUTH", None)  # RFC 4954 section 5: a server that does not trust it may ignore it
+PLAIN_MAIL = MailParameters()
+
+
+def take_mail_parameters(parameters: dict[str, str | None], *, tls: bool) -> MailParameters:
+    """Take the known ones out of `parameters`; what is left is not known here. SyntaxFault for bad values.
+
+    `tls`: the session is encrypted, else REQUIRETLS is not known (RFC 8689 section 2).
+    """
+    if not parameters:
+        return PLAIN_MAIL
+    size = _take_value(parameters, "SIZE", "0")
+    body = _take_value(parameters, "BODY", "7BIT").upper()
+    ret = _take_value(parameters, "RET", "").upper()
+    envid = _take_value(parameters, "ENVID", "")
     if not (size.isascii() and size.isdigit()) or len(size) > 20 or body not in BODY_TYPES:
         raise SyntaxFault("bad parameter value")
-    if ret not in ("", "FULL", "HDRS") or len(envid) > ENVID_MAX or not envid.isascii():
+    if ret not in ("", "FULL", "HDRS") or len(envid) > ENVID_MAX or (envid and not _XTEXT.fullmatch(envid)):
         raise SyntaxFault("bad parameter value")
-    return MailParameters(int(size), BODY_TYPES[body], utf8, envid, ret)
+    _check_auth(_take_value(parameters, "AUTH", "<>"))
+    return MailParameters(
+        int(size),
+        BODY_TYPES[body],
+        _take_flag(parameters, "SMTPUTF8"),
+        envid,
+        ret,
+        tls and _take_flag(parameters, "REQUIRETLS"),
+    )
 
 
 def take_rcpt_parameters(parameters: dict[str, str | None]) -> tuple[Notify, str]:
-    """Take NOTIFY and ORCPT out of `parameters` (RFC 3461 section 4). SyntaxFault for bad values."""
-    notify = _parse_notify(parameters.pop("NOTIFY", None))
-    orcpt = parameters.pop("ORCPT", "") or ""
-    if len(orcpt) > ORCPT_MAX or (orcpt and ";" not in orcpt):
+    """Take NOTIFY and ORCPT out of `parameters` (RFC 3461 section 4, RFC 6533). SyntaxFault for bad values."""
+    if not parameters:
+        return NOTIFY_DEFAULT, ""
+    notify = _take_value(parameters, "NOTIFY", "")
+    orcpt = _take_value(parameters, "ORCPT", "")
+    if orcpt and (len(orcpt) > ORCPT_MAX or not _ORCPT.fullmatch(orcpt)):
         raise SyntaxFault("bad ORCPT")
-    return notify, orcpt
+    return _parse_notify(notify), orcpt
 
 
-def _parse_notify(value: str | None) -> Notify:
+def _take_value(parameters: dict[str, str | None], keyword: str, default: str) -> str:
+    """The value of a parameter that has to have one."""
+    if keyword not in parameters:
+        return default
+    value = parameters.pop(keyword)
     if value is None:
-        return Notify.FAILURE | Notify.DELAY
+        raise SyntaxFault("a parameter needs a value")
+    return value
+
+
+def _take_flag(parameters: dict[str, str | None], keyword: str) -> bool:
+    """True if a parameter without value is there."""
+    if keyword not in parameters:
+        return False
+    if parameters.pop(keyword) is not None:
+        raise SyntaxFault("a parameter takes no value")
+    return True
+
+
+def _check_auth(value: str) -> None:
+    """`AUTH=` is checked and not believed (RFC 4954 section 5): nobody here could say on whose word it rests."""
+    if value != "<>" and not _XTEXT.fullmatch(value):
+        raise SyntaxFault("bad parameter value")
+
+
+def _parse_notify(value: str) -> Notify:
+    if not value:
+        return NOTIFY_DEFAULT
     words = value.upper().split(",")
     if words == ["NEVER"]:
         return Notify.NEVER

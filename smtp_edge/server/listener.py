@@ -1,4 +1,4 @@
-"""Listeners: sockets, TLS contexts and connection limits around sessions.
+"""Listeners: from the configuration to doors, with certificates, users and rules.
 
 `Listener` is for clients and other mail servers; `MeshListener` is the peers' door: implicit TLS, cluster certificates
 on both sides, nothing else gets as far as a greeting.
@@ -6,212 +6,192 @@ on both sides, nothing else gets as far as a greeting.
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import socket
 import ssl
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-
-import structlog
 
 from gossip.identity import Identity, IdentityError
-from smtp_edge.auth import UsersError, UsersFile
+from smtp_edge.auth.api import Authenticator, AuthError
+from smtp_edge.auth.backends import load_for
+from smtp_edge.auth.guard import Guard
+from smtp_edge.auth.senders import SenderMap
 from smtp_edge.envelope import Client, Recipient
 from smtp_edge.reply import Reply
+from smtp_edge.server.access import compile_rules
+from smtp_edge.server.door import MESH, Door, DoorOptions, ListenerError
 from smtp_edge.server.intake import IntakeOptions
+from smtp_edge.server.login import Passwords
+from smtp_edge.server.networks import ClientKeys, Networks
+from smtp_edge.server.options import Acceptor, SessionOptions
+from smtp_edge.server.pace import PaceLimits
+from smtp_edge.server.pressure import Memory
 from smtp_edge.server.relay import RelayPolicy
-from smtp_edge.server.session import Acceptor, Session, SessionOptions
-from smtp_edge.settings import ListenerSettings
+from smtp_edge.settings_inbound import AccessSettings, LimitsSettings, ListenerSettings
 
-log = structlog.get_logger()
-
-BACKLOG = 1024
-HANDSHAKE_TIMEOUT_S = 30.0
-HANDSHAKES_MAX = 200
-"""TLS handshakes under way at once; further callers wait in the kernel's backlog."""
-ACCEPT_PAUSE_S = 0.5
-DRAINED = Reply(421, "this relay is being drained, try another", "4.3.2")
-MESH = "mesh"
+AUTH_TIMEOUT_S = 10.0
 MESH_CONNECTIONS_MAX = 2000
-REASONS = {
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster's authority",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
-}
-"""OpenSSL's words in ours."""
+MESH_RECIPIENTS_MAX = 50_000
+MESH_LIMITS = LimitsSettings(
+    command_line_bytes_max=16384,
+    header_bytes_max=16 * 1024 * 1024,
+    header_fields_max=1_000_000,
+    hops_max=500,
+    bad_commands_max=1000,
+    idle_commands_max=100_000,
+    refused_recipients_max=100_000,
+    session_s_max=0,
+)
+"""The relay that took a message from a client has judged it. Loops between relays are seen in their trace."""
 
 
-class ListenerError(Exception):
-    """The listener cannot start; `str()` says what is in the way."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the listeners of a node share, and what beside its own section a listener goes by."""
+
+    hostname: str
+    inline_bytes_max: int
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
+    access: Sequence[AccessSettings] = ()
+    authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
+    """By the name of their [[auth]]."""
+    auth_timeouts: Mapping[str, float] = field(default_factory=dict)
+    memory: Memory = field(default_factory=lambda: Memory(256 * 1024 * 1024))
 
 
-class _Door:
-    """A listening socket and its sessions."""
-
-    def __init__(
-        self, name: str, listen: str, acceptor: Acceptor, *, connections_max: int, connections_per_client_max: int
-    ) -> None:
-        self._name, self._listen, self._acceptor = name, listen, acceptor
-        self._connections_max, self._per_client_max = connections_max, connections_per_client_max
-        self._sessions: set[Session] = set()
-        self._clients: Counter[str] = Counter()
-        self._counted: dict[Session, str] = {}
-        self._server: asyncio.Server | None = None
-        self._listening: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
-        self._drained = False
-        self._handshakes = asyncio.Semaphore(HANDSHAKES_MAX)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def _open(self, options: SessionOptions, tls: ssl.SSLContext | None) -> str:
-        loop = asyncio.get_running_loop()
-        host, port = split_address(self._listen)
-
-        def build() -> Session:
-            return Session(options, self._acceptor, loop=loop, on_open=self._admit, on_close=self._forget)
-
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise ListenerError(f"cannot listen on {self._listen}: {_explain(error)}") from error
-        if tls is None:
-            self._server = await loop.create_server(build, sock=listening)
-        else:
-            listening.setblocking(False)
-            self._listening, self._accepting = listening, loop.create_task(self._accept(listening, build, tls))
-        bound = listening.getsockname()
-        return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
-
-    @property
-    def session_count(self) -> int:
-        """Open sessions."""
-        return len(self._sessions)
-
-    def drain(self, drained: bool) -> None:
-        """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
-        self._drained = drained
-        for session in list(self._sessions):
-            session.leave(drained)
-
-    async def stop(self, grace_s: float) -> None:
-        """Accept nobody, let transactions finish within `grace_s`, then hang up."""
-        if self._server is not None:
-            self._server.close()
-        if self._accepting is not None and self._listening is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-            self._listening.close()
-        for session in list(self._sessions):
-            session.close_soon()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._sessions and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  (a stop may poll)
-            await asyncio.sleep(0.05)
-        for session in list(self._sessions):
-            session.abort()
-
-    async def _accept(self, listening: socket.socket, build: Callable[[], Session], tls: ssl.SSLContext) -> None:
-        """Implicit TLS, accepted by hand: a server made with `ssl=` says nothing about a handshake that failed."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._handshakes.acquire()
-            try:
-                accepted, address = await loop.sock_accept(listening)
-            except OSError as error:  # too many open files: those that are open will end
-                log.error("listener.accept_failed", listener=self._name, reason=str(error))
-                self._handshakes.release()
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            task = loop.create_task(self._secure(accepted, address[0], build, tls))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _secure(
-        self, accepted: socket.socket, address: str, build: Callable[[], Session], tls: ssl.SSLContext
-    ) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                build, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-            )
-        except (OSError, ssl.SSLError) as error:
-            reason = getattr(error, "reason", None) or str(error) or "the client hung up"
-            event = "mesh.peer_refused" if self._name == MESH else "tls.failed"
-            log.warning(event, client=address, listener=self._name, reason=REASONS.get(reason, reason))
-            accepted.close()
-        finally:
-            self._handshakes.release()
-
-    def _admit(self, session: Session, address: str) -> Reply | None:
-        self._sessions.add(session)
-        self._counted[session] = address
-        self._clients[address] += 1
-        if self._drained:
-            return DRAINED
-        if len(self._sessions) > self._connections_max or self._clients[address] > self._per_client_max:
-            log.warning("listener.full", listener=self._name, client=address, connections=len(self._sessions))
-            return Reply(421, "too many connections", "4.7.0")
-        return None
-
-    def _forget(self, session: Session) -> None:
-        self._sessions.discard(session)
-        address = self._counted.pop(session, None)
-        if address is not None:
-            self._clients[address] -= 1
-            if not self._clients[address]:
-                del self._clients[address]
-
-
-class Listener(_Door):
+class Listener:
     """Where clients submit or other servers deliver."""
 
-    def __init__(self, settings: ListenerSettings, acceptor: Acceptor, *, hostname: str, inline_bytes_max: int) -> None:
-        super().__init__(
-            settings.name,
-            settings.listen,
-            acceptor,
-            connections_max=settings.connections_max,
-            connections_per_client_max=settings.connections_per_client_max,
+    def __init__(self, settings: ListenerSettings, acceptor: Acceptor, surroundings: Surroundings) -> None:
+        self.settings = settings
+        self._guard: Guard | None = None
+        self._surroundings = surroundings
+        self._door = Door(settings.name, settings.listen, acceptor, surroundings.memory)
+
+    def prepare(self, settings: ListenerSettings, surroundings: Surroundings) -> DoorOptions:
+        """Read all the files that a listener needs and build its options. ListenerError; nothing is changed by it."""
+        context = load_context(settings)
+        implicit = settings.tls == "implicit"
+        limits = surroundings.limits.overridden_by(settings.limits)
+        try:
+            authenticator = load_for(settings, surroundings.authenticators)
+            senders = SenderMap.load(settings.senders) if settings.senders is not None else None
+        except AuthError as error:
+            raise ListenerError(str(error)) from error
+        session = SessionOptions(
+            listener=settings.name,
+            hostname=surroundings.hostname,
+            policy=RelayPolicy(settings),
+            intake=build_intake(settings, limits, surroundings.inline_bytes_max),
+            limits=limits,
+            recipients_max=settings.recipients_max,
+            pace=build_pace(settings.idle_timeout_s, limits),
+            access=compile_rules(surroundings.access, settings.name),
+            starttls=None if implicit else context,
+            tls_required=settings.tls_required,
+            login=self._build_login(authenticator, settings, limits, surroundings),
+            auth_required=settings.auth_required,
+            senders=senders,
+            xclient=Networks(settings.xclient_networks),
+            pipelining=settings.pipelining,
+            too_often=self._door.too_often,
         )
-        self._settings, self._hostname, self._inline_bytes_max = settings, hostname, inline_bytes_max
+        return DoorOptions(
+            session,
+            settings.connections_max,
+            settings.connections_per_client_max,
+            tls=context if implicit else None,
+            proxies=Networks(settings.proxy_networks),
+        )
+
+    def _build_login(
+        self,
+        authenticator: Authenticator | None,
+        settings: ListenerSettings,
+        limits: LimitsSettings,
+        surroundings: Surroundings,
+    ) -> Passwords | None:
+        """Failures stay remembered while their bounds stay the same."""
+        if authenticator is None:
+            return None
+        bounds = limits.auth_failures_per_client, limits.auth_failures_per_user
+        if self._guard is None or self._guard.bounds != bounds:
+            self._guard = Guard(per_client=bounds[0], per_user=bounds[1])
+        keys = ClientKeys(limits.client_prefix_v4, limits.client_prefix_v6)
+        timeout_s = surroundings.auth_timeouts.get(settings.auth, AUTH_TIMEOUT_S)
+        return Passwords(authenticator, self._guard, keys, timeout_s=timeout_s)
 
     async def start(self) -> str:
         """Listen; the bound host:port. ListenerError: port in use, certificate or users file unusable."""
-        settings = self._settings
-        context = self._load_context()
-        implicit = settings.tls == "implicit"
-        options = SessionOptions(
-            listener=settings.name,
-            hostname=self._hostname,
-            policy=RelayPolicy(settings),
-            intake=IntakeOptions(settings.size_bytes_max, self._inline_bytes_max, settings.bare_newlines),
-            recipients_max=settings.recipients_max,
-            idle_timeout_s=settings.idle_timeout_s,
-            starttls=None if implicit else context,
-            implicit_tls=implicit,
-            users=self._load_users(),
-        )
-        return await self._open(options, context if implicit else None)
+        bound = self.bind(self.prepare(self.settings, self._surroundings))
+        await self.serve()
+        return bound
 
-    def _load_context(self) -> ssl.SSLContext | None:
-        certificate, key = self._settings.certificate, self._settings.key
-        if self._settings.tls == "none" or certificate is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(certificate, key)
-        except (OSError, ssl.SSLError) as error:
-            raise ListenerError(f"certificate {certificate} with key {key or certificate}: {error}") from error
-        return context
+    def bind(self, options: DoorOptions) -> str:
+        """Take the address, accept nobody yet. ListenerError."""
+        self._door.configure(options)
+        return self._door.bind()
 
-    def _load_users(self) -> UsersFile | None:
-        path: Path | None = self._settings.auth_users
-        try:
-            return UsersFile.load(path) if path is not None else None
-        except UsersError as error:
-            raise ListenerError(str(error)) from error
+    async def serve(self) -> None:
+        """Accept."""
+        await self._door.serve()
+
+    async def change(self, settings: ListenerSettings, options: DoorOptions) -> None:
+        """Go by other options (of `prepare`) from now on; the address stays."""
+        self.settings = settings
+        self._door.configure(options)
+        await self._door.pause()
+        await self._door.serve()
+
+    def drain(self, drained: bool) -> None:
+        """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
+        self._door.drain(drained)
+
+    async def close(self) -> None:
+        """Accept nobody any more; the sessions that are there end by themselves."""
+        await self._door.close()
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept nobody, let transactions finish within `grace_s`, then hang up."""
+        await self._door.stop(grace_s)
+
+    @property
+    def session_count(self) -> int:
+        """Sessions that are there."""
+        return self._door.session_count
+
+
+def load_context(settings: ListenerSettings) -> ssl.SSLContext | None:
+    """The TLS context of a listener; None without TLS. ListenerError."""
+    certificate, key = settings.certificate, settings.key
+    if settings.tls == "none" or certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ListenerError(f"certificate {certificate} with key {key or certificate}: {error}") from error
+    return context
+
+
+def build_intake(settings: ListenerSettings, limits: LimitsSettings, inline_bytes_max: int) -> IntakeOptions:
+    """The bounds of mail data."""
+    return IntakeOptions(
+        settings.size_bytes_max,
+        inline_bytes_max,
+        settings.bare_newlines,
+        line_bytes_max=limits.mail_line_bytes_max,
+        header_bytes_max=limits.header_bytes_max,
+        header_fields_max=limits.header_fields_max,
+        hops_max=limits.hops_max,
+    )
+
+
+def build_pace(idle_s: float, limits: LimitsSettings) -> PaceLimits:
+    """The bounds of time."""
+    return PaceLimits(idle_s, limits.session_s_max, limits.data_bytes_per_s_min, limits.data_window_s)
 
 
 class _PeersMayAll:
@@ -222,7 +202,7 @@ class _PeersMayAll:
         return None
 
 
-class MeshListener(_Door):
+class MeshListener:
     """The peers' door."""
 
     def __init__(
@@ -234,53 +214,49 @@ class MeshListener(_Door):
         hostname: str,
         inline_bytes_max: int,
         size_bytes_max: int,
+        memory: Memory,
     ) -> None:
-        super().__init__(
-            MESH,
-            listen,
-            acceptor,
-            connections_max=MESH_CONNECTIONS_MAX,
-            connections_per_client_max=MESH_CONNECTIONS_MAX,
-        )
-        self._identity = identity
-        self._options = SessionOptions(
+        self._identity, self._hostname = identity, hostname
+        self._door = Door(MESH, listen, acceptor, memory)
+        self.configure(inline_bytes_max=inline_bytes_max, size_bytes_max=size_bytes_max)
+
+    def configure(self, *, inline_bytes_max: int, size_bytes_max: int) -> None:
+        """For connections from now on."""
+        session = SessionOptions(
             listener=MESH,
-            hostname=hostname,
+            hostname=self._hostname,
             policy=_PeersMayAll(),
-            intake=IntakeOptions(size_bytes_max, inline_bytes_max),
-            recipients_max=50_000,
-            implicit_tls=True,
+            intake=IntakeOptions(size_bytes_max, inline_bytes_max, hops_max=MESH_LIMITS.hops_max),
+            limits=MESH_LIMITS,
+            recipients_max=MESH_RECIPIENTS_MAX,
+            pace=build_pace(300, MESH_LIMITS),
             mesh=True,
             peer_of=self._peer_of,
         )
+        context = self._identity.server_context()
+        self._door.configure(DoorOptions(session, MESH_CONNECTIONS_MAX, MESH_CONNECTIONS_MAX, tls=context))
 
     async def start(self) -> str:
         """Listen; the bound host:port. ListenerError if the port is in use."""
-        return await self._open(self._options, self._identity.server_context())
+        bound = self._door.bind()
+        await self._door.serve()
+        return bound
+
+    def drain(self, drained: bool) -> None:
+        """See Listener."""
+        self._door.drain(drained)
+
+    @property
+    def session_count(self) -> int:
+        """Sessions that are there."""
+        return self._door.session_count
+
+    async def stop(self, grace_s: float) -> None:
+        """See Listener."""
+        await self._door.stop(grace_s)
 
     def _peer_of(self, certificate_der: bytes) -> str:
         try:
             return self._identity.member(certificate_der, at=datetime.now(UTC)).node_id
         except IdentityError as error:
             raise ValueError(str(error)) from error
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port`. ListenerError for anything else."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ListenerError(f"{text!r} is not host:port")
-    return host.strip("[]"), int(port)
-
-
-def _explain(error: OSError) -> str:
-    """The reason with the way out."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return "the port is in use; stop what listens there (`ss -ltnp` names it) or choose another port"
-        case errno.EADDRNOTAVAIL:
-            return "this machine does not have that address"
-        case errno.EACCES:
-            return "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE"
-        case _:
-            return error.strerror or str(error)

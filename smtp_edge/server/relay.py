@@ -11,11 +11,12 @@ An empty configuration relays for nobody. Addresses that hide a second destinati
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+import unicodedata
 
 from smtp_edge.envelope import Client, Recipient
 from smtp_edge.reply import Reply
-from smtp_edge.settings import ListenerSettings
+from smtp_edge.server.networks import Networks
+from smtp_edge.settings_inbound import ListenerSettings
 
 NO_RELAY = Reply(550, "relaying denied", "5.7.1")
 HIDDEN_DESTINATION = frozenset('%!@"')
@@ -25,30 +26,21 @@ class RelayPolicy:
     """The policy of one listener."""
 
     def __init__(self, settings: ListenerSettings) -> None:
-        self._networks = settings.allow_networks
+        self._networks = Networks(settings.allow_networks)
         domains = [domain.lower() for domain in settings.relay_domains]
         self._exact = frozenset(domain for domain in domains if not domain.startswith("*."))
         self._suffixes = frozenset(domain[2:] for domain in domains if domain.startswith("*."))
 
     def permits(self, client: Client, recipient: Recipient) -> Reply | None:
         """None if the client may send to the recipient, else the refusal."""
-        if client.user or client.peer_id or self._listed(client.address):
+        if client.user or client.peer_id or self._networks.hold(client.address):
             return None
         local = recipient.address.rpartition("@")[0]
+        if not local.isascii():  # a next hop that normalises may find one in a full-width sign
+            local = unicodedata.normalize("NFKC", local)
         if HIDDEN_DESTINATION.intersection(local) or not self._takes(recipient.domain):
             return NO_RELAY
         return None
-
-    def _listed(self, address: str) -> bool:
-        if not self._networks:
-            return False
-        try:
-            parsed: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped
-        return any(parsed in network for network in self._networks)
 
     def _takes(self, domain: str) -> bool:
         if domain in self._exact:

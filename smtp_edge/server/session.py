@@ -1,8 +1,13 @@
 """One inbound SMTP session, on aiosmtpd's `SMTP` class.
 
-aiosmtpd gives transport, stream and lifetime; the dialogue is ours: bulk DATA instead of a coroutine step for each
-line, replies of a pipelined group in one write, parameters with their case kept, enhanced status codes (RFC 2034) on
-every reply, and texts that never repeat what the client sent. What is wrong goes to the log, not to the client.
+aiosmtpd gives transport, writer and lifetime; the dialogue is ours: commands of a pipelined group are answered without
+a task switch and in one write, mail data is taken in bulk (receiving.py), parameters keep their case, every reply has
+its enhanced status code (RFC 2034), and no text repeats what the client sent. What is wrong goes to the log instead.
+
+    conversation.py    what was said, and the commands that need no waiting
+    receiving.py       DATA and BDAT
+    login.py           AUTH
+    here               lines, replies, STARTTLS, the end
 
 A session that loses its client while a message is being stored still learns how the storing ended: it is never
 cancelled in between, so nothing is stored that nobody counts.
@@ -11,149 +16,90 @@ cancelled in between, so nothing is stored that nobody counts.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import structlog
 from aiosmtpd.smtp import SMTP
 
-from smtp_edge.auth import UsersFile
-from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
+from smtp_edge.envelope import Client
 from smtp_edge.reply import Reply
-from smtp_edge.server.bulk import TooLarge, read_mail_data
-from smtp_edge.server.commands import (
-    MailParameters,
-    PathArgument,
-    SyntaxFault,
-    parse_path_argument,
-    take_mail_parameters,
-    take_rcpt_parameters,
-)
-from smtp_edge.server.intake import LOCAL_ERROR, TOO_LARGE, Intake, IntakeOptions, SpoolWriter
-from smtp_edge.trace import protocol_word
-from smtp_edge.transfer import KEYWORD, STATE, TransferFault, parse_transfer
+from smtp_edge.server.commands import SyntaxFault, decode_line
+from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation, Goodbye
+from smtp_edge.server.crowd import Event
+from smtp_edge.server.inbox import EndlessLine, Inbox
+from smtp_edge.server.intake import LOCAL_ERROR
+from smtp_edge.server.login import RESPONSE_BYTES_MAX, WRONG, exchange
+from smtp_edge.server.options import Acceptor, SessionOptions
+from smtp_edge.server.pace import Pace
+from smtp_edge.server.pressure import Memory
+from smtp_edge.server.proxy import ProxiedClient
+from smtp_edge.server.receiving import Receiver
 
 log = structlog.get_logger()
 
-COMMAND_LINE_MAX = 4096
-"""Octets of a command line: 512 of RFC 5321 and what the extensions add (XTRACE names 32 digits for each relay)."""
-BUFFER_LIMIT = 128 * 1024
-BAD_COMMANDS_MAX = 20
-"""Refused commands in one session before it is ended."""
-FAILED_AUTH_MAX = 3
-DRAIN_FACTOR = 2
-"""Mail data beyond SIZE is read on this far for the sake of a proper 552; past it the connection is closed."""
-
-OK = Reply(250, "Ok", "2.0.0")
-BAD_SEQUENCE = "bad sequence of commands"
-
-
-class Acceptor(Protocol):
-    """Who takes over responsibility for mail (`smtp_edge.acceptor.QueueAcceptor`)."""
-
-    def admit(self, size_bytes: int) -> Reply | None:
-        """At MAIL: None to go on, else a 452 or 421."""
-        ...
-
-    def check_recipient(self, client: Client, recipient: Recipient, size_bytes: int = 0) -> Reply | None:
-        """At RCPT, after the relay policy. `size_bytes`: as MAIL declared it, 0 = not."""
-        ...
-
-    async def accept(self, message: ReceivedMessage) -> Reply:
-        """After the final dot; 250 only when durable."""
-        ...
-
-    def spool(self) -> SpoolWriter:
-        """A new spool file."""
-        ...
+GROUP_MAX = 64
+"""Commands answered in a row before other sessions get their turn."""
+OUT_BYTES_MAX = 32 * 1024
+"""Replies that wait for the end of a group; more are sent at once."""
+LAST_IN_GROUP = frozenset({b"HELO", b"EHLO", b"DATA", b"AUTH"})
+"""After these a client has to wait for the reply (RFC 2920 section 3.1, RFC 4954); STARTTLS sees to it by itself."""
+NOT_SMTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
+"""A browser that somebody made talk to this port: nothing it says is answered twice."""
+BAD_CODES = frozenset({500, 501, 502, 503, 504, 555})
+UNKNOWN_VERB = Reply(500, "command not recognised", "5.5.1")
+LINE_TOO_LONG = Reply(500, "line too long", "5.5.2")
+BARE_LF = Reply(500, "lines end in CRLF", "5.5.2")
+OUT_OF_TURN = Reply(554, "talking before your turn", "5.5.0")
 
 
-class Permits(Protocol):
-    """The relay policy."""
-
-    def permits(self, client: Client, recipient: Recipient) -> Reply | None:
-        """None, or the refusal."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What a listener's sessions offer and how far they go."""
-
-    listener: str
-    hostname: str
-    policy: Permits
-    intake: IntakeOptions
-    recipients_max: int = 1000
-    idle_timeout_s: float = 300
-    starttls: ssl.SSLContext | None = None
-    implicit_tls: bool = False
-    users: UsersFile | None = None
-    mesh: bool = False
-    """Peers only: `XSMTPMESH`, and `peer_of` names the peer or refuses the connection."""
-    peer_of: Callable[[bytes], str] | None = None
-
-
-@dataclass(slots=True)
-class Transaction:
-    """MAIL and RCPT so far."""
-
-    sender: str
-    mail: MailParameters
-    transfer: Transfer | None
-    recipients: list[Recipient]
-
-
-class Goodbye(Exception):
-    """End the session after the reply."""
+class TooSlow(Exception):
+    """The client lets us wait too long."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(str(reply))
         self.reply = reply
 
 
-class Session(SMTP):
-    """See the module. `on_open` may refuse the connection with a reply; `on_close` is called once for each open."""
+class House(Protocol):
+    """The listener behind its sessions."""
 
-    line_length_limit = BUFFER_LIMIT  # aiosmtpd builds its stream reader with it
+    memory: Memory
+
+    def enter(self, session: Session) -> Reply | None:
+        """A session begins; the refusal, if it is one too many."""
+        ...
+
+    def leave(self, session: Session) -> None:
+        """It has ended; called once for each `enter`."""
+        ...
+
+
+class Session(SMTP):
+    """See the module."""
 
     def __init__(
         self,
         options: SessionOptions,
         acceptor: Acceptor,
+        house: House,
         *,
         loop: asyncio.AbstractEventLoop,
-        on_open: Callable[[Session, str], Reply | None],
-        on_close: Callable[[Session], None],
+        proxied: ProxiedClient | None = None,
+        entry: Any = None,
     ) -> None:
         super().__init__(object(), hostname=options.hostname, enable_SMTPUTF8=True, loop=loop)
-        self._options = options
-        self._acceptor = acceptor
-        self._on_open, self._on_close = on_open, on_close
-        self._client = Client("unknown", listener=options.listener)
-        self._extended = False
-        self._transaction: Transaction | None = None
-        self._bad_commands = 0
-        self._failed_auth = 0
+        self.options, self.entry = options, entry
+        self._acceptor, self._house, self._proxied = acceptor, house, proxied
+        self.inbox = Inbox(loop)
+        self.pace = Pace(options.pace, time.monotonic())
+        self.conversation = Conversation(options, acceptor, Client("unknown", listener=options.listener))
+        self._failed_auth_count = 0
         self._out = bytearray()
-        self._busy = False
-        self._ending = self._leaving = False
-        self._verbs: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
-            b"HELO": self._helo,
-            b"EHLO": self._ehlo,
-            b"MAIL": self._mail,
-            b"RCPT": self._rcpt,
-            b"DATA": self._data,
-            b"RSET": self._rset,
-            b"NOOP": self._noop,
-            b"VRFY": self._vrfy,
-            b"HELP": self._help,
-            b"QUIT": self._quit,
+        self._busy = self._ending = self._leaving = False
+        self._later: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
             b"STARTTLS": self._starttls,
             b"AUTH": self._auth,
         }
@@ -163,22 +109,55 @@ class Session(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there (after the handshake, under implicit TLS)."""
         super().connection_made(transport)
+        self.inbox.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername") or ("unknown", 0)
         address, port = (peer[0], peer[1]) if isinstance(peer, tuple) else ("local", 0)
-        self._client = replace(self._client, address=address, port=port, tls=_describe_tls(transport))
+        if self._proxied is not None:
+            address, port = self._proxied.address, self._proxied.port
+        client = Client(address, port, listener=self.options.listener, tls=_describe_tls(transport))
+        self.conversation = Conversation(self.options, self._acceptor, client)
+        self.receiver = Receiver(
+            self.conversation, self.inbox, self._acceptor, self._house.memory, self.pace, self._say
+        )
+        self._later |= {b"DATA": self.receiver.data, b"BDAT": self.receiver.bdat}
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self.pace.received_count += len(data)
+        self.inbox.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Let the dialogue end by itself: what is being stored is stored and counted."""
         asyncio.StreamReaderProtocol.connection_lost(self, error)
+        self.inbox.feed_eof()
         self.transport = None
 
     def eof_received(self) -> bool:
         """A client that has said all it has to say may still read the replies (not under TLS)."""
-        self._reader.feed_eof()
-        return not self._client.tls
+        self.inbox.feed_eof()
+        return not self.conversation.client.tls
 
     def _reset_timeout(self, duration: float | None = None) -> None:
-        """aiosmtpd's timer is not used: reading has its own limit, and storing has none."""
+        """aiosmtpd's timer is not used: the listener looks at `pace`."""
+
+    @property
+    def address(self) -> str:
+        """Of the client, as it is connected (or as its load balancer says)."""
+        return self.conversation.client.address
+
+    def look(self, now: float) -> None:
+        """End it if the client has been too slow."""
+        farewell = self.pace.overdue(now)
+        if farewell is None:
+            return
+        self.inbox.fail(TooSlow(farewell))
+        if self.writer_stuck:
+            self.abort()
+
+    @property
+    def writer_stuck(self) -> bool:
+        """The client does not read what it is told."""
+        return bool(getattr(self, "_paused", False))
 
     def abort(self) -> None:
         """Hang up without another word."""
@@ -193,372 +172,225 @@ class Session(SMTP):
     def leave(self, leaving: bool) -> None:
         """End as soon as no transaction is open; False = stay after all."""
         self._leaving = leaving
-        idle = not self._busy and self._transaction is None
+        idle = not self._busy and self.conversation.transaction is None
         if leaving and idle and self._handler_coroutine is not None:
             self._handler_coroutine.cancel()
 
     # -- dialogue ------------------------------------------------------------------------------------------------------
 
     async def _handle_client(self) -> None:
-        refusal = self._greet()
         try:
-            if refusal is not None:
-                raise Goodbye(refusal)
-            self._queue(Reply(220, f"{self._options.hostname} ESMTP smtpmesh"))
-            while True:
-                await self._step()
+            await self._greet()
+            await self._converse()
         except Goodbye as goodbye:
             self._queue(goodbye.reply)
+        except TooSlow as slow:
+            self._queue(slow.reply)
         except asyncio.CancelledError:
-            self._queue(Reply(421, f"{self._options.hostname} is closing", "4.3.2"))
-        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            self._queue(self._closing())
+        except (ConnectionError, ssl.SSLError):
             pass
         except Exception:
-            log.exception("session.bug", client=self._client.address)
+            log.exception("session.bug", client=self.address)
             self._queue(Reply(421, "local error, closing", "4.3.0"))
         finally:
-            self._on_close(self)
-            self._writer.write(bytes(self._out))
-            self._writer.close()
+            await self._finish()
 
-    def _greet(self) -> Reply | None:
-        refusal = self._on_open(self, self._client.address)
-        if refusal is not None or self._options.peer_of is None:
-            return refusal
+    async def _finish(self) -> None:
+        self.inbox.clear()
+        self._house.leave(self)
+        self._writer.write(bytes(self._out))
+        self._writer.close()
+        await self.receiver.drop()
+
+    async def _greet(self) -> None:
+        refusal = self._house.enter(self)
+        if refusal is not None:
+            raise Goodbye(refusal)
+        if self.options.peer_of is not None:
+            self._meet_peer(self.options.peer_of)
+        greeting = self.conversation.greeting()
+        delay_s = self.options.limits.greeting_delay_s
+        if delay_s:
+            await asyncio.sleep(delay_s)
+            if len(self.inbox) and self.options.pipelining == "strict":
+                log.info("session.out_of_turn", client=self.address, verb="before the greeting")
+                raise Goodbye(OUT_OF_TURN)
+        self._queue(greeting)
+
+    def _meet_peer(self, peer_of: Callable[[bytes], str]) -> None:
         certificate = self._writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         try:
-            peer_id = self._options.peer_of(certificate or b"")
+            self.conversation.met(peer_of(certificate or b""))
         except ValueError as error:
-            log.warning("mesh.peer_refused", client=self._client.address, reason=str(error))
-            return Reply(554, "not a member of this cluster", "5.7.1")
-        self._client = replace(self._client, peer_id=peer_id)
-        return None
+            log.warning("mesh.peer_refused", client=self.address, reason=str(error))
+            raise Goodbye(Reply(554, "not a member of this cluster", "5.7.1")) from None
 
-    async def _step(self) -> None:
-        line = await self._read_line()
-        verb, _, argument = line.partition(b" ")
-        method = self._verbs.get(verb.upper())
+    async def _converse(self) -> None:
+        """Commands, until somebody has had enough."""
+        line_max = self.options.limits.command_line_bytes_max
+        while True:
+            for _ in range(GROUP_MAX):
+                line = self._take_line(line_max)
+                if line is None:
+                    await self._await_client()
+                else:
+                    await self._answer(line, line_max)
+                if self._ending or (self._leaving and self.conversation.transaction is None):
+                    raise Goodbye(self._closing())
+            await asyncio.sleep(0)
+
+    def _take_line(self, line_max: int) -> bytes | None:
+        try:
+            return self.inbox.take_line(line_max)
+        except EndlessLine:
+            raise Goodbye(LINE_TOO_LONG) from None
+
+    async def _await_client(self) -> None:
+        """Send what there is to say, and wait until something comes."""
+        self.pace.between_transactions = self.conversation.transaction is None
+        self.pace.await_client(time.monotonic())
+        await self._flush()
+        await self.inbox.more()
+        self.pace.work()
+
+    async def _answer(self, line: bytes, line_max: int) -> None:
         self._busy = True
         try:
-            if method is None:
-                self._bad(Reply(500, "command not recognised", "5.5.1"))
-                return
-            reply = await method(argument.decode("utf-8", "surrogateescape").strip())
+            reply = await self._reply(line, line_max)
         except SyntaxFault as fault:
-            self._bad(Reply(501 if fault.status[0] == "5" else 451, str(fault), fault.status))
-        except (Goodbye, ConnectionError, asyncio.IncompleteReadError):
+            reply = Reply(fault.code, str(fault), fault.status)
+        except (Goodbye, TooSlow, ConnectionError):
             raise
         except Exception as error:
-            self._queue(await self._handle_bug(error))
-        else:
-            if reply is not None:
-                self._bad(reply) if reply.code in (500, 501, 503, 504) else self._queue(reply)
+            reply = await self._handle_bug(error)
         finally:
             self._busy = False
-        if self._ending or (self._leaving and self._transaction is None):
-            raise Goodbye(Reply(421, f"{self._options.hostname} is closing", "4.3.2"))
+        if reply is not None:
+            if reply.code in BAD_CODES:
+                self.conversation.note_bad()
+            self._queue(reply)
+        if self.receiver.stale:
+            await self.receiver.drop()
+        if len(self._out) > OUT_BYTES_MAX:
+            await self._flush()
+
+    async def _reply(self, line: bytes, line_max: int) -> Reply | None:
+        if len(line) > line_max:
+            return LINE_TOO_LONG
+        if not line.endswith(b"\r\n") and self.options.intake.bare_newlines == "refuse":
+            return BARE_LF
+        verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
+        verb = verb.upper()
+        if verb in LAST_IN_GROUP and len(self.inbox) and self.options.pipelining == "strict":
+            log.info("session.out_of_turn", client=self.address, verb=verb.decode("ascii"))
+            raise Goodbye(OUT_OF_TURN)
+        answer = self.conversation.verbs.get(verb)
+        if answer is not None:
+            return answer(decode_line(rest).strip(" "))
+        later = self._later.get(verb)
+        if later is not None:
+            return await later(decode_line(rest).strip(" "))
+        if verb in NOT_SMTP:
+            raise Goodbye(UNKNOWN_VERB)
+        return UNKNOWN_VERB
 
     async def _handle_bug(self, error: Exception) -> Reply:
         """Our own fault is never the client's: it keeps the message and tries again."""
-        log.exception("session.bug", client=self._client.address, exc_info=error)
-        self._transaction = None
+        log.exception("session.bug", client=self.address, exc_info=error)
+        self.conversation.end_transaction()
         return LOCAL_ERROR
 
-    async def _read_line(self) -> bytes:
-        buffer = self._reader._buffer  # type: ignore[attr-defined]
-        if self._out and b"\n" not in buffer:
-            await self._flush()
-        try:
-            async with asyncio.timeout(self._options.idle_timeout_s):
-                line: bytes = await self._reader.readuntil(b"\n")
-        except TimeoutError:
-            raise Goodbye(Reply(421, "idle for too long", "4.4.2")) from None
-        except asyncio.LimitOverrunError:
-            raise Goodbye(Reply(500, "line too long", "5.5.2")) from None
-        if len(line) > COMMAND_LINE_MAX:
-            self._bad(Reply(500, "line too long", "5.5.2"))
-            return b"NOOP"
-        return line.rstrip(b"\r\n")
+    def _closing(self) -> Reply:
+        return Reply(421, f"{self.options.hostname} is closing", "4.3.2")
 
-    def _queue(self, reply: Reply, *, extended: bool = True) -> None:
+    # -- replies -------------------------------------------------------------------------------------------------------
+
+    def _queue(self, reply: Reply) -> None:
         lines = reply.text.split("\n")
-        status = f"{reply.status} " if reply.status and extended else ""
+        status = f"{reply.status} " if reply.status else ""
         for number, line in enumerate(lines):
             mark = " " if number == len(lines) - 1 else "-"
             self._out += f"{reply.code}{mark}{status}{line}\r\n".encode("utf-8", "replace")
 
-    async def _flush(self) -> None:
-        out, self._out = bytes(self._out), bytearray()
-        self._writer.write(out)
-        await self._writer.drain()
-
-    def _bad(self, reply: Reply) -> None:
-        self._bad_commands += 1
-        if self._bad_commands > BAD_COMMANDS_MAX:
-            raise Goodbye(Reply(421, "too many bad commands", "4.7.0"))
+    async def _say(self, reply: Reply) -> None:
+        """A reply that cannot wait for the end of the group."""
         self._queue(reply)
+        self.pace.await_client(time.monotonic())
+        await self._flush()
 
-    # -- verbs ---------------------------------------------------------------------------------------------------------
-
-    async def _helo(self, argument: str) -> Reply:
-        return self._hello(argument, extended=False) or Reply(250, self._options.hostname)
-
-    async def _ehlo(self, argument: str) -> Reply:
-        return self._hello(argument, extended=True) or Reply(250, "\n".join(self._keywords()))
-
-    def _hello(self, argument: str, *, extended: bool) -> Reply | None:
-        name = argument.split(" ")[0]
-        if not name or not name.isprintable() or len(name) > 255:
-            return Reply(501, "a host name is required", "5.5.4")
-        self._transaction, self._extended = None, extended
-        self._client = replace(self._client, helo=name)
-        return None
-
-    def _keywords(self) -> list[str]:
-        options = self._options
-        words = [options.hostname, "PIPELINING", f"SIZE {options.intake.size_bytes_max}", "8BITMIME", "SMTPUTF8", "DSN"]
-        words.append("ENHANCEDSTATUSCODES")
-        if options.starttls is not None and not self._client.tls:
-            words.append("STARTTLS")
-        if self._auth_offered() and not self._client.user:
-            words.append("AUTH PLAIN LOGIN")
-        if options.mesh:
-            words.append(f"{KEYWORD} {STATE}")
-        return words
-
-    def _auth_offered(self) -> bool:
-        return self._options.users is not None and bool(self._client.tls)
-
-    async def _mail(self, argument: str) -> Reply:
-        if not self._client.helo:
-            return Reply(503, "EHLO or HELO first", "5.5.1")
-        if self._transaction is not None:
-            return Reply(503, BAD_SEQUENCE, "5.5.1")
-        path = parse_path_argument(argument, "FROM", null_allowed=True)
-        transaction, size_bytes = self._parse_mail(path)
-        if not (path.address.isascii() or transaction.mail.smtputf8):
-            return Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
-        if size_bytes > self._options.intake.size_bytes_max:
-            return TOO_LARGE
-        refusal = self._acceptor.admit(size_bytes)
-        if refusal is not None:
-            return refusal
-        self._transaction = transaction
-        return Reply(250, "Ok", "2.1.0")
-
-    def _parse_mail(self, path: PathArgument) -> tuple[Transaction, int]:
-        parameters = self._parameters(path)
-        mail = take_mail_parameters(parameters)
-        transfer = self._parse_transfer(parameters)
-        if parameters:
-            raise SyntaxFault("parameter not recognised")
-        return Transaction(path.address, mail, transfer, []), mail.size_bytes
-
-    def _parse_transfer(self, parameters: dict[str, str | None]) -> Transfer | None:
-        if not self._client.peer_id:
-            return None
-        try:
-            return parse_transfer(parameters)
-        except TransferFault as fault:
-            raise SyntaxFault(str(fault)) from fault
-
-    async def _rcpt(self, argument: str) -> Reply:
-        transaction = self._transaction
-        if transaction is None:
-            return Reply(503, "MAIL first", "5.5.1")
-        path = parse_path_argument(argument, "TO", null_allowed=False)
-        recipient = self._parse_recipient(path)
-        if not (path.address.isascii() or transaction.mail.smtputf8):
-            return Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
-        if len(transaction.recipients) >= self._options.recipients_max:
-            return Reply(452, "too many recipients", "4.5.3")
-        refusal = self._options.policy.permits(self._client, recipient)
-        if refusal is None:
-            refusal = self._acceptor.check_recipient(self._client, recipient, transaction.mail.size_bytes)
-        if refusal is not None:
-            log.info("rcpt.refused", client=self._client.address, recipient=recipient.address, reply=str(refusal))
-            self._bad_commands += 1
-            return refusal
-        transaction.recipients.append(recipient)
-        return Reply(250, "Ok", "2.1.5")
-
-    def _parse_recipient(self, path: PathArgument) -> Recipient:
-        parameters = self._parameters(path)
-        notify, orcpt = take_rcpt_parameters(parameters)
-        if parameters:
-            raise SyntaxFault("parameter not recognised")
-        return Recipient(path.address, orcpt, notify)
-
-    def _parameters(self, path: PathArgument) -> dict[str, str | None]:
-        """A copy to take from; what is left over is not known."""
-        if path.parameters and not self._extended:
-            raise SyntaxFault("parameters need EHLO")
-        return dict(path.parameters)
-
-    async def _rset(self, argument: str) -> Reply:
-        self._transaction = None
-        return OK
-
-    async def _noop(self, argument: str) -> Reply:
-        return OK
-
-    async def _vrfy(self, argument: str) -> Reply:
-        return Reply(252, "send some mail, I will try my best", "2.5.0")
-
-    async def _help(self, argument: str) -> Reply:
-        return Reply(214, "see RFC 5321", "2.0.0")
-
-    async def _quit(self, argument: str) -> Reply:
-        raise Goodbye(Reply(221, "Bye", "2.0.0"))
+    async def _flush(self) -> None:
+        if self._out:
+            out, self._out = bytes(self._out), bytearray()
+            self._writer.write(out)
+            await self._writer.drain()
 
     # -- TLS and AUTH --------------------------------------------------------------------------------------------------
 
     async def _starttls(self, argument: str) -> Reply | None:
-        context = self._options.starttls
-        if context is None or self._client.tls:
-            return Reply(503, BAD_SEQUENCE, "5.5.1")
+        context = self.options.starttls
+        if context is None or self.conversation.client.tls or self.conversation.transaction is not None:
+            return BAD_SEQUENCE
         if argument:
             return Reply(501, "no parameters allowed", "5.5.4")
-        if self._reader._buffer:  # type: ignore[attr-defined]
+        if len(self.inbox):
             raise Goodbye(Reply(554, "commands after STARTTLS in the clear", "5.7.0"))
+        refusal = self.options.too_often(Event.HANDSHAKE, self.address)
+        if refusal is not None:
+            return refusal
         self._queue(Reply(220, "ready to start TLS", "2.0.0"))
         out, self._out = bytes(self._out), bytearray()
         self._writer.write(out)  # no drain: the handshake may begin as soon as this is read
         try:
-            async with asyncio.timeout(self._options.idle_timeout_s):
+            async with asyncio.timeout(self.options.limits.handshake_timeout_s):
                 transport = await self.loop.start_tls(self._writer.transport, self, context, server_side=True)
         except (OSError, ssl.SSLError, TimeoutError) as error:
-            log.info("tls.failed", client=self._client.address, reason=str(error))
+            log.info("tls.failed", client=self.address, listener=self.options.listener, reason=_explain_tls(error))
             raise ConnectionError("no TLS") from error
         self._take_transport(transport)
         return None
 
     def _take_transport(self, transport: Any) -> None:
-        """Everything learnt before TLS is forgotten (RFC 3207 section 4.2)."""
-        self.transport = transport
+        self.transport = self.inbox.transport = transport
         self._writer._transport = transport  # type: ignore[attr-defined]
         self._reader._transport = transport  # type: ignore[attr-defined]
-        self._transaction, self._extended = None, False
-        self._client = replace(self._client, helo="", user="", tls=_describe_tls(transport))
+        self.conversation.secured(_describe_tls(transport))
 
     async def _auth(self, argument: str) -> Reply:
-        users = self._options.users
-        if users is None or not self._extended:
+        login, conversation = self.options.login, self.conversation
+        if login is None or not conversation.extended:
             return Reply(503, "AUTH is not offered", "5.5.1")
-        if not self._client.tls:
+        if not conversation.client.tls:
             return Reply(538, "encryption required", "5.7.11")
-        if self._client.user or self._transaction is not None:
-            return Reply(503, BAD_SEQUENCE, "5.5.1")
-        mechanism, _, initial = argument.partition(" ")
-        match mechanism.upper():
-            case "PLAIN":
-                credentials = _parse_plain(await self._answer(initial, ""))
-            case "LOGIN":
-                user = await self._answer(initial, "VXNlcm5hbWU6")
-                credentials = (
-                    user.decode("utf-8", "replace"),
-                    (await self._answer("", "UGFzc3dvcmQ6")).decode("utf-8", "replace"),
-                )
-            case _:
-                return Reply(504, "mechanism not recognised", "5.5.4")
-        return await self._verify(users, *credentials)
+        if conversation.client.user or conversation.transaction is not None:
+            return BAD_SEQUENCE
+        conversation.note_idle()
+        credentials = await exchange(argument, self._ask)
+        if isinstance(credentials, Reply):
+            return self._note_failed_auth(credentials)
+        reply, user = await login.check(credentials.user, credentials.password, conversation.client)
+        if reply.positive:
+            conversation.authenticated(user)
+            return reply
+        return self._note_failed_auth(reply)
 
-    async def _answer(self, initial: str, challenge: str) -> bytes:
-        if not initial:
-            self._out += f"334 {challenge}\r\n".encode()
-            await self._flush()
-            initial = (await self._read_line()).decode("ascii", "replace")
-        if initial == "*":
-            raise SyntaxFault("authentication cancelled", "5.7.0")
-        try:
-            return b"" if initial == "=" else base64.b64decode(initial, validate=True)
-        except (binascii.Error, ValueError):
-            raise SyntaxFault("not base64", "5.5.2") from None
-
-    async def _verify(self, users: UsersFile, user: str, password: str) -> Reply:
-        if await users.verify(user, password):
-            self._client = replace(self._client, user=user)
-            return Reply(235, "authentication successful", "2.7.0")
-        self._failed_auth += 1
-        log.warning("auth.failed", client=self._client.address, user=user[:64], listener=self._options.listener)
-        refusal = Reply(535, "authentication credentials invalid", "5.7.8")
-        if self._failed_auth >= FAILED_AUTH_MAX:
-            raise Goodbye(refusal)
-        return refusal
-
-    # -- DATA ----------------------------------------------------------------------------------------------------------
-
-    async def _data(self, argument: str) -> Reply:
-        transaction = self._transaction
-        if argument:
-            return Reply(501, "no parameters allowed", "5.5.4")
-        if transaction is None:
-            return Reply(503, "MAIL first", "5.5.1")
-        if not transaction.recipients:
-            return Reply(554, "no valid recipients", "5.5.1")
-        began = time.monotonic()
-        self._queue(Reply(354, "end data with <CR><LF>.<CR><LF>"))
-        await self._flush()
-        self._transaction = None
-        data = await self._receive()
-        if isinstance(data, MailData):
-            reply = await self._acceptor.accept(self._build_message(transaction, data))
-        else:
-            reply = data
-        self._log(transaction, reply, data.size_bytes if isinstance(data, MailData) else 0, began)
+    def _note_failed_auth(self, reply: Reply) -> Reply:
+        if reply.code in (WRONG.code, 454):
+            self._failed_auth_count += 1
+        if self._failed_auth_count >= self.options.limits.auth_failures_per_session_max:
+            raise Goodbye(reply)
         return reply
 
-    async def _receive(self) -> MailData | Reply:
-        """Read the mail data; a refusal once it is complete."""
-        intake = Intake(self._options.intake, self._acceptor.spool)
-        drain_max = self._options.intake.size_bytes_max * DRAIN_FACTOR
-        try:
-            async with asyncio.timeout(None) as limit:
-                loop = asyncio.get_running_loop()
-                limit.reschedule(loop.time() + self._options.idle_timeout_s)
-                async for chunk in read_mail_data(self._reader, drain_max=drain_max):
-                    limit.reschedule(loop.time() + self._options.idle_timeout_s)
-                    intake.feed(chunk)
-        except TooLarge:
-            await intake.abort()
-            raise Goodbye(TOO_LARGE) from None
-        except TimeoutError:
-            await intake.abort()
-            raise Goodbye(Reply(421, "timeout in mail data", "4.4.2")) from None
-        except BaseException:
-            await intake.abort()
-            raise
-        return await intake.finish()
-
-    def _build_message(self, transaction: Transaction, data: MailData) -> ReceivedMessage:
-        word = protocol_word(
-            extended=self._extended,
-            tls=bool(self._client.tls),
-            authenticated=bool(self._client.user),
-            utf8=transaction.mail.smtputf8,
-        )
-        envelope = Envelope(
-            transaction.sender,
-            tuple(transaction.recipients),
-            transaction.mail.body_type,
-            transaction.mail.smtputf8,
-            transaction.mail.envid,
-            transaction.mail.ret,
-        )
-        return ReceivedMessage(replace(self._client, protocol=word), envelope, data, transaction.transfer)
-
-    def _log(self, transaction: Transaction, reply: Reply, size_bytes: int, began: float) -> None:
-        log.info(
-            "transaction",
-            listener=self._options.listener,
-            client=self._client.address,
-            peer=self._client.peer_id,
-            sender=transaction.sender,
-            recipients=len(transaction.recipients),
-            size_bytes=size_bytes,
-            reply=str(reply),
-            duration_s=round(time.monotonic() - began, 4),
-        )
+    async def _ask(self, challenge: str) -> bytes:
+        """A challenge of AUTH and its answer."""
+        self._out += f"334 {challenge}\r\n".encode()
+        while (line := self._take_line(RESPONSE_BYTES_MAX)) is None:
+            await self._await_client()
+        if len(line) > RESPONSE_BYTES_MAX:
+            raise SyntaxFault("line too long", "5.5.2", code=500)
+        if len(self.inbox) and self.options.pipelining == "strict":
+            raise Goodbye(OUT_OF_TURN)
+        return line.rstrip(b"\r\n")
 
 
 def _describe_tls(transport: asyncio.BaseTransport) -> str:
@@ -569,8 +401,5 @@ def _describe_tls(transport: asyncio.BaseTransport) -> str:
     return f"{tls.version()} {cipher[0] if cipher else ''}".strip()
 
 
-def _parse_plain(answer: bytes) -> tuple[str, str]:
-    parts = answer.split(b"\0")
-    if len(parts) != 3:
-        raise SyntaxFault("bad PLAIN response", "5.5.2")
-    return parts[1].decode("utf-8", "replace"), parts[2].decode("utf-8", "replace")
+def _explain_tls(error: BaseException) -> str:
+    return getattr(error, "reason", None) or str(error) or type(error).__name__

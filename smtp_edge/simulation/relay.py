@@ -34,7 +34,7 @@ from smtp_edge.queue.spool import Spool
 from smtp_edge.reply import Reply
 from smtp_edge.routes import find_classes
 from smtp_edge.routing import RoutingShell
-from smtp_edge.server.listener import DRAINED
+from smtp_edge.server.door import DRAINED
 from smtp_edge.settings import QueueSettings
 from smtp_edge.settlement import Reporting
 from smtp_edge.simulation.adapters import SimulatedGossip, WorldClock

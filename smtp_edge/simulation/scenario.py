@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from smtp_edge.configuration import ConfigurationError, describe
 from smtp_edge.relations import Mistake
-from smtp_edge.settings import Name, Seconds, Section, Tags
+from smtp_edge.setting_kinds import Name, Seconds, Section, Tags
 from smtp_edge.simulation.mesh import DOMAIN, Mesh, MeshError
 from smtp_edge.simulation.relay import Strategy
 

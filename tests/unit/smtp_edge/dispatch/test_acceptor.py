@@ -137,12 +137,6 @@ async def test_mail_that_is_too_large_for_some_goes_to_the_others(tmp_path: Path
         assert (await bench.acceptor.accept(from_peer)).code == 451
 
 
-async def test_fifty_received_fields_are_a_loop(tmp_path: Path) -> None:
-    async with Bench(tmp_path, Ordered()) as bench:
-        body = b"Received: by x\r\n" * 50 + b"\r\nhello\r\n"
-        assert (await bench.acceptor.accept(message(body=body))).code == 554
-
-
 async def test_the_age_of_a_transfer_counts_against_its_lifetime(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered()) as bench:
         await bench.acceptor.accept(message(transfer=Transfer(TOKEN, (PEER,), 3600), peer=PEER))

@@ -15,10 +15,12 @@ from gossip.identity import Authority, Identity, write_new
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.reply import Reply
-from smtp_edge.server.listener import Listener, MeshListener
-from smtp_edge.settings import ListenerSettings
+from smtp_edge.server.listener import Listener, MeshListener, Surroundings
+from smtp_edge.server.pressure import Memory
+from smtp_edge.settings_inbound import ListenerSettings
 
 HOSTNAME = "relay.test"
+INLINE_BYTES_MAX = 10_000
 
 
 class Remembering:
@@ -80,6 +82,12 @@ class RawClient:
     async def replies(self, count: int) -> list[str]:
         return [await self.reply() for _ in range(count)]
 
+    async def send(self, data: bytes) -> str:
+        """DATA, the mail data given without its final dot, and the reply to it."""
+        assert (await self.say("DATA")).startswith("354")
+        self.write(data + b".\r\n")
+        return await self.reply()
+
     async def hello(self) -> RawClient:
         await self.reply()
         await self.say("EHLO client.test")
@@ -118,11 +126,13 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(directory: Path, **settings: object) -> AsyncIterator[Door]:
+async def open_door(
+    directory: Path, surroundings: Surroundings | None = None, **settings: object
+) -> AsyncIterator[Door]:
     """A client listener; `settings` are those of [[listener]]."""
     acceptor = Remembering(directory)
     section = ListenerSettings.model_validate({"listen": "127.0.0.1:0", "allow_networks": ["127.0.0.0/8"], **settings})
-    listener = Listener(section, acceptor, hostname=HOSTNAME, inline_bytes_max=10_000)
+    listener = Listener(section, acceptor, surroundings or Surroundings(HOSTNAME, INLINE_BYTES_MAX))
     door = Door(acceptor, await listener.start(), listener)
     try:
         yield door
@@ -145,8 +155,9 @@ async def open_mesh_door(directory: Path, identity: Identity) -> AsyncIterator[D
         identity,
         acceptor,
         hostname=HOSTNAME,
-        inline_bytes_max=10_000,
+        inline_bytes_max=INLINE_BYTES_MAX,
         size_bytes_max=1_000_000,
+        memory=Memory(64 * 1024 * 1024),
     )
     door = Door(acceptor, await listener.start(), listener)
     try:

@@ -32,8 +32,8 @@ async def test_a_member_transfers_with_token_trace_and_age(tmp_path: Path, autho
         assert (await client.say(f"MAIL FROM:<a@b.c> XTOKEN={NODE}/Q1/0 XTRACE={NODE},{NODE} XAGE=12")).startswith(
             "250"
         )
-        client.write(b"RCPT TO:<x@anywhere.test>\r\nDATA\r\nx\r\n.\r\n")
-        await client.replies(3)
+        await client.say("RCPT TO:<x@anywhere.test>")
+        await client.send(b"x\r\n")
         (message,) = door.acceptor.messages
         assert message.client.peer_id == peer.node_id
         assert message.transfer == Transfer(f"{NODE}/Q1/0", (NODE, NODE), 12)
@@ -66,8 +66,8 @@ async def test_a_member_tells_the_state_of_mail_that_it_hands_over(tmp_path: Pat
         transfer = Transfer(f"{NODE}/Q1/0", (NODE,), 12, 3, 600, True)
         words = " ".join(build_parameters(transfer, "STATE"))
         assert (await client.say(f"MAIL FROM:<a@b.c> {words}")).startswith("250")
-        client.write(b"RCPT TO:<x@anywhere.test>\r\nDATA\r\nx\r\n.\r\n")
-        await client.replies(3)
+        await client.say("RCPT TO:<x@anywhere.test>")
+        await client.send(b"x\r\n")
         assert door.acceptor.messages[0].transfer == transfer
 
 

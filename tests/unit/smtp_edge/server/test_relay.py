@@ -8,7 +8,7 @@ import pytest
 
 from smtp_edge.envelope import Client, Recipient
 from smtp_edge.server.relay import NO_RELAY, RelayPolicy
-from smtp_edge.settings import ListenerSettings
+from smtp_edge.settings_inbound import ListenerSettings
 from tests.unit.smtp_edge.server.doors import open_door
 
 STRANGER = Client("203.0.113.9")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtp_edge.envelope import Client, Recipient
-from smtp_edge.trace import build_received, count_received, protocol_word
+from smtp_edge.trace import build_received, protocol_word
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ANN, BOB = Recipient("ann@example.org"), Recipient("bob@example.org")
@@ -47,9 +47,11 @@ def test_whatever_a_client_says_the_field_stays_one_field(helo: str, address: st
     assert field.count(b";") == 1
 
 
-def test_counting() -> None:
-    header = b"Received: a\r\n\tby b\r\nreceived: c\r\nX-Received: no\r\nSubject: Received: no\r\n\r\n"
-    assert count_received(header) == 2
+def test_whom_a_filter_had_as_its_client_is_told_apart() -> None:
+    client = Client("192.0.2.1", name="filter.example.org", helo="filter", forwarded="evil(x) [203.0.113.9];\r\n")
+    field = build(client, Recipient("ann@example.org"))
+    assert b"from filter (filter.example.org [192.0.2.1])\r\n" in field
+    assert b"\t(forwarded for evil?x? [203.0.113.9]???)\r\n" in field
 
 
 def test_with_words() -> None:

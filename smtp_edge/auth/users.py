@@ -1,4 +1,7 @@
-"""Users who may submit: a file of `user:hash` lines, scrypt hashes (RFC 7914), verified off the event loop."""
+"""Users who may submit: a file of `user:hash` lines, scrypt hashes (RFC 7914), verified off the event loop.
+
+The file is read when the node starts and when it reloads its configuration.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import hmac
 import os
 from pathlib import Path
 
+from smtp_edge.auth.api import Authenticator, AuthError
+from smtp_edge.envelope import Client
+
 COST_LOG2, BLOCK, PARALLEL = 14, 8, 1
 """scrypt's N = 2^14, r, p: 16 MiB and some 50 ms for each guess."""
 COST_LOG2_MAX = 18
@@ -18,8 +24,8 @@ VERIFICATIONS_MAX = 4
 """Verifications at once: guessing strangers must not eat the CPU that delivers mail."""
 
 
-class UsersError(Exception):
-    """The users file cannot be used; `str()` names file, line and the way out."""
+USERS_MAX = 100_000
+USER_CHARACTERS_MAX = 255
 
 
 def hash_password(password: str) -> str:
@@ -36,41 +42,46 @@ def verify_password(password: str, hashed: str) -> bool:
     return hmac.compare_digest(_derive(password.encode(), salt, cost, block, parallel), key)
 
 
-class UsersFile:
-    """The users of a listener."""
+class UsersFile(Authenticator):
+    """The users of a file."""
 
-    def __init__(self, hashes: dict[str, str]) -> None:
-        self._hashes = hashes
+    def __init__(self, path: Path) -> None:
+        """Read the file. AuthError for a line that is not `user:hash`."""
+        self._hashes = read_users(path)
         self._decoy = hash_password("")
         self._slots = asyncio.Semaphore(VERIFICATIONS_MAX)
 
-    @classmethod
-    def load(cls, path: Path) -> UsersFile:
-        """Read a file. UsersError for a line that is not `user:hash`."""
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsersError(f"{path} cannot be read: {error}") from error
-        hashes: dict[str, str] = {}
-        for number, line in enumerate(lines, 1):
-            if not line.strip() or line.startswith("#"):
-                continue
-            user, _, hashed = line.strip().partition(":")
-            try:
-                _parse_hash(hashed)
-            except ValueError as error:
-                raise UsersError(
-                    f"{path}, line {number}: expected user:hash; make one: smtpmesh hash-password"
-                ) from error
-            hashes[user] = hashed
-        return cls(hashes)
-
-    async def verify(self, user: str, password: str) -> bool:
-        """True for a known user with this password. Takes as long for an unknown user."""
+    async def verify(self, user: str, password: str, client: Client) -> str | None:
+        """See Authenticator. Takes as long for an unknown user."""
         hashed = self._hashes.get(user)
         async with self._slots:
             right = await asyncio.to_thread(verify_password, password, hashed or self._decoy)
-        return right and hashed is not None
+        return user if right and hashed is not None else None
+
+
+def read_users(path: Path) -> dict[str, str]:
+    """User -> hash. AuthError names file, line and the way out."""
+    hashes: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, _, hashed = line.strip().partition(":")
+        if not user.isprintable() or not 0 < len(user) <= USER_CHARACTERS_MAX or len(hashes) >= USERS_MAX:
+            raise AuthError(f"{path}, line {number}: no user's name, or one of more than {USERS_MAX} users")
+        try:
+            _parse_hash(hashed)
+        except ValueError as error:
+            raise AuthError(f"{path}, line {number}: expected user:hash; make one: smtpmesh hash-password") from error
+        hashes[user] = hashed
+    return hashes
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. AuthError."""
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AuthError(f"{path} cannot be read: {error}") from error
 
 
 def _derive(password: bytes, salt: bytes, cost: int, block: int, parallel: int) -> bytes:

@@ -1,0 +1,342 @@
+"""A listening socket and its sessions: accepting, PROXY headers, implicit TLS, counting, and the watch on slow clients.
+
+    plain, no proxies     the loop's own server accepts
+    else                  accepted by hand: PROXY header, handshake, then a session; a server made with `ssl=` says
+                          nothing about a handshake that failed, and could not read a header before it
+
+Every connection is counted before a byte is read from it; those that are one too many get 421, or are just closed where
+the answer would need a handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from smtp_edge.reply import Reply
+from smtp_edge.server.crowd import LISTENER_FULL, Crowd, Event
+from smtp_edge.server.networks import Networks
+from smtp_edge.server.options import Acceptor, SessionOptions
+from smtp_edge.server.pressure import Memory
+from smtp_edge.server.proxy import ProxiedClient, ProxyFault, needed, parse_proxy
+from smtp_edge.server.session import Session
+from smtp_edge.settings_inbound import LimitsSettings
+
+log = structlog.get_logger()
+
+BACKLOG = 1024
+HANDSHAKE_PATIENCE_S = 2.0
+"""While all places are taken, a handshake that takes longer is broken off."""
+ROOM_PAUSE_S = 0.02
+ACCEPT_PAUSE_S = 0.5
+LOOKS_IN_A_ROW = 1000
+"""Sessions looked at before other work gets its turn."""
+REFUSALS_LOGGED_S = 1.0
+"""Refused connections are logged one by one, but no more often than this; the others are counted."""
+DRAINED = Reply(421, "this relay is being drained, try another", "4.3.2")
+MESH = "mesh"
+REASONS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster's authority",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
+}
+"""OpenSSL's words in ours."""
+
+
+class ListenerError(Exception):
+    """The listener cannot start; `str()` says what is in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorOptions:
+    """How connections become sessions."""
+
+    session: SessionOptions
+    connections_max: int
+    connections_per_client_max: int
+    tls: ssl.SSLContext | None = None
+    """Implicit TLS."""
+    proxies: Networks = field(default_factory=lambda: Networks(()))
+
+    @property
+    def by_hand(self) -> bool:
+        """See the module."""
+        return self.tls is not None or bool(self.proxies)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A connection in the counts of its client."""
+
+    key: str
+    refusal: Reply | None
+    left: bool = False
+
+
+class Door:
+    """See the module. The options may change while it is open: sessions keep those that they began with."""
+
+    def __init__(self, name: str, listen: str, acceptor: Acceptor, memory: Memory) -> None:
+        self.name, self.listen, self.memory = name, listen, memory
+        self._acceptor = acceptor
+        self._crowd = Crowd(LimitsSettings(), connections_max=0, connections_per_client_max=0)
+        self._sessions: dict[Session, Entry] = {}
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._callers: dict[asyncio.Task[None], float] = {}
+        """Connections that are no sessions yet, with the time of their coming, oldest first."""
+        self._drained = False
+        self._refused_count = 0
+        self._refused_logged = float("-inf")
+
+    # -- opening and closing -------------------------------------------------------------------------------------------
+
+    def configure(self, options: DoorOptions) -> None:
+        """For connections from now on; `reopen` if `by_hand` has changed."""
+        self._crowd.configure(
+            options.session.limits,
+            connections_max=options.connections_max,
+            connections_per_client_max=options.connections_per_client_max,
+        )
+        self._options = options
+
+    def too_often(self, event: Event, address: str) -> Reply | None:
+        """For the sessions' options."""
+        return self._crowd.note(event, address, time.monotonic())
+
+    def bind(self) -> str:
+        """Take the address; the bound host:port. ListenerError if it is not to be had."""
+        host, port = split_address(self.listen)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise ListenerError(f"cannot listen on {self.listen}: {_explain(error)}") from error
+        self._socket.setblocking(False)
+        bound = self._socket.getsockname()
+        return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+
+    async def serve(self) -> None:
+        """Accept on the bound socket. Connections that came since `bind` are not lost."""
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        mine = self._socket.dup()  # to close what accepts does not close the address
+        if self._options.by_hand:
+            self._loops.append(loop.create_task(self._accept(mine)))
+        else:
+            self._server = await loop.create_server(self._build, sock=mine)
+        self._loops.append(loop.create_task(self._watch()))
+
+    async def pause(self) -> None:
+        """Accept nobody for now; `serve` goes on. Callers wait in the kernel's backlog."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        loops, self._loops = self._loops, []
+        for task in loops:
+            task.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Accept nobody any more; sessions go on to their own end, watched."""
+        await self.pause()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._loops.append(asyncio.get_running_loop().create_task(self._watch()))
+
+    def drain(self, drained: bool) -> None:
+        """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
+        self._drained = drained
+        for session in list(self._sessions):
+            session.leave(drained)
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept nobody, let transactions finish within `grace_s`, then hang up."""
+        await self.close()
+        for caller in list(self._callers):
+            caller.cancel()
+        for session in list(self._sessions):
+            session.close_soon()
+        deadline = time.monotonic() + grace_s
+        while self._sessions and time.monotonic() < deadline:  # noqa: ASYNC110  (a stop may poll)
+            await asyncio.sleep(0.02)
+        for session in list(self._sessions):
+            session.abort()
+        await self.pause()
+        self.memory.unread_bytes.pop(self.name, None)
+
+    @property
+    def session_count(self) -> int:
+        """Sessions that are there."""
+        return len(self._sessions)
+
+    # -- House: what sessions ask --------------------------------------------------------------------------------------
+
+    def enter(self, session: Session) -> Reply | None:
+        """A session begins."""
+        entry = session.entry or self._count(session.address)
+        self._sessions[session] = entry
+        return entry.refusal
+
+    def leave(self, session: Session) -> None:
+        """It has ended."""
+        entry = self._sessions.pop(session, None)
+        if entry is not None:
+            self._uncount(entry)
+
+    def _count(self, address: str) -> Entry:
+        key, refusal = self._crowd.enter(address, time.monotonic())
+        if self._drained:
+            return Entry(key, DRAINED)
+        if refusal is None and self.memory.full:
+            refusal = LISTENER_FULL
+        if refusal is not None:
+            self._log_refused(address, refusal)
+        return Entry(key, refusal)
+
+    def _uncount(self, entry: Entry) -> None:
+        """Once, whoever notices first that it is over."""
+        if not entry.left:
+            entry.left = True
+            self._crowd.leave(entry.key)
+
+    def _log_refused(self, address: str, refusal: Reply) -> None:
+        now = time.monotonic()
+        self._refused_count += 1
+        if now - self._refused_logged >= REFUSALS_LOGGED_S:
+            connections = self._crowd.open_count
+            log.warning("listener.full", listener=self.name, client=address, connections=connections,
+                        refused=self._refused_count, reply=str(refusal))  # fmt: skip
+            self._refused_count, self._refused_logged = 0, now
+
+    # -- accepting -----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> Session:
+        return Session(self._options.session, self._acceptor, self, loop=asyncio.get_running_loop())
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._make_room()
+                try:
+                    accepted, address = await loop.sock_accept(listening)
+                except OSError as error:  # too many open files: those that are open will end
+                    log.error("listener.accept_failed", listener=self.name, reason=str(error))
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                task = loop.create_task(self._receive(accepted, address[0], self._options))
+                self._callers[task] = time.monotonic()
+                task.add_done_callback(self._callers.pop)
+        finally:
+            listening.close()
+
+    async def _make_room(self) -> None:
+        """Wait until a handshake may begin. Those that take long make room: who hangs must not shut others out."""
+        while len(self._callers) >= self._options.session.limits.handshakes_max:
+            oldest, came = next(iter(self._callers.items()))
+            if time.monotonic() - came >= HANDSHAKE_PATIENCE_S:
+                oldest.cancel()
+            await asyncio.sleep(ROOM_PAUSE_S)
+
+    async def _receive(self, accepted: socket.socket, address: str, options: DoorOptions) -> None:
+        """From a connection to a session."""
+        entry: Entry | None = None
+        try:
+            proxied = await self._read_proxy(accepted, address, options)
+            client = proxied.address if proxied is not None else address
+            entry = self._count(client)
+            refusal = entry.refusal
+            if options.tls is not None:
+                refusal = refusal or self._crowd.note(Event.HANDSHAKE, client, time.monotonic())
+            if options.tls is not None and refusal is not None:
+                raise ConnectionAbortedError(refusal.text)
+            await self._begin(accepted, options, proxied, entry)
+        except (OSError, ssl.SSLError, ProxyFault, TimeoutError, asyncio.CancelledError) as error:
+            accepted.close()
+            if entry is not None:
+                self._uncount(entry)
+            self._log_failed(address, error)
+
+    async def _begin(
+        self, accepted: socket.socket, options: DoorOptions, proxied: ProxiedClient | None, entry: Entry
+    ) -> None:
+        loop = asyncio.get_running_loop()
+
+        def build() -> Session:
+            return Session(options.session, self._acceptor, self, loop=loop, proxied=proxied, entry=entry)
+
+        if options.tls is None:
+            await loop.connect_accepted_socket(build, accepted)
+        else:
+            timeout_s = options.session.limits.handshake_timeout_s
+            await loop.connect_accepted_socket(build, accepted, ssl=options.tls, ssl_handshake_timeout=timeout_s)
+
+    async def _read_proxy(self, accepted: socket.socket, address: str, options: DoorOptions) -> ProxiedClient | None:
+        """What a load balancer says; None for who is none, or says nothing. ProxyFault, OSError."""
+        if not options.proxies.hold(address):
+            return None
+        accepted.setblocking(False)
+        loop, header = asyncio.get_running_loop(), b""
+        try:
+            async with asyncio.timeout(options.session.limits.proxy_timeout_s):
+                while count := needed(header):
+                    received = await loop.sock_recv(accepted, count)
+                    if not received:
+                        raise ProxyFault("the connection ended in its PROXY header")
+                    header += received
+        except TimeoutError:
+            raise ProxyFault("no PROXY header in time") from None
+        return parse_proxy(header)
+
+    def _log_failed(self, address: str, error: BaseException) -> None:
+        if isinstance(error, ConnectionAbortedError):
+            return  # counted, and said by `listener.full`
+        if isinstance(error, ProxyFault):
+            log.warning("proxy.refused", client=address, listener=self.name, reason=str(error))
+            return
+        reason = getattr(error, "reason", None) or str(error) or "the client hung up or was too slow"
+        event = "mesh.peer_refused" if self.name == MESH else "tls.failed"
+        log.warning(event, client=address, listener=self.name, reason=REASONS.get(reason, reason))
+
+    # -- the watch -----------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look at every session: is the client too slow, how much of what it sent is unread."""
+        while True:
+            await asyncio.sleep(self._options.session.pace.look_every_s)
+            unread = 0
+            for number, session in enumerate(list(self._sessions)):
+                session.look(time.monotonic())
+                unread += len(session.inbox)
+                if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
+                    await asyncio.sleep(0)
+            self.memory.unread_bytes[self.name] = unread
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`. ListenerError for anything else."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ListenerError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def _explain(error: OSError) -> str:
+    """The reason with the way out."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "the port is in use; stop what listens there (`ss -ltnp` names it) or choose another port"
+        case errno.EADDRNOTAVAIL:
+            return "this machine does not have that address"
+        case errno.EACCES:
+            return "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE"
+        case _:
+            return error.strerror or str(error)

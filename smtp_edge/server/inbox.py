@@ -1,0 +1,139 @@
+"""What a client has sent and nobody has read: lines on demand, or everything at once as it comes.
+
+Bounded: past `PAUSE_BYTES` the socket is read no more until somebody takes something. While mail data is `pour`ed it
+goes straight from the socket to its taker, without a buffer and without waking a task for each segment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+PAUSE_BYTES = 128 * 1024
+OVERLONG_BYTES_MAX = 16 * 1024
+"""So much beyond its bound a line may be, and still be answered; past it the session is not worth keeping."""
+
+Taker = Callable[[bytes], bytes | None]
+"""Takes bytes; None for "go on", else what it does not want."""
+
+
+class EndlessLine(Exception):
+    """A line without end."""
+
+
+class Inbox:
+    """See the module. One reader."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._buffer = bytearray()
+        self._searched = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._taker: Taker | None = None
+        self._error: Exception | None = None
+        self._ended = self._paused = False
+        self.transport: asyncio.Transport | None = None
+
+    def __len__(self) -> int:
+        """Bytes that nobody has read."""
+        return len(self._buffer)
+
+    # -- from the socket -----------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._taker is not None:
+            self._offer(data)
+            return
+        self._buffer += data
+        if len(self._buffer) > PAUSE_BYTES and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def feed_eof(self) -> None:
+        """No more will come; what is there can still be read."""
+        self._ended = True
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits, now or later, gets the error: the connection is lost, or the client too slow."""
+        self._error = self._error or error
+        self._wake()
+
+    # -- to the reader -------------------------------------------------------------------------------------------------
+
+    def take_line(self, bytes_max: int) -> bytes | None:
+        """A line with its LF; None if there is no whole one. EndlessLine if there will never be one."""
+        end = self._buffer.find(b"\n", self._searched)
+        if end < 0:
+            self._searched = len(self._buffer)
+            if self._searched > bytes_max + OVERLONG_BYTES_MAX:
+                raise EndlessLine
+            return None
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        self._searched = 0
+        self._resume()
+        return line
+
+    async def more(self) -> None:
+        """Wait until something has come. ConnectionError at the end, or what `fail` said."""
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            raise ConnectionResetError("the client has left")
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._error is not None:
+            raise self._error
+
+    async def pour(self, taker: Taker) -> None:
+        """Give everything to the taker, beginning with what is there, until it has had enough. Errors as `more`.
+
+        What the taker raises is raised here.
+        """
+        data, self._buffer, self._searched = bytes(self._buffer), bytearray(), 0
+        self._resume()
+        self._taker = taker
+        if data:
+            self._offer(data)
+        try:
+            while self._taker is not None:
+                await self.more()
+        finally:
+            self._taker = None
+        if self._error is not None:
+            raise self._error
+
+    def clear(self) -> None:
+        """Forget what is there."""
+        self._buffer.clear()
+        self._searched = 0
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _offer(self, data: bytes) -> None:
+        assert self._taker is not None
+        try:
+            rest = self._taker(data)
+        except Exception as error:
+            self._taker = None
+            self.fail(error)
+            return
+        if rest is not None:
+            self._taker = None
+            self._buffer += rest
+            self._wake()
+
+    def _resume(self) -> None:
+        if self._paused and self.transport is not None and len(self._buffer) <= PAUSE_BYTES:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

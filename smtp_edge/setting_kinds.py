@@ -1,0 +1,73 @@
+"""The kinds of values that a configuration is made of: names, networks, domains, patterns. Each says what is wrong."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from gossip.linkstate import TAG_PATTERN, TAGS_MAX
+
+_DOMAIN = re.compile(r"(?:\*|(?:\*\.)?[^\s@*.:/,]+(?:\.[^\s@*.:/,]+)*|\[[0-9A-Fa-f.:IPv]+\])")
+_TAG = re.compile(TAG_PATTERN)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+
+def parse_network(given: object) -> IPv4Network | IPv6Network:
+    """A network as `192.0.2.0/24` or `2001:db8::/32`, or one address. ValueError says what else it may have meant."""
+    try:
+        return ip_network(str(given))
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(str(given), strict=False)
+    except ValueError:
+        raise ValueError(f"{given!r} is no network; write it like 192.0.2.0/24 or 2001:db8::/32") from None
+    raise ValueError(f"{given!r} is an address in a network; did you mean {meant}?")
+
+
+def parse_domain(given: str) -> str:
+    """A domain in lower case, `*.example.org`, or `*`. ValueError."""
+    if not _DOMAIN.fullmatch(given):
+        raise ValueError(f"{given!r} is no domain; write example.org, *.example.org for all below it, or *")
+    return given.lower()
+
+
+def parse_host(given: str) -> str:
+    """A host name or address without port. ValueError."""
+    if not given or re.search(r"[\s/@]", given):
+        raise ValueError(f"{given!r} is no host name or address")
+    if given.count(":") == 1 or given.startswith("["):
+        raise ValueError(f"{given!r}: the port has a key of its own, and addresses stand without brackets")
+    return given
+
+
+def parse_tag(given: str) -> str:
+    """A tag. ValueError."""
+    if not _TAG.fullmatch(given):
+        raise ValueError(f"{given!r} is no tag; write up to 32 of a-z 0-9 . _ - beginning with a letter or digit")
+    return given
+
+
+def parse_pattern(given: str) -> str:
+    """A pattern in lower case, `*` for anything. ValueError."""
+    if not given or not given.isprintable() or " " in given:
+        raise ValueError(f"{given!r} is no pattern; write it like ann@example.org, *@example.org or *.example.org")
+    return given.lower()
+
+
+Seconds = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
+Domain = Annotated[str, AfterValidator(parse_domain)]
+Tags = Annotated[tuple[Annotated[str, AfterValidator(parse_tag)], ...], Field(max_length=TAGS_MAX)]
+Host = Annotated[str, AfterValidator(parse_host)]
+Pattern = Annotated[str, AfterValidator(parse_pattern)]
+
+
+class Section(BaseModel):
+    """A table of the file: frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
