@@ -42,7 +42,7 @@ from smtp_edge.admin.address import find_advertised
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.auth.backends import load_authenticator
-from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.client.outbound import Outbound
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.handover import HandOver, may_leave
@@ -130,12 +130,14 @@ class Node:
             now=self.now(),
             tags=settings.node.tags,
         )
-        self._client = DeliveryClient(
+        self._outbound = Outbound(
+            settings,
             hostname=self._hostname,
             identity=self.identity,
-            connect_timeout_s=settings.queue.connect_timeout_s,
-            attempt_timeout_s=settings.queue.attempt_timeout_s,
+            clock=lambda: datetime.now(UTC),
+            rng=random.Random(),
         )
+        self._client = self._outbound.client
         self._targets = Targets(settings)
         self._routing = RoutingShell(
             self.engine,
@@ -242,6 +244,7 @@ class Node:
         await _blame_async("node.data_dir", self.store.open())
         await _blame_async("node.data_dir", self.operations.restore())
         await self._sinks.start()
+        await self._outbound.start()
         self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
         self.bound["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
         self._gossip.revoke(_blame("cluster.revocations", self._load_revocations))
@@ -267,7 +270,7 @@ class Node:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self._client.close()
+        await self._outbound.close()
         await self._gossip.stop()
         await self._admin.stop()
         if self._metrics is not None:

@@ -13,6 +13,7 @@ from gossip.identity import Identity, IdentityError
 from gossip.revocation import RevocationError, load_revocations
 from smtp_edge.auth.api import AuthError
 from smtp_edge.auth.users import UsersFile
+from smtp_edge.client.contexts import apply_bounds
 from smtp_edge.relations import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import ListenerSettings
@@ -41,6 +42,10 @@ def _find(settings: Settings) -> Iterator[Mistake]:
         yield from _check_listener(f"listener[{number}]", listener)
     for number, host in enumerate(settings.smart_host):
         yield from _check_smart_host(f"smart_host[{number}]", host)
+    for number, table in enumerate(settings.tls):
+        yield from _check_authority(f"tls[{number}].ca", table.ca)
+    yield from _check_authority("mta_sts.ca", settings.mta_sts.ca)
+    yield from _check_ciphers(settings)
     for number, sink in enumerate(settings.sink):
         yield from _check_sink(number, sink)
 
@@ -69,11 +74,22 @@ def _explain_pair(certificate: Path, key: Path | None, error: OSError) -> str:
 def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
     if host.password_file is not None and not host.password_file.read_text("utf-8", errors="replace").strip():
         yield Mistake(f"{key}.password_file", f"{host.password_file} is empty; the password stands in it, alone")
-    if host.tls_ca is not None:
+    yield from _check_authority(f"{key}.tls_ca", host.tls_ca)
+
+
+def _check_authority(key: str, ca: Path | None) -> Iterator[Mistake]:
+    if ca is not None:
         try:
-            ssl.create_default_context(cafile=str(host.tls_ca))
+            ssl.create_default_context(cafile=str(ca))
         except (OSError, ssl.SSLError):
-            yield Mistake(f"{key}.tls_ca", f"{host.tls_ca} holds no PEM certificate")
+            yield Mistake(key, f"{ca} holds no PEM certificate")
+
+
+def _check_ciphers(settings: Settings) -> Iterator[Mistake]:
+    try:
+        apply_bounds(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.outbound)
+    except ssl.SSLError:
+        yield Mistake("outbound.tls_ciphers", f"{settings.outbound.tls_ciphers!r} names no cipher of OpenSSL here")
 
 
 def _check_sink(number: int, sink: SinkSettings) -> Iterator[Mistake]:

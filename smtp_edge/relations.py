@@ -19,6 +19,7 @@ from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
 from smtp_edge.settings_inbound import ListenerSettings
 
 PORT_MAX = 65535
+DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
 OPEN_PREFIX = 0
@@ -46,6 +47,7 @@ def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
     yield from _check_advertised(settings)
     yield from _check_policies(settings)
     yield from _check_queue(settings)
+    yield from _check_direct(settings)
     for number, listener in enumerate(settings.listener):
         yield from _check_listener(f"listener[{number}]", listener)
     for number, host in enumerate(settings.smart_host):
@@ -75,6 +77,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     metrics = settings.metrics.listen
     if metrics and not ip_address(_host(metrics)).is_loopback:
         yield f"metrics.listen {metrics} is not loopback: whoever reaches it reads next hops, classes and queue totals"
+    yield from _warn_direct(settings)
 
 
 # -- names and routes --------------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ def _check_policies(settings: Settings) -> Iterator[Mistake]:
         if both:
             yield Mistake(f"{key}.forbid_tags", f"{', '.join(both)} is required as well: nothing can be both")
         if route.via == (MX_VIA,) and route.tls_min != "none":
-            text = '"mx" promises no encryption, a domain may offer none; name smart hosts with tls = "starttls"'
+            text = '"mx" promises no encryption, a domain may offer none; demand it of exchangers by [[tls]]'
             yield Mistake(f"{key}.tls_min", text)
         elif not route.transit and not both and (reasons := _refusals(settings, route)):
             text = f"no own exit meets the policy, and transit = false forbids others: {reasons}"
@@ -278,11 +281,55 @@ def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
     if host.user and host.tls == "none":
         text = 'is "none", so the password would travel in the clear; set "starttls" or "implicit"'
         yield Mistake(f"{key}.tls", text)
+    if not host.host and host.socket is None:
+        yield Mistake(f"{key}.host", "is required, or `socket`: the path of a Unix socket")
+    if host.host and host.socket is not None:
+        yield Mistake(f"{key}.socket", "and host: a host is reached by one of them")
+    if host.socket is not None and host.tls not in ("none", "opportunistic"):
+        yield Mistake(f"{key}.tls", f'is "{host.tls}", but a Unix socket has no TLS; leave the key out')
+    if host.socket is not None and host.user:
+        yield Mistake(f"{key}.user", "is of no use with socket: a password only goes over TLS")
     if 0 < host.size_bytes_max < SIZE_BYTES_MIN:
         text = f"{host.size_bytes_max} is less than every server must take; {SIZE_BYTES_MIN} or more, or 0 for any size"
         yield Mistake(f"{key}.size_bytes_max", text)
     if host.tls_ca is not None and host.tls not in ("starttls", "implicit"):
         yield Mistake(f"{key}.tls_ca", f'is of no use with tls = "{host.tls}"; only "starttls" and "implicit" verify')
+
+
+# -- direct delivery ---------------------------------------------------------------------------------------------------
+
+
+def _check_direct(settings: Settings) -> Iterator[Mistake]:
+    """DNS, DANE, MTA-STS, floors, reports."""
+    trusted = settings.dns.trust_ad
+    for number, host in enumerate(settings.smart_host):
+        if host.tls == "dane" and not trusted:
+            yield Mistake(f"smart_host[{number}].tls", DANE_NEEDS_TRUST, rests_on=("dns",))
+    for number, table in enumerate(settings.tls):
+        key = f"tls[{number}]"
+        if not table.domains:
+            yield Mistake(f"{key}.domains", 'is empty, so nothing would match; "*" is everything')
+        if table.level == "dane" and not trusted:
+            yield Mistake(f"{key}.level", DANE_NEEDS_TRUST, rests_on=("dns",))
+        if table.names and table.level != "verified":
+            yield Mistake(f"{key}.names", f'are of no use with level = "{table.level}"; only "verified" looks at them')
+        if table.ca is not None and table.level in ("none", "dane"):
+            yield Mistake(f"{key}.ca", f'is of no use with level = "{table.level}"')
+    address = settings.dsn.double_bounces_to
+    if address and not (address.isascii() and address.isprintable() and " " not in address and "@" in address[1:-1]):
+        yield Mistake("dsn.double_bounces_to", f"{address!r} is no mailbox; write postmaster@example.org")
+
+
+def _warn_direct(settings: Settings) -> Iterator[str]:
+    direct = any(route.via == (MX_VIA,) for route in settings.route)
+    for server in settings.dns.servers if settings.dns.trust_ad else ():
+        host = server.rpartition(":")[0].strip("[]") if server.count(":") == 1 or server.startswith("[") else server
+        if not ip_address(host).is_loopback:
+            yield f"dns.trust_ad: whoever is between here and {server} can forge what DANE rests on; loopback is safe"
+    if settings.dns.trust_ad and not settings.dns.servers:
+        yield "dns.trust_ad rests on /etc/resolv.conf: name your validating resolvers in dns.servers"
+    for table in settings.tls if not direct else ():
+        yield f'[[tls]] for {", ".join(table.domains)} is never used: no route delivers to exchangers ("mx")'
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -300,6 +347,9 @@ def _check_files(settings: Settings) -> Iterator[Mistake]:
     for number, host in enumerate(settings.smart_host):
         for name in ("password_file", "tls_ca"):
             yield from _check_file(f"smart_host[{number}].{name}", getattr(host, name))
+    for number, table in enumerate(settings.tls):
+        yield from _check_file(f"tls[{number}].ca", table.ca)
+    yield from _check_file("mta_sts.ca", settings.mta_sts.ca)
 
 
 def _check_file(key: str, path: Path | None, way_out: str = "") -> Iterator[Mistake]:

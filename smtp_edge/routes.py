@@ -1,7 +1,7 @@
 """From the configuration's routes, smart hosts and tags to what the router works with. Pure.
 
-A smart host promises TLS if its connections cannot do without: `starttls` and `implicit` check the certificate, while
-`opportunistic` goes on in the clear where there is none.
+A smart host promises TLS if its connections cannot do without: `starttls`, `implicit` and `dane` check the certificate,
+`encrypted` does not, and `opportunistic` goes on in the clear where there is none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ LEVELS = {"none": TlsLevel.NONE, "encrypted": TlsLevel.ENCRYPTED, "verified": Tl
 PROMISED = {
     "none": TlsLevel.NONE,
     "opportunistic": TlsLevel.NONE,
+    "encrypted": TlsLevel.ENCRYPTED,
     "starttls": TlsLevel.VERIFIED,
+    "dane": TlsLevel.VERIFIED,
     "implicit": TlsLevel.VERIFIED,
 }
 

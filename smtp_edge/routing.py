@@ -23,7 +23,6 @@ log = structlog.get_logger()
 
 TICK_S = 0.5
 """Between two looks at backlogs and arrivals; the longest between two looks at timers and probes."""
-MX_PORT = 25
 NOISY_STATES = frozenset({EdgeState.DOWN, EdgeState.SUSPECT})
 
 
@@ -70,6 +69,7 @@ class Targets:
         self._hosts = {host.name: _host_target(host) for host in settings.smart_host}
         self._peers: dict[str, Target] = {}
         self._peer_connections_max = settings.router.window_max
+        self._mx = settings.mx
 
     def learn(self, snapshot: Snapshot) -> None:
         """Take the mesh addresses of peers from a snapshot."""
@@ -96,7 +96,13 @@ class Targets:
             case HopKind.PEER:
                 return self._peers.get(hop.name)
             case HopKind.MX:
-                return Target(hop, hop.name, MX_PORT)
+                return Target(
+                    hop,
+                    hop.name,
+                    self._mx.port,
+                    connections_max=self._mx.connections_max,
+                    messages_per_connection_max=self._mx.messages_per_connection_max,
+                )
 
 
 def _host_target(host: SmartHostSettings) -> Target:
@@ -104,6 +110,8 @@ def _host_target(host: SmartHostSettings) -> Target:
         Hop(HopKind.SMART_HOST, host.name),
         host.host,
         host.port,
+        protocol=host.protocol,
+        socket=host.socket,
         tls=host.tls,
         tls_ca=host.tls_ca,
         user=host.user,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -58,12 +58,30 @@ def parse_pattern(given: str) -> str:
     return given.lower()
 
 
+def parse_server(given: str) -> str:
+    """A DNS server as address or `ADDRESS:PORT`. ValueError."""
+    address, _, port = given.rpartition(":") if given.count(":") == 1 or given.startswith("[") else (given, "", "53")
+    address = address.removeprefix("[").removesuffix("]")
+    try:
+        ip_address(address)
+    except ValueError:
+        raise ValueError(f"{given!r} is no address; write 127.0.0.1, 127.0.0.1:5353 or [::1]:5353") from None
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+        raise ValueError(f"{given!r}: {port!r} is no port")
+    return given
+
+
 Seconds = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
 Domain = Annotated[str, AfterValidator(parse_domain)]
 Tags = Annotated[tuple[Annotated[str, AfterValidator(parse_tag)], ...], Field(max_length=TAGS_MAX)]
 Host = Annotated[str, AfterValidator(parse_host)]
+Server = Annotated[str, AfterValidator(parse_server)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+TlsWord = Literal["none", "opportunistic", "encrypted", "starttls", "dane", "implicit"]
+LOCAL_NETWORKS = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8")
+"""Where no exchanger of another domain can be: unspecified, loopback, link-local, multicast and beyond."""
 Pattern = Annotated[str, AfterValidator(parse_pattern)]
 
 

@@ -6,12 +6,25 @@ Paths are relative to the folder of the file. Secrets are named by file, never w
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from smtp_edge.setting_kinds import Domain, Host, Name, Seconds, Section, Tags
+from smtp_edge.setting_kinds import (
+    LOCAL_NETWORKS,
+    Domain,
+    Host,
+    Name,
+    Network,
+    Port,
+    Seconds,
+    Section,
+    Server,
+    Tags,
+    TlsWord,
+)
 from smtp_edge.settings_inbound import AccessSettings, AuthSettings, LimitsSettings, ListenerSettings
 
 
@@ -62,10 +75,15 @@ class SmartHostSettings(Section):
     """[[smart_host]]: an exit. Nodes that use the same name mean the same host."""
 
     name: Name
-    host: Host
-    port: Annotated[int, Field(ge=1, le=65535)] = 25
-    tls: Literal["none", "opportunistic", "starttls", "implicit"] = "opportunistic"
-    """`starttls` and `implicit` verify the certificate; `opportunistic` takes what is offered."""
+    host: Host = ""
+    """Name or address; or `socket`."""
+    port: Port = 25
+    socket: Path | None = None
+    """A Unix socket instead of host and port."""
+    protocol: Literal["smtp", "lmtp"] = "smtp"
+    tls: TlsWord = "opportunistic"
+    """`encrypted` demands TLS with whatever certificate; `starttls` and `implicit` verify it by an authority, `dane` by
+    TLSA records; `opportunistic` takes what is offered."""
     tls_ca: Path | None = None
     user: str = ""
     password_file: Path | None = None
@@ -92,6 +110,82 @@ class RouteSettings(Section):
     tls_min: Literal["none", "encrypted", "verified"] = "none"
     transit: bool = True
     """False: own exits only, never through other relays."""
+
+
+class DnsSettings(Section):
+    """[dns]"""
+
+    servers: tuple[Server, ...] = ()
+    """Addresses of resolvers, asked in order; empty = those of /etc/resolv.conf."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 5
+    """For one question with all its repetitions."""
+    trust_ad: bool = False
+    """The resolvers validate DNSSEC, and nobody can change their answers on the way: DANE rests on it."""
+    cache_max: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    """Answers remembered, as long as they say."""
+
+
+class MxSettings(Section):
+    """[mx]: delivery to the exchangers of a domain (`via = ["mx"]`)."""
+
+    port: Port = 25
+    hosts_max: Annotated[int, Field(ge=1, le=100)] = 10
+    """Exchangers tried in one attempt."""
+    addresses_max: Annotated[int, Field(ge=1, le=100)] = 20
+    """Addresses of all of them that are tried in one attempt."""
+    family: Literal["any", "ipv4", "ipv6"] = "any"
+    own_names: tuple[Host, ...] = ()
+    """Names of this machine in MX records, besides node.hostname."""
+    refuse_networks: tuple[Network, ...] = tuple(ip_network(network) for network in LOCAL_NETWORKS)
+    """Addresses of exchangers that are never called."""
+    connections_max: Annotated[int, Field(ge=1, le=1000)] = 20
+    """To the exchangers of one domain."""
+    messages_per_connection_max: Annotated[int, Field(ge=1)] = 100
+    dane: bool = True
+    """Use TLSA records where `dns.trust_ad` allows it."""
+
+
+class TlsSettings(Section):
+    """[[tls]]: what the sessions with exchangers of some domains must have at least; the first match wins."""
+
+    domains: tuple[Domain, ...]
+    """Domains of recipients."""
+    level: Literal["none", "opportunistic", "encrypted", "verified", "dane"]
+    """`verified`: by an authority, DANE or MTA-STS; `dane`: by TLSA records only."""
+    names: tuple[Host, ...] = ()
+    """Names of which the certificate must hold one (`*.example.org` allowed); empty = that of the exchanger."""
+    ca: Path | None = None
+    """PEM of the authority; absent = the system's."""
+
+
+class OutboundSettings(Section):
+    """[outbound]: all sessions with next hops outside of the mesh."""
+
+    tls_version_min: Literal["1.2", "1.3"] = "1.2"
+    tls_ciphers: str = ""
+    """OpenSSL's list for TLS 1.2; empty = the library's own choice."""
+
+
+class MtaStsSettings(Section):
+    """[mta_sts]: policies of recipients' domains (RFC 8461)."""
+
+    enabled: bool = True
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10
+    """For fetching a policy; the first mail to a domain waits so long at most."""
+    policies_max: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Domains remembered; beyond it those used least recently are forgotten."""
+    port: Port = 443
+    ca: Path | None = None
+    """PEM of the authority that policy hosts are verified by; absent = the system's."""
+
+
+class DsnSettings(Section):
+    """[dsn]: delivery status notifications."""
+
+    return_bytes_max: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 1024 * 1024
+    """With RET=FULL, messages up to this size come back whole, of larger ones the header."""
+    double_bounces_to: str = ""
+    """Mailbox that gets reports which cannot be delivered to the sender; empty = they are logged and dropped."""
 
 
 class QueueSettings(Section):
@@ -174,7 +268,13 @@ class Settings(Section):
     auth: tuple[AuthSettings, ...] = ()
     smart_host: tuple[SmartHostSettings, ...] = ()
     route: tuple[RouteSettings, ...] = ()
+    tls: tuple[TlsSettings, ...] = ()
     queue: QueueSettings = QueueSettings()
+    dns: DnsSettings = DnsSettings()
+    mx: MxSettings = MxSettings()
+    outbound: OutboundSettings = OutboundSettings()
+    mta_sts: MtaStsSettings = MtaStsSettings()
+    dsn: DsnSettings = DsnSettings()
     router: RouterSection = RouterSection()
     admin: AdminSettings = AdminSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -18,8 +18,13 @@ class Target:
     hop: Hop
     host: str
     port: int
-    tls: Literal["none", "opportunistic", "starttls", "implicit", "mesh"] = "opportunistic"
-    """`mesh`: implicit TLS with the cluster's certificates; the certificate must name `hop.name` as node id."""
+    tls: Literal["none", "opportunistic", "encrypted", "starttls", "dane", "implicit", "mesh"] = "opportunistic"
+    """`mesh`: implicit TLS with the cluster's certificates; the certificate must name `hop.name` as node id.
+
+    For an MX hop the `[[tls]]` table counts instead."""
+    protocol: Literal["smtp", "lmtp"] = "smtp"
+    socket: Path | None = None
+    """A Unix socket instead of host and port."""
     tls_ca: Path | None = None
     user: str = ""
     password_file: Path | None = None
@@ -48,7 +53,9 @@ class AttemptResult:
     kind: OutcomeKind
     """For the whole attempt; ACCEPTED if at least one recipient was."""
     replies: tuple[Reply | None, ...] = ()
-    """One for each recipient, in order: the RCPT reply if that was negative, else the final reply; None = no answer."""
+    """One for each recipient, in order: the RCPT reply if that was negative, else the final reply; None = no answer.
+
+    LMTP has a final reply for each recipient."""
     reply: Reply | None = None
     """The reply that ended the attempt, if one came."""
     reason: str = ""
@@ -58,6 +65,15 @@ class AttemptResult:
     remote: str = ""
     """`host[address]:port` that was used."""
     tls: str = ""
+    """`TLSv1.3 TLS_AES_256_GCM_SHA384 verified`: version, cipher, and how the certificate was checked, if it was."""
     new_connection: bool = False
     peer_backlogs: dict[str, int] = field(default_factory=dict)
     """Class -> stored messages, from the acknowledgement of a peer."""
+    left_out: tuple[int, ...] = ()
+    """Recipients (by index) that the remote's limits left for another transaction."""
+    takes_reports: bool = False
+    """The hop offers DSN: from its 250 on it is the one that reports."""
+    delivered: bool = False
+    """Acceptance was final delivery (LMTP)."""
+    unable: bool = False
+    """Nothing was sent: this hop does not offer what the message needs. Another one may."""

@@ -2,6 +2,13 @@
 
 A connection goes back to the pool only when it is known to be in step. One that turns out dead before the remote has
 answered anything is replaced once, without anyone noticing; every other end is an `AttemptResult`.
+
+    an attempt that ends so                        is followed, within the attempt, by
+    no session with an address                     the next address, the next exchanger (ways.py)
+    a session with an exchanger that breaks, or    the next exchanger, unless something is in doubt
+    in which it blames itself (421, 4yz)
+    an exchanger that cannot take the message      the next exchanger
+    recipients beyond the remote's limits          another transaction for these
 """
 
 from __future__ import annotations
@@ -9,19 +16,33 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import aclosing
+from dataclasses import replace
 
-import dns.asyncresolver
+import structlog
 
 from gossip.identity import Identity
 from router.decision import Hop, HopKind, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job, Target
-from smtp_edge.client.connecting import Connection, Connector, Unconnected
-from smtp_edge.client.mx import NoExchanger, find_exchangers
+from smtp_edge.client.connecting import Connection, Connector, Place, Unconnected
+from smtp_edge.client.mx import NoExchanger
+from smtp_edge.client.pool import IDLE_S, Pool
 from smtp_edge.client.replies import ConnectionLost
+from smtp_edge.client.resolver import Resolver
+from smtp_edge.client.results import merge
+from smtp_edge.client.tls_policy import TlsDemand, Wish, wish_of
 from smtp_edge.client.transaction import Stale, Transaction
+from smtp_edge.client.ways import Absent, Ways
+from smtp_edge.client.wording import NO_REQUIRETLS
+from smtp_edge.reply import Reply
+from smtp_edge.settings import OutboundSettings
 
-IDLE_S = 30.0
-SWEEP_S = 5.0
+log = structlog.get_logger()
+
+ROUNDS_MAX = 1000
+"""Transactions for one message in one attempt; each takes at least one recipient."""
+NEXT_EXCHANGER = frozenset({OutcomeKind.HOP_TEMPFAIL, OutcomeKind.DISCONNECTED, OutcomeKind.TIMEOUT})
+"""Ends of a transaction after which another exchanger may take the message."""
 
 
 class DeliveryClient:
@@ -35,56 +56,50 @@ class DeliveryClient:
         connect_timeout_s: float,
         attempt_timeout_s: float,
         idle_s: float = IDLE_S,
-        resolver: dns.asyncresolver.Resolver | None = None,
+        settings: OutboundSettings | None = None,
+        ways: Ways | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self._connector = Connector(hostname=hostname, identity=identity, connect_timeout_s=connect_timeout_s)
-        self._attempt_timeout_s, self._idle_s = attempt_timeout_s, idle_s
-        self._resolver = resolver
-        self._rng = rng or random.Random()
-        self._idle: dict[Hop, list[Connection]] = {}
+        self._connector = Connector(
+            hostname=hostname,
+            identity=identity,
+            connect_timeout_s=connect_timeout_s,
+            settings=settings,
+            on_fallback=_log_fallback,
+        )
+        self._ways = ways or Ways(Resolver(), own_names=(hostname,), now=time.monotonic, rng=rng or random.Random())
+        self._attempt_timeout_s = attempt_timeout_s
+        self._pool = Pool(idle_s)
         self._busy: dict[Hop, set[Transaction]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._closed = False
 
     async def attempt(self, target: Target, job: Job) -> AttemptResult:
         """Try once to hand a message to the target."""
-        pooled = self._take(target)
-        if pooled is not None:
-            try:
-                return await self._transact(pooled, job)
-            except Stale:
-                pass
-        try:
-            connection = await self._connect(target)
-        except Unconnected as error:
-            return _unconnected(error)
-        except NoExchanger as error:
-            return _no_exchanger(error, job)
-        try:
-            return await self._transact(connection, job)
-        except Stale as error:
-            return AttemptResult(OutcomeKind.DISCONNECTED, reason=f"MAIL: {error.__cause__}", remote=connection.remote)
+        result = await self._attempt(target, job)
+        indexes, rounds = result.left_out, 1
+        while indexes and _goes_on(result) and rounds < ROUNDS_MAX:
+            recipients = tuple(job.envelope.recipients[index] for index in indexes)
+            rest = replace(job, envelope=replace(job.envelope, recipients=recipients))
+            last = await self._attempt(target, rest)
+            result, rounds = merge(result, last, indexes), rounds + 1
+            if not _goes_on(last):
+                break
+            indexes = result.left_out
+        return result
 
     async def probe(self, target: Target) -> AttemptResult:
         """See whether the target takes a session: connect, EHLO, TLS, AUTH, NOOP."""
         began = time.monotonic()
+        fault = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no place to try")
         try:
-            connection = await self._connect(target)
-        except Unconnected as error:
-            return _unconnected(error)
+            async with aclosing(self._ways.find(target, Wish.NOTHING)) as places:
+                async for place in places:
+                    found = await self._reach(target, place)
+                    if isinstance(found, Connection):
+                        return await self._ask_noop(found, began)
+                    fault = _graver(fault, found)
         except NoExchanger as error:
             return AttemptResult(OutcomeKind.CONNECT_FAILED, reason=str(error))
-        try:
-            async with asyncio.timeout(self._attempt_timeout_s):
-                connection.stream.write(b"NOOP\r\n")
-                reply = await connection.stream.read_reply()
-        except (ConnectionLost, TimeoutError) as error:
-            return AttemptResult(OutcomeKind.DISCONNECTED, reason=f"NOOP: {error}", remote=connection.remote)
-        finally:
-            connection.close()
-        kind = OutcomeKind.ACCEPTED if reply.positive else OutcomeKind.HOP_TEMPFAIL
-        return AttemptResult(kind, (), reply, str(reply), time.monotonic() - began, connection.remote, connection.tls)
+        return fault
 
     def forget(self, hop: Hop) -> None:
         """The hop is down: close its idle connections, and end what is in flight there and not in doubt.
@@ -92,21 +107,75 @@ class DeliveryClient:
         What is in doubt goes on waiting for its reply: sending it elsewhere would double it. A transfer to a peer may
         be repeated (its token is known there), so it ends, too.
         """
-        for connection in self._idle.pop(hop, ()):
-            connection.close()
+        self._pool.drop(hop)
         for transaction in self._busy.get(hop, ()):
             if hop.kind is HopKind.PEER or not transaction.dot_sent:
                 transaction.break_off("the next hop is down")
 
     async def close(self) -> None:
         """Close all idle connections; attempts in flight end by themselves."""
-        self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for hop in list(self._idle):
-            self.forget(hop)
+        self._pool.close()
 
-    # -- connections ---------------------------------------------------------------------------------------------------
+    # -- one transaction -----------------------------------------------------------------------------------------------
+
+    async def _attempt(self, target: Target, job: Job) -> AttemptResult:
+        pooled = self._pool.take(target, job)
+        if pooled is not None:
+            try:
+                result = await self._transact(pooled, job)
+                if not (result.unable and target.hop.kind is HopKind.MX):
+                    return result
+            except Stale:
+                pass
+        return await self._attempt_anew(target, job)
+
+    async def _attempt_anew(self, target: Target, job: Job) -> AttemptResult:
+        """On a fresh connection: the first place that takes the message, else the gravest fault of all."""
+        wish = wish_of(job.envelope, job.data.header)
+        fault = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no place to try")
+        tried, host = False, ""
+        try:
+            async with aclosing(self._ways.find(target, wish)) as places:
+                async for place in places:
+                    if place.host == host:  # its session broke or it could not take the message: the next host
+                        continue
+                    found = await self._reach(target, place)
+                    if isinstance(found, Connection):
+                        found.pooled = wish is not Wish.RELAX
+                        found, host = await self._transact_fresh(found, job), place.host
+                        if not _may_go_elsewhere(target, found):
+                            return found
+                    fault = _graver(fault, found) if tried else found
+                    tried = True
+        except NoExchanger as error:
+            return _no_exchanger(error, job)
+        if wish is Wish.REQUIRE and fault.kind is OutcomeKind.TLS_FAILED:
+            return _refused(NO_REQUIRETLS, job, fault.reason)
+        return fault
+
+    async def _reach(self, target: Target, place: Place | Absent) -> Connection | AttemptResult:
+        """A session with a place, or why there is none."""
+        if isinstance(place, Absent):
+            if place.by_policy:
+                reply = Reply(454, place.reason, "4.7.5")
+                return AttemptResult(OutcomeKind.TLS_FAILED, reply=reply, reason=f"TLS: {place.reason}")
+            return AttemptResult(OutcomeKind.CONNECT_FAILED, reason=place.reason)
+        now, shunned = time.monotonic(), self._ways.shunned
+        try:
+            connection = await self._connector.open(target, place)
+        except Unconnected as error:
+            if error.kind in (OutcomeKind.CONNECT_FAILED, OutcomeKind.TIMEOUT):
+                shunned.note_failure(place.address, now)
+            remote = f"{place.host}[{place.address}]:{target.port}" if place.address else place.host
+            return AttemptResult(error.kind, reply=error.reply, reason=error.reason, remote=remote)
+        shunned.note_session(place.address)
+        return connection
+
+    async def _transact_fresh(self, connection: Connection, job: Job) -> AttemptResult:
+        try:
+            return await self._transact(connection, job)
+        except Stale as error:
+            return AttemptResult(OutcomeKind.DISCONNECTED, reason=f"MAIL: {error.__cause__}", remote=connection.remote)
 
     async def _transact(self, connection: Connection, job: Job) -> AttemptResult:
         transaction = Transaction(connection, job)
@@ -118,69 +187,58 @@ class DeliveryClient:
             busy.discard(transaction)
             if not busy:
                 self._busy.pop(connection.target.hop, None)
-        self._give_back(connection)
+        self._pool.give_back(connection)
         return result
 
-    async def _connect(self, target: Target) -> Connection:
-        """The first exchanger that gives a session; the last one's fault if none does."""
-        if target.hop.kind is not HopKind.MX:
-            return await self._connector.open(target, target.host)
-        fault: Unconnected | None = None
-        resolver = self._resolver or dns.asyncresolver.get_default_resolver()
-        for host in await find_exchangers(target.host, resolver, self._rng):
-            try:
-                return await self._connector.open(target, host)
-            except Unconnected as error:
-                fault = error
-        raise fault or Unconnected(OutcomeKind.CONNECT_FAILED, "no mail exchanger")
-
-    def _take(self, target: Target) -> Connection | None:
-        idle = self._idle.get(target.hop)
-        while idle:
-            connection = idle.pop()
-            if connection.stream.usable and connection.target == target:
-                return connection
-            connection.stream.abort()
-        return None
-
-    def _give_back(self, connection: Connection) -> None:
-        """Keep a connection that is in step and not used up."""
-        target = connection.target
-        kept = self._idle.setdefault(target.hop, [])
-        used_up = connection.used_count >= target.messages_per_connection_max or len(kept) >= target.connections_max
-        if self._closed or used_up or not connection.stream.usable:
+    async def _ask_noop(self, connection: Connection, began: float) -> AttemptResult:
+        try:
+            async with asyncio.timeout(self._attempt_timeout_s):
+                connection.stream.write(b"NOOP\r\n")
+                reply = await connection.stream.read_reply()
+        except (ConnectionLost, TimeoutError) as error:
+            return AttemptResult(OutcomeKind.DISCONNECTED, reason=f"NOOP: {error}", remote=connection.remote)
+        finally:
             connection.close()
-            return
-        connection.idle_since = time.monotonic()
-        kept.append(connection)
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        """Close what has been idle for long."""
-        self._sweeper = None
-        oldest = time.monotonic() - self._idle_s
-        for hop, connections in list(self._idle.items()):
-            fresh = [
-                connection for connection in connections if connection.idle_since >= oldest and connection.stream.usable
-            ]
-            for connection in connections:
-                if connection not in fresh:
-                    connection.close()
-            if fresh:
-                self._idle[hop] = fresh
-            else:
-                del self._idle[hop]
-        if self._idle and not self._closed:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        kind = OutcomeKind.ACCEPTED if reply.positive else OutcomeKind.HOP_TEMPFAIL
+        return AttemptResult(kind, (), reply, str(reply), time.monotonic() - began, connection.remote, connection.tls)
 
 
-def _unconnected(error: Unconnected) -> AttemptResult:
-    return AttemptResult(error.kind, reply=error.reply, reason=error.reason)
+def _goes_on(result: AttemptResult) -> bool:
+    """True after an end that says nothing against another transaction with the same hop."""
+    return result.kind in (OutcomeKind.ACCEPTED, OutcomeKind.MESSAGE_REFUSED)
+
+
+def _may_go_elsewhere(target: Target, result: AttemptResult) -> bool:
+    """True if another exchanger may take what this one did not."""
+    return target.hop.kind is HopKind.MX and (result.unable or result.kind in NEXT_EXCHANGER)
+
+
+def _graver(first: AttemptResult, second: AttemptResult) -> AttemptResult:
+    """Which of two failures stands for the attempt: one that may pass by itself before one that is for good, and what
+    a remote said before what nobody answered."""
+    if first.unable != second.unable:
+        return second if first.unable else first
+    return second if second.reply is not None or first.reply is None else first
 
 
 def _no_exchanger(error: NoExchanger, job: Job) -> AttemptResult:
     if error.reply is None:
         return AttemptResult(OutcomeKind.CONNECT_FAILED, reason=str(error))
-    replies = (error.reply,) * len(job.envelope.recipients)
-    return AttemptResult(OutcomeKind.MESSAGE_REFUSED, replies, error.reply, str(error))
+    return _refused(error.reply, job, str(error))
+
+
+def _refused(reply: Reply, job: Job, reason: str) -> AttemptResult:
+    """By ourselves, for good: no hop can do it."""
+    return AttemptResult(OutcomeKind.MESSAGE_REFUSED, (reply,) * len(job.envelope.recipients), reply, reason)
+
+
+def _log_fallback(place: Place, demand: TlsDemand, reason: str) -> None:
+    """TLS failed, and less is allowed: for the postmaster, and for domains whose MTA-STS policy is in testing."""
+    log.info(
+        "tls.fallback",
+        host=place.host,
+        address=place.address,
+        wanted=demand.level.name.lower(),
+        source=demand.source,
+        reason=reason,
+    )

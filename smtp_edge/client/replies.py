@@ -1,17 +1,18 @@
 """The stream of replies on an open connection.
 
-aiosmtplib connects, greets, secures and authenticates; then this protocol takes over the transport, because a pipelined
-group has several replies under way and aiosmtplib drops those that nobody awaits yet. Replies are bounded and their
-texts cleaned before anyone sees them: what a remote says goes into logs and reports.
+aiosmtplib connects and reads the greeting; then this protocol takes over the transport, because a pipelined group has
+several replies under way and aiosmtplib drops those that nobody awaits yet. Replies are bounded and their texts cleaned
+before anyone sees them: what a remote says goes into logs and reports.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from smtp_edge.reply import Reply
 
@@ -20,10 +21,13 @@ REPLY_BYTES_MAX = 64 * 1024
 REPLIES_WAITING_MAX = 2000
 """Replies that may have arrived unread: more than the largest pipelined group."""
 TEXT_MAX = 1000
+HELLO_TEXT_MAX = 16 * 1024
+"""The answer to EHLO is read by us, not shown to people."""
 
 _LINE = re.compile(rb"([2-5]\d\d)([ -]?)([^\r\n]*)\r?\n")
 _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+"""Control characters, line and paragraph separators, and what turns the direction of writing on a terminal."""
 
 
 class ConnectionLost(Exception):
@@ -35,6 +39,8 @@ class ReplyStream(asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.text_max = TEXT_MAX
+        """Characters of a reply that are kept."""
         self._buffer = bytearray()
         self._lines: list[tuple[int, str]] = []
         self._reply_bytes = 0
@@ -71,7 +77,7 @@ class ReplyStream(asyncio.Protocol):
             return
         self._lines.append((int(match[1]), match[3].decode("utf-8", "replace")))
         if match[2] != b"-":
-            self._replies.append(build_reply(self._lines))
+            self._replies.append(build_reply(self._lines, self.text_max))
             self._lines, self._reply_bytes = [], 0
 
     def eof_received(self) -> bool:
@@ -129,6 +135,23 @@ class ReplyStream(asyncio.Protocol):
                 self._waiter = None
         return self._replies.popleft()
 
+    async def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Go on under TLS. ConnectionLost if the remote (or somebody between) has said more than the reply to STARTTLS:
+
+        whatever came in the clear must not be taken for an answer under TLS (RFC 3207 section 6, CVE-2011-0411).
+        """
+        if not self.usable:
+            self._fail("something was sent in the clear after the reply to STARTTLS")
+            raise ConnectionLost(self._lost or "")
+        secured = await asyncio.get_running_loop().start_tls(self._transport, self, context, server_hostname=host)
+        if secured is None:
+            raise ConnectionLost("the connection ended in the handshake")
+        self._transport = secured
+
+    def info(self, name: str) -> Any:
+        """`get_extra_info` of the transport."""
+        return self._transport.get_extra_info(name)
+
     @property
     def waiting(self) -> bool:
         """A reply is there to be read."""
@@ -160,7 +183,7 @@ class ReplyStream(asyncio.Protocol):
             self._waiter.set_result(None)
 
 
-def build_reply(lines: Sequence[tuple[int, str]]) -> Reply:
+def build_reply(lines: Sequence[tuple[int, str]], text_max: int = TEXT_MAX) -> Reply:
     """A reply from its lines; the enhanced status code is taken from the front of each line (RFC 2034 section 4)."""
     code = lines[-1][0]
     status = ""
@@ -172,7 +195,7 @@ def build_reply(lines: Sequence[tuple[int, str]]) -> Reply:
             status = match.group().strip()
             text = text[match.end() :]
         texts.append(text)
-    return Reply(code, "\n".join(texts)[:TEXT_MAX], status)
+    return Reply(code, "\n".join(texts)[:text_max], status)
 
 
 def clean_text(text: str) -> str:

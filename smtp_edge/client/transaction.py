@@ -1,12 +1,13 @@
-"""One mail transaction on an open connection (RFC 5321 section 3.3, pipelined by RFC 2920 where the remote offers it).
+"""One mail transaction on an open connection (RFC 5321 section 3.3, RFC 2033 for LMTP; pipelined by RFC 2920).
 
     sent                                      if the connection is lost here
     MAIL, RCPT...        (one group)          disconnected: nothing happened
     DATA                 (same group)         disconnected
     prefix, mail data                         disconnected
-    the final dot                             in doubt: the remote may have the message
+    the final dot, or the last BDAT           in doubt: the remote may have the message
 
-The instant of doubt is the write of the final dot, not its arrival: from then on only a reply can tell.
+The instant of doubt is the write of the final dot, not its arrival: from then on only a reply can tell. LMTP gives a
+reply for each recipient; when the connection is lost among them, those without one are in doubt.
 """
 
 from __future__ import annotations
@@ -16,38 +17,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from router.decision import OutcomeKind
+from smtp_edge.client import results
 from smtp_edge.client.attempt import AttemptResult, Job
-from smtp_edge.client.blame import blame
 from smtp_edge.client.connecting import Connection
+from smtp_edge.client.limits import NO_LIMITS, choose_recipients
 from smtp_edge.client.replies import ConnectionLost
-from smtp_edge.envelope import BodyType, Envelope, Notify, Recipient
+from smtp_edge.client.results import Progress
+from smtp_edge.client.sending import send_chunks, send_stuffed
+from smtp_edge.client.wording import (
+    NO_EIGHT_BIT,
+    build_mail,
+    build_rcpt,
+    is_seven_bit,
+    needs_scan,
+    unable,
+    uses_bdat,
+)
+from smtp_edge.envelope import Recipient
 from smtp_edge.reply import Reply
-from smtp_edge.transfer import build_parameters, parse_backlogs
 
-CHUNK_BYTES = 256 * 1024
 GROUP_RECIPIENTS_MAX = 500
 """RCPTs in flight without reading: replies of a larger group could fill both ends' buffers."""
-
-TOO_LARGE = Reply(552, "message is larger than the next hop takes", "5.3.4")
-NO_EIGHT_BIT = Reply(554, "the next hop does not take 8-bit mail", "5.6.3")
-NO_UTF8 = Reply(553, "the next hop does not take internationalised addresses", "5.6.7")
 
 
 class Stale(Exception):
     """The connection was dead before the remote answered anything: nothing happened, try a new one."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a transaction came."""
-
-    stage: str = "MAIL"
-    began: float = field(default_factory=time.monotonic)
-    replies: list[Reply | None] = field(default_factory=list)
-    answered: bool = False
-    dot_sent: bool = False
-    broken_off: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -70,9 +64,12 @@ class Transaction:
         """
         connection, job, progress = self.connection, self.job, self.progress
         refusal = unable(connection, job)
+        if refusal is None and needs_scan(connection, job) and not await asyncio.to_thread(is_seven_bit, job.data):
+            refusal = NO_EIGHT_BIT
         if refusal is not None:
-            replies = (refusal,) * len(job.envelope.recipients)
-            return AttemptResult(OutcomeKind.MESSAGE_REFUSED, replies, refusal, str(refusal), remote=connection.remote)
+            return results.unable(connection, job, refusal)
+        if connection.limits is not NO_LIMITS:
+            progress.chosen = choose_recipients(connection.limits, connection.domains, job.envelope.recipients)
         try:
             async with asyncio.timeout(timeout_s):
                 return await _transact(connection, job, progress)
@@ -80,7 +77,7 @@ class Transaction:
             connection.stream.abort()
             if self._is_stale(error):
                 raise Stale from error
-            return _broken(connection, progress, error)
+            return results.broken(connection, job, progress, error)
         except BaseException:
             connection.stream.abort()
             raise
@@ -95,73 +92,28 @@ class Transaction:
         return bool(unused) and not self.progress.broken_off
 
 
-def unable(connection: Connection, job: Job) -> Reply | None:
-    """Why the remote cannot take this message whatever we say; None if it can."""
-    envelope, extensions = job.envelope, connection.extensions
-    limit = extensions.get("size", "").strip()
-    if limit.isdigit() and 0 < int(limit) < _size(job):
-        return TOO_LARGE
-    if envelope.smtputf8 and "smtputf8" not in extensions and not _is_ascii(job):
-        return NO_UTF8
-    if envelope.body_type is BodyType.EIGHT_BIT_MIME and "8bitmime" not in extensions:
-        return NO_EIGHT_BIT
-    return None
-
-
-def build_mail(connection: Connection, job: Job) -> str:
-    """The MAIL command with the parameters that the remote understands."""
-    envelope, extensions = job.envelope, connection.extensions
-    words = [f"MAIL FROM:<{envelope.sender}>"]
-    if "size" in extensions:
-        words.append(f"SIZE={_size(job)}")
-    if "8bitmime" in extensions and envelope.body_type is BodyType.EIGHT_BIT_MIME:
-        words.append("BODY=8BITMIME")
-    if "smtputf8" in extensions and envelope.smtputf8:
-        words.append("SMTPUTF8")
-    if "dsn" in extensions:
-        words += [f"RET={envelope.ret}"] if envelope.ret else []
-        words += [f"ENVID={envelope.envid}"] if envelope.envid else []
-    if job.transfer is not None and "xsmtpmesh" in extensions:
-        words += build_parameters(job.transfer, extensions["xsmtpmesh"])
-    return " ".join(words)
-
-
-def build_rcpt(connection: Connection, recipient: Recipient) -> str:
-    """The RCPT command."""
-    words = [f"RCPT TO:<{recipient.address}>"]
-    if "dsn" in connection.extensions:
-        if recipient.notify != Notify.FAILURE | Notify.DELAY:
-            words.append(f"NOTIFY={_notify_words(recipient.notify)}")
-        if recipient.orcpt:
-            words.append(f"ORCPT={recipient.orcpt}")
-    return " ".join(words)
-
-
 async def _transact(connection: Connection, job: Job, progress: Progress) -> AttemptResult:
-    stream, recipients = connection.stream, job.envelope.recipients
-    pipelining = "pipelining" in connection.extensions
+    stream, extensions = connection.stream, connection.extensions
+    pipelining, bdat = "pipelining" in extensions, uses_bdat(connection, job)
+    recipients = progress.asked(job)
     await _reset(connection, progress)
-    stream.write(f"{build_mail(connection, job)}\r\n".encode())
-    if not pipelining:
-        refused = await _read_mail_reply(connection, progress)
-        if refused is not None:
-            return _end(connection, job, progress, refused)
-    data_asked, mail_reply = await _send_recipients(connection, recipients, progress, pipelining=pipelining)
-    if mail_reply is not None:
+    mail = f"{build_mail(connection, job)}\r\n"
+    if pipelining:
+        refused, data_asked = await _send_group(connection, job, mail, recipients, progress, with_data=not bdat)
+    else:
+        stream.write(mail.encode())
+        refused, data_asked = await _read_mail_reply(connection, progress), False
+        if refused is None:
+            await _send_one_by_one(connection, job, recipients, progress)
+    if (closing := results.closing(progress.replies)) is not None:
+        return results.ended(connection, job, progress, closing)
+    if refused is not None or not any(reply.positive for reply in progress.replies):
         await _withdraw(connection, data_asked=data_asked)
-        return _end(connection, job, progress, mail_reply)
-    if not any(reply is not None and reply.positive for reply in progress.replies):
-        await _withdraw(connection, data_asked=data_asked)
-        return _end(connection, job, progress, _worst(progress.replies))
-    progress.stage = "DATA"
-    if not data_asked:
-        stream.write(b"DATA\r\n")
-    go_ahead = await stream.read_reply()
-    if go_ahead.code != 354:
-        connection.needs_reset = True
-        return _end(connection, job, progress, go_ahead)
-    await _send_data(connection, job, progress)
-    return _end(connection, job, progress, await stream.read_reply(), final=True)
+        return results.ended(connection, job, progress, refused or results.worst(progress.replies))
+    refused = await (_send_by_bdat if bdat else _send_by_data)(connection, job, progress, data_asked)
+    if refused is not None:
+        return results.ended(connection, job, progress, refused)
+    return await _read_final(connection, job, progress)
 
 
 async def _reset(connection: Connection, progress: Progress) -> None:
@@ -182,27 +134,48 @@ async def _read_mail_reply(connection: Connection, progress: Progress) -> Reply 
     return None
 
 
-async def _send_recipients(
-    connection: Connection, recipients: Sequence[Recipient], progress: Progress, *, pipelining: bool
-) -> tuple[bool, Reply | None]:
-    """Send RCPTs and collect their replies. Returns whether DATA was sent along, and the refusal of MAIL, if any."""
-    stream, refused, data_asked = connection.stream, None, False
-    size = GROUP_RECIPIENTS_MAX if pipelining else 1
-    for start in range(0, len(recipients), size):
-        group = recipients[start : start + size]
-        lines = [f"{build_rcpt(connection, recipient)}\r\n" for recipient in group]
-        if pipelining and start + size >= len(recipients):
+async def _send_group(
+    connection: Connection,
+    job: Job,
+    mail: str,
+    recipients: Sequence[Recipient],
+    progress: Progress,
+    *,
+    with_data: bool,
+) -> tuple[Reply | None, bool]:
+    """MAIL, RCPTs and DATA in few writes. The refusal of MAIL, if any, and whether DATA was sent along."""
+    stream, refused, utf8 = connection.stream, None, _says_utf8(connection, job)
+    group_max = min(GROUP_RECIPIENTS_MAX, len(recipients))
+    for start in range(0, len(recipients), group_max):
+        group = recipients[start : start + group_max]
+        last = with_data and start + group_max >= len(recipients)
+        lines = [f"{build_rcpt(connection, recipient, utf8=utf8)}\r\n" for recipient in group]
+        if last:
             lines.append("DATA\r\n")
-            data_asked = True
-        stream.write("".join(lines).encode())
-        if pipelining and start == 0:
-            refused = await _read_mail_reply(connection, progress)
+        stream.write((mail + "".join(lines)).encode())
+        if start == 0:
+            refused, mail = await _read_mail_reply(connection, progress), ""
         for _ in group:
             progress.replies.append(await stream.read_reply())
-            progress.answered = True
         if refused is not None:
-            break
-    return data_asked, refused
+            return refused, last
+    return None, with_data
+
+
+async def _send_one_by_one(
+    connection: Connection, job: Job, recipients: Sequence[Recipient], progress: Progress
+) -> None:
+    stream, utf8 = connection.stream, _says_utf8(connection, job)
+    for recipient in recipients:
+        stream.write(f"{build_rcpt(connection, recipient, utf8=utf8)}\r\n".encode())
+        reply = await stream.read_reply()
+        progress.replies.append(reply)
+        if reply.code == 421:
+            return
+
+
+def _says_utf8(connection: Connection, job: Job) -> bool:
+    return job.envelope.smtputf8 and "smtputf8" in connection.extensions
 
 
 async def _withdraw(connection: Connection, *, data_asked: bool) -> None:
@@ -215,91 +188,36 @@ async def _withdraw(connection: Connection, *, data_asked: bool) -> None:
             await connection.stream.read_reply()
 
 
-async def _send_data(connection: Connection, job: Job, progress: Progress) -> None:
-    stream, data = connection.stream, job.data
+async def _send_by_data(connection: Connection, job: Job, progress: Progress, data_asked: bool) -> Reply | None:
+    """DATA and all that belongs to it; a reply if it was refused."""
+    progress.stage = "DATA"
+    if not data_asked:
+        connection.stream.write(b"DATA\r\n")
+    go_ahead = await connection.stream.read_reply()
+    if go_ahead.code != 354:
+        connection.needs_reset = True
+        return go_ahead
     progress.stage = "mail data"
-    if data.path is None:
-        progress.stage, progress.dot_sent = "final dot", True
-        stream.write(job.prefix, data.inline or b"", b".\r\n")
-        await stream.drain()
-        return
-    stream.write(job.prefix)
-    with data.path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            stream.write(chunk)
-            await stream.drain()
-            if stream.waiting:  # a remote that answers before the end is giving up: read why
-                break
-    progress.stage, progress.dot_sent = "final dot", True
-    stream.write(b".\r\n")
-    await stream.drain()
+    await send_stuffed(connection.stream, job, progress.enter_doubt)
+    return None
 
 
-def _end(connection: Connection, job: Job, progress: Progress, reply: Reply, *, final: bool = False) -> AttemptResult:
-    """The result of a transaction that ended with a reply."""
-    connection.used_count += 1
-    if reply.code == 421:
-        connection.stream.close()
-    missing = len(job.envelope.recipients) - len(progress.replies)
-    rcpts = [*progress.replies, *([None] * missing)]
-    if final or progress.stage == "DATA":
-        replies = tuple(reply if rcpt is not None and rcpt.positive else rcpt for rcpt in rcpts)
-    elif progress.replies and progress.stage == "RCPT":
-        replies = tuple(rcpts)
-    else:
-        replies = (reply,) * len(rcpts)
-    return AttemptResult(
-        kind=_kind(reply, progress, final=final),
-        replies=replies,
-        reply=reply,
-        reason="" if final and reply.positive else f"{progress.stage}: {reply}",
-        latency_s=time.monotonic() - progress.began if final else 0.0,
-        remote=connection.remote,
-        tls=connection.tls,
-        new_connection=connection.used_count == 1,
-        peer_backlogs=parse_backlogs(reply.text) if final and job.transfer is not None else {},
-    )
+async def _send_by_bdat(connection: Connection, job: Job, progress: Progress, _data_asked: bool) -> Reply | None:
+    progress.stage = "BDAT"
+    refused = await send_chunks(connection.stream, job, progress.enter_doubt)
+    connection.needs_reset = connection.needs_reset or refused is not None
+    return refused
 
 
-def _kind(reply: Reply, progress: Progress, *, final: bool) -> OutcomeKind:
-    if final and reply.positive:
-        return OutcomeKind.ACCEPTED
-    return blame(reply, progress.stage)
-
-
-def _broken(connection: Connection, progress: Progress, error: BaseException) -> AttemptResult:
-    timed_out = isinstance(error, TimeoutError)
-    kind = OutcomeKind.TIMEOUT if timed_out else OutcomeKind.DISCONNECTED
-    if progress.dot_sent:
-        kind = OutcomeKind.IN_DOUBT
-    text = "timeout" if timed_out else str(error)
-    return AttemptResult(
-        kind,
-        reason=f"{progress.stage}: {text}",
-        remote=connection.remote,
-        tls=connection.tls,
-        new_connection=not connection.used_count,
-    )
-
-
-def _worst(replies: Sequence[Reply | None]) -> Reply:
-    """The reply that stands for a group in which nobody was accepted: a transient one, if any."""
-    given = [reply for reply in replies if reply is not None]
-    return next((reply for reply in given if reply.code == 421), None) or next(
-        (reply for reply in given if reply.transient), given[-1]
-    )
-
-
-def _size(job: Job) -> int:
-    return len(job.prefix) + job.data.size_bytes
-
-
-def _is_ascii(job: Job) -> bool:
-    envelope: Envelope = job.envelope
-    addresses = [envelope.sender, *(recipient.address for recipient in envelope.recipients)]
-    return all(address.isascii() for address in addresses) and job.data.header.isascii()
-
-
-def _notify_words(notify: Notify) -> str:
-    words = [flag.name or "" for flag in (Notify.SUCCESS, Notify.FAILURE, Notify.DELAY) if flag in notify]
-    return ",".join(words) or "NEVER"
+async def _read_final(connection: Connection, job: Job, progress: Progress) -> AttemptResult:
+    """The reply to the dot; under LMTP one for each recipient that was accepted."""
+    stream = connection.stream
+    if connection.target.protocol != "lmtp":
+        reply = await stream.read_reply()
+        progress.took_s = time.monotonic() - progress.began
+        return results.ended(connection, job, progress, reply, final=True)
+    count = sum(reply.positive for reply in progress.replies)
+    for _ in range(count):
+        progress.finals.append(await stream.read_reply())
+    progress.took_s = time.monotonic() - progress.began
+    return results.ended(connection, job, progress, results.best(progress.finals), final=True)

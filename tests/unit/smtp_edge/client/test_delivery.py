@@ -16,11 +16,13 @@ from router.decision import Hop, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.envelope import BodyType, Envelope, MailData, Notify, Recipient, Transfer
+from smtp_edge.reply import Reply
 from tests.unit.smtp_edge.client.servers import DROP, HANG, KEYWORDS, Script, SmtpServer, smtp_server
 from tests.unit.smtp_edge.server.doors import build_identity, write_certificate
 
 ANN, BOB = Recipient("ann@example.org"), Recipient("bob@example.org")
 BODY = b"Subject: x\r\n\r\n..hello\r\n"
+EIGHT_BIT = b"Subject: x\r\n\r\ngr\xfc\xdfe\r\n"
 PREFIX = b"Received: by relay.test\r\n"
 HOST = Hop.parse("host:sink")
 
@@ -36,9 +38,10 @@ def target(server: SmtpServer, **changes: object) -> Target:
     return replace(Target(HOST, "127.0.0.1", server.port, tls="none"), **changes)  # type: ignore[arg-type]
 
 
-def job(*recipients: Recipient, **changes: object) -> Job:
-    envelope = Envelope("sue@example.net", recipients or (ANN,), **changes)  # type: ignore[arg-type]
-    return Job("Q1", envelope, MailData(len(BODY), inline=BODY, header=b"Subject: x\r\n\r\n"), PREFIX)
+def job(*recipients: Recipient, body: bytes = BODY, sender: str = "sue@example.net", **changes: object) -> Job:
+    envelope = Envelope(sender, recipients or (ANN,), **changes)  # type: ignore[arg-type]
+    header = body[: body.index(b"\r\n\r\n") + 4]
+    return Job("Q1", envelope, MailData(len(body), inline=body, header=header), PREFIX)
 
 
 def codes(result: AttemptResult) -> list[int | None]:
@@ -190,7 +193,10 @@ async def test_a_spool_file_is_streamed(client: DeliveryClient, tmp_path: Path) 
     ("keywords", "what", "status"),
     [
         (("SIZE 10",), job(), "5.3.4"),
-        ((), job(body_type=BodyType.EIGHT_BIT_MIME), "5.6.3"),
+        ((), job(body_type=BodyType.EIGHT_BIT_MIME, body=EIGHT_BIT), "5.6.3"),
+        (("CHUNKING", "8BITMIME"), job(body_type=BodyType.BINARY_MIME), "5.6.1"),
+        (("BINARYMIME", "8BITMIME"), job(body_type=BodyType.BINARY_MIME), "5.6.1"),
+        (("REQUIRETLS",), job(requiretls=True), "5.7.30"),
         ((), job(Recipient("j\xf6rg@example.org"), smtputf8=True), "5.6.7"),
     ],
 )
@@ -218,6 +224,29 @@ async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient
             "ENVID=E1",
         ]
         assert server.seen.said("RCPT") == ["RCPT TO:<j\xf6rg@example.org> NOTIFY=SUCCESS ORCPT=rfc822;x@y"]
+
+
+async def test_mail_marked_8bit_that_is_ascii_goes_out_as_7bit(client: DeliveryClient, tmp_path: Path) -> None:
+    path = tmp_path / "spooled"
+    path.write_bytes(BODY)
+    plain = job(body_type=BodyType.EIGHT_BIT_MIME)
+    spooled = replace(plain, data=MailData(len(BODY), path=path, header=plain.data.header))
+    async with smtp_server(Script(keywords=())) as server:
+        for what in (plain, spooled):
+            assert (await client.attempt(target(server), what)).kind is OutcomeKind.ACCEPTED
+        path.write_bytes(EIGHT_BIT)
+        result = await client.attempt(target(server), replace(spooled, data=replace(spooled.data, size_bytes=20)))
+        assert (result.replies[0] or Reply(250, "")).status == "5.6.3"
+        assert server.seen.said("MAIL") == ["MAIL FROM:<sue@example.net>"] * 2
+
+
+async def test_an_original_recipient_beyond_ascii_is_escaped_for_a_session_without_smtputf8(
+    client: DeliveryClient,
+) -> None:
+    ann = Recipient("ann@example.org", "utf-8;j\xf6rg@example.org")
+    async with smtp_server(Script(keywords=("DSN",))) as server:
+        await client.attempt(target(server), job(ann, smtputf8=True))
+        assert server.seen.said("RCPT") == ["RCPT TO:<ann@example.org> ORCPT=utf-8;j\\x{F6}rg@example.org"]
 
 
 async def test_an_ascii_message_marked_smtputf8_goes_out_without(client: DeliveryClient) -> None:
@@ -280,18 +309,30 @@ async def test_demanded_tls_is_never_left_out(
         assert server.seen.said("MAIL") == []
 
 
-async def test_passwords_come_from_a_file_and_a_refusal_is_the_hosts(client: DeliveryClient, tmp_path: Path) -> None:
+async def test_passwords_come_from_a_file_and_a_refusal_is_the_hosts(
+    client: DeliveryClient, tmp_path: Path, server_context: ssl.SSLContext
+) -> None:
     secret = tmp_path / "password"
     write_new(secret, b"secret\n", mode=0o600)
-    script = Script(keywords=("AUTH PLAIN",))
+    script = Script(keywords=("STARTTLS", "AUTH PLAIN"), context=server_context)
     async with smtp_server(script) as server:
-        chosen = target(server, user="sue", password_file=secret)
+        chosen = target(server, user="sue", password_file=secret, tls="encrypted")
         assert (await client.attempt(chosen, job())).kind is OutcomeKind.ACCEPTED
         assert server.seen.said("AUTH") == ["AUTH PLAIN AHN1ZQBzZWNyZXQ="]
         client.forget(HOST)
         script.auth = "535 5.7.8 no"
         result = await client.attempt(chosen, job())
         assert (result.kind, result.reason[:5]) == (OutcomeKind.HOP_TEMPFAIL, "AUTH:")
+
+
+@pytest.mark.parametrize("tls", ["none", "opportunistic"])
+async def test_a_password_never_goes_out_in_the_clear(client: DeliveryClient, tmp_path: Path, tls: str) -> None:
+    secret = tmp_path / "password"
+    write_new(secret, b"secret\n", mode=0o600)
+    async with smtp_server(Script(keywords=("AUTH PLAIN",))) as server:
+        result = await client.attempt(target(server, user="sue", password_file=secret, tls=tls), job())
+        assert result.kind is OutcomeKind.TLS_FAILED
+        assert server.seen.said("AUTH") == server.seen.said("MAIL") == []
 
 
 # -- peers -------------------------------------------------------------------------------------------------------------

@@ -1,121 +1,179 @@
-"""Mail exchangers: the order of records, and the answers of a real DNS server on loopback."""
+"""Mail exchangers: the table at the head of `smtp_edge.client.mx`, the order, and the answers of a DNS server."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncIterator
+from ipaddress import ip_network
 
-import dns.asyncresolver
-import dns.flags
-import dns.message
-import dns.rcode
-import dns.rrset
 import pytest
 
-from router.decision import Hop, OutcomeKind
-from smtp_edge.client.attempt import Target
-from smtp_edge.client.delivery import DeliveryClient
-from smtp_edge.client.mx import EXCHANGERS_MAX, NULL_MX, NoExchanger, find_exchangers, order_exchangers
-from tests.unit.smtp_edge.client.test_delivery import job
+from smtp_edge.client.mx import HOSTS_MAX, NoExchanger, find_exchangers, order_exchangers, parse_literal
+from smtp_edge.client.resolver import LookupFailed, Resolver, interleave
+from smtp_edge.settings import DnsSettings
+from tests.unit.smtp_edge.client.names import BARE_NXDOMAIN, NXDOMAIN, SERVFAIL, SILENT, Table, names
 
 RNG = random.Random(1)
 
 
 def test_preference_decides() -> None:
-    assert order_exchangers([(20, "b."), (10, "a.")], "example.org", RNG) == ["a", "b"]
+    assert order_exchangers([(20, "b."), (10, "A.")], "example.org", RNG) == ["a", "b"]
 
 
 def test_equal_preferences_are_shuffled() -> None:
-    records = [(10, "a."), (10, "b."), (10, "c.")]
+    records = [(10, "a."), (10, "b."), (10, "c."), (20, "d.")]
     orders = {tuple(order_exchangers(records, "x", random.Random(seed))) for seed in range(50)}
     assert len(orders) == 6
+    assert all(order[-1] == "d" for order in orders)
+
+
+def test_a_host_that_is_named_twice_is_tried_once_at_its_best_preference() -> None:
+    assert order_exchangers([(30, "a."), (10, "a."), (20, "b.")], "x", RNG) == ["a", "b"]
 
 
 def test_no_record_means_the_domain_itself() -> None:
     assert order_exchangers([], "example.org", RNG) == ["example.org"]
 
 
-def test_a_null_mx_takes_no_mail() -> None:
-    with pytest.raises(NoExchanger) as caught:
-        order_exchangers([(0, ".")], "example.org", RNG)
-    assert caught.value.reply == NULL_MX
-
-
 def test_the_number_tried_is_bounded() -> None:
-    assert len(order_exchangers([(n, f"h{n}.") for n in range(100)], "x", RNG)) == EXCHANGERS_MAX
+    assert len(order_exchangers([(n, f"h{n}.") for n in range(100)], "x", RNG)) == HOSTS_MAX
 
 
-TABLE: dict[str, list[str] | None] = {
-    "good.test.": ["10 127.0.0.1.", "20 backup.test."],
-    "null.test.": ["0 ."],
-    "bare.test.": [],
-    "gone.test.": None,
+@pytest.mark.parametrize(
+    ("records", "own", "left"),
+    [
+        ([(10, "a."), (20, "me."), (30, "c.")], "me", ["a"]),
+        ([(10, "a."), (20, "me."), (20, "b.")], "me", ["a"]),  # of its own preference, too
+        ([(10, "me."), (20, "b.")], "me", "5.4.6"),
+        ([], "example.org", "5.4.6"),
+        ([(0, ".")], "me", "5.1.10"),
+        ([(0, "."), (10, "a.")], "me", ["a"]),  # no null MX beside others (RFC 7505 section 3)
+        ([(10, "a b."), (10, "\\027x."), (20, "ok.")], "me", ["ok"]),
+        ([(10, "-\\000.")], "me", "5.4.4"),
+    ],
+)
+def test_own_names_null_mx_and_impossible_names(
+    records: list[tuple[int, str]], own: str, left: list[str] | str
+) -> None:
+    if isinstance(left, list):
+        assert order_exchangers(records, "example.org", RNG, own_names={own}) == left
+        return
+    with pytest.raises(NoExchanger) as caught:
+        order_exchangers(records, "example.org", RNG, own_names={own})
+    assert caught.value.reply is not None
+    assert (caught.value.reply.code // 100, caught.value.reply.status) == (5, left)
+
+
+@pytest.mark.parametrize(
+    ("literal", "address"),
+    [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:DB8::1]", "2001:db8::1"), ("[2001:db8::1]", None), ("[x]", None)],
+)
+def test_address_literals(literal: str, address: str | None) -> None:
+    if address is not None:
+        assert parse_literal(literal) == address
+        return
+    with pytest.raises(NoExchanger) as caught:
+        parse_literal(literal)
+    assert caught.value.reply is not None
+    assert caught.value.reply.status == "5.1.2"
+
+
+RECORDS = {
+    "good.test MX": ["10 a.test.", "20 b.test."],
+    "null.test MX": ["0 ."],
+    "bare.test A": ["192.0.2.1"],
+    "gone.test": NXDOMAIN,
+    "doubtful.test": BARE_NXDOMAIN,
+    "broken.test": SERVFAIL,
+    "silent.test": SILENT,
+    "alias.test CNAME": ["good.test."],
+    "lost.test CNAME": ["gone.test."],
+    "xn--bcher-kva.test MX": ["10 a.test."],
 }
 
 
-class Zone(asyncio.DatagramProtocol):
-    """Answers MX questions from the table; None = the name does not exist, `silent.test` = no answer at all."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        query = dns.message.from_wire(data)
-        name = query.question[0].name
-        records = TABLE.get(name.to_text(), [])
-        if name.to_text() == "silent.test.":
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        ("good.test", ["a.test", "b.test"]),
+        ("alias.test", ["a.test", "b.test"]),
+        ("bare.test", ["bare.test"]),
+        ("b\xfccher.test", ["a.test"]),
+        ("[192.0.2.1]", ["192.0.2.1"]),
+        ("null.test", "5.1.10"),
+        ("gone.test", "5.1.2"),
+        ("lost.test", "5.1.2"),
+        ("doubtful.test", ""),
+        ("broken.test", ""),
+        ("silent.test", ""),
+        ("a..test", ""),
+    ],
+)
+async def test_what_dns_says(domain: str, expected: list[str] | str) -> None:
+    async with names(Table(RECORDS)) as resolver:
+        if isinstance(expected, list):
+            assert list((await find_exchangers(domain, resolver, RNG)).hosts) == expected
             return
-        response = dns.message.make_response(query)
-        response.flags |= dns.flags.RA
-        if records is None:
-            response.set_rcode(dns.rcode.NXDOMAIN)
-        elif records:
-            response.answer.append(dns.rrset.from_text(name, 60, "IN", "MX", *records))
-        self.transport.sendto(response.to_wire(), addr)  # type: ignore[attr-defined]
+        with pytest.raises(NoExchanger) as caught:
+            await find_exchangers(domain, resolver, RNG)
+        assert (caught.value.reply.status if caught.value.reply else "") == expected
+        assert str(caught.value)
 
 
-@pytest.fixture
-async def resolver() -> AsyncIterator[dns.asyncresolver.Resolver]:
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Zone, local_addr=("127.0.0.1", 0))
-    made = dns.asyncresolver.Resolver(configure=False)
-    made.nameservers = ["127.0.0.1"]
-    made.port = transport.get_extra_info("sockname")[1]
-    made.timeout = made.lifetime = 0.3
-    yield made
-    transport.close()
+async def test_a_bare_nxdomain_is_believed_from_a_resolver_that_knows_the_root() -> None:
+    async with names(Table({**RECORDS, ". NS": ["a.root-servers.net."]})) as resolver:
+        assert (await resolver.lookup("doubtful.test", "MX")).certain
+    async with names(Table(RECORDS)) as resolver:
+        assert not (await resolver.lookup("doubtful.test", "MX")).certain
 
 
-async def test_records_are_found_in_order(resolver: dns.asyncresolver.Resolver) -> None:
-    assert await find_exchangers("good.test", resolver, RNG) == ["127.0.0.1", "backup.test"]
+async def test_an_answer_is_secure_only_from_a_resolver_that_may_be_believed() -> None:
+    table = Table(RECORDS, secure={"good.test"})
+    async with names(table) as resolver:
+        assert (await resolver.lookup("good.test", "MX")).secure
+        assert not (await resolver.lookup("bare.test", "A")).secure
+    async with names(table, trust_ad=False) as resolver:
+        assert not (await resolver.lookup("good.test", "MX")).secure
 
 
-async def test_a_domain_without_records_is_its_own_exchanger(resolver: dns.asyncresolver.Resolver) -> None:
-    assert await find_exchangers("bare.test", resolver, RNG) == ["bare.test"]
+async def test_answers_are_remembered_as_long_as_they_say() -> None:
+    table = Table(RECORDS)
+    async with names(table) as resolver:
+        for _ in range(3):
+            await resolver.lookup("good.test", "MX")
+            await resolver.lookup("gone.test", "MX")
+        assert sorted(table.asked) == ["gone.test MX", "good.test MX"]
 
 
-async def test_an_address_literal_asks_nobody(resolver: dns.asyncresolver.Resolver) -> None:
-    assert await find_exchangers("[192.0.2.1]", resolver, RNG) == ["192.0.2.1"]
-
-
-@pytest.mark.parametrize(("domain", "status"), [("null.test", "5.1.10"), ("gone.test", "5.1.2"), ("silent.test", None)])
-async def test_where_there_is_none(resolver: dns.asyncresolver.Resolver, domain: str, status: str | None) -> None:
-    with pytest.raises(NoExchanger) as caught:
-        await find_exchangers(domain, resolver, RNG)
-    assert (caught.value.reply.status if caught.value.reply else None) == status
-
-
-async def test_an_attempt_says_whose_fault_it_was(resolver: dns.asyncresolver.Resolver) -> None:
-    client = DeliveryClient(
-        hostname="relay.test", identity=None, connect_timeout_s=1, attempt_timeout_s=1, resolver=resolver
+async def test_addresses_of_both_families_in_turn_and_never_those_that_are_refused() -> None:
+    table = Table(
+        {
+            "host.test A": ["192.0.2.1", "192.0.2.2", "127.0.0.1"],
+            "host.test AAAA": ["2001:db8::1", "::ffff:127.0.0.1"],
+            "half.test A": ["192.0.2.3"],
+            "half.test AAAA": SERVFAIL,
+            "local.test A": ["127.0.0.1"],
+            "broken.test": SERVFAIL,
+        }
     )
-    kinds = {}
-    for domain in ("null.test", "gone.test", "silent.test"):
-        result = await client.attempt(Target(Hop.parse(f"mx:{domain}"), domain, 1), job())
-        kinds[domain] = (result.kind, result.replies[0].code if result.replies and result.replies[0] else None)
-    assert kinds == {
-        "null.test": (OutcomeKind.MESSAGE_REFUSED, 556),
-        "gone.test": (OutcomeKind.MESSAGE_REFUSED, 550),
-        "silent.test": (OutcomeKind.CONNECT_FAILED, None),
-    }
-    await client.close()
+    async with names(table) as plain:
+        resolver = Resolver(plain._settings, refuse_networks=[ip_network("127.0.0.0/8")], rng=random.Random(1))
+        found = await resolver.addresses("host.test")
+        assert found.addresses[0] == "2001:db8::1"
+        assert sorted(found.addresses[1:]) == ["192.0.2.1", "192.0.2.2"]
+        assert found.refused == 2
+        assert (await resolver.addresses("half.test")).addresses == ("192.0.2.3",)
+        assert (await resolver.addresses("local.test")).addresses == ()
+        with pytest.raises(LookupFailed):
+            await resolver.addresses("broken.test")
+        with pytest.raises(NoExchanger):
+            await find_exchangers("[127.0.0.1]", resolver, RNG)
+
+
+def test_families_take_turns() -> None:
+    assert interleave([["6a", "6b", "6c"], ["4a"]]) == ["6a", "4a", "6b", "6c"]
+
+
+async def test_a_resolver_that_nobody_reaches_is_a_reason_to_wait() -> None:
+    resolver = Resolver(DnsSettings(servers=("127.0.0.1:1",), timeout_s=0.3))
+    with pytest.raises(LookupFailed):
+        await resolver.lookup("good.test", "MX")

@@ -65,7 +65,20 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[node]", "[mesh]\ntransit = 'maybe'\n[node]", "mesh.transit: must be true or false, not 'maybe'"),
         ("[node]", "[log]\nformat = 'xml'\n[node]", "log.format: must be one of 'json' or 'console', not 'xml'"),
         ('host = "smtp', 'port = 70000\nhost = "smtp', "smart_host[0].port: must be at least 1 and at most 65535, not 70000"),
-        ('host = "smtp.example.net"', "", "smart_host[0].host: is required"),
+        ('host = "smtp.example.net"', "", "smart_host[0].host: is required, or `socket`: the path of a Unix socket"),
+        ('host = "smtp', 'socket = "s"\nhost = "smtp', "smart_host[0].socket: and host: a host is reached by one of them"),
+        ('host = "smtp.example.net"', 'socket = "s"\ntls = "starttls"', 'smart_host[0].tls: is "starttls", but a Unix socket has no TLS; leave the key out'),
+        ('host = "smtp', 'tls = "dane"\nhost = "smtp', 'smart_host[0].tls: "dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'),
+        ('host = "smtp', 'protocol = "uucp"\nhost = "smtp', "smart_host[0].protocol: must be one of 'smtp' or 'lmtp', not 'uucp'"),
+        # direct delivery
+        ("[node]", '[dns]\nservers = ["localhost"]\n[node]', "dns.servers[0]: 'localhost' is no address; write 127.0.0.1, 127.0.0.1:5353 or [::1]:5353"),
+        ("[node]", '[dns]\nservers = ["127.0.0.1:x"]\n[node]', "dns.servers[0]: '127.0.0.1:x': 'x' is no port"),
+        ("[node]", '[[tls]]\ndomains = ["a.test"]\nlevel = "dane"\n[node]', 'tls[0].level: "dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'),
+        ("[node]", '[[tls]]\ndomains = []\nlevel = "none"\n[node]', 'tls[0].domains: is empty, so nothing would match; "*" is everything'),
+        ("[node]", '[[tls]]\ndomains = ["*"]\nlevel = "encrypted"\nnames = ["mx.a.test"]\n[node]', 'tls[0].names: are of no use with level = "encrypted"; only "verified" looks at them'),
+        ("[node]", '[[tls]]\ndomains = ["*"]\nlevel = "verified"\nca = "no"\n[node]', "tls[0].ca: no: No such file or directory"),
+        ("[node]", '[mta_sts]\nca = "no"\n[node]', "mta_sts.ca: no: No such file or directory"),
+        ("[node]", '[dsn]\ndouble_bounces_to = "me"\n[node]', "dsn.double_bounces_to: 'me' is no mailbox; write postmaster@example.org"),
         ('host = "smtp.example.net"', 'host = "mail:25"', "smart_host[0].host: 'mail:25': the port has a key of its own, and addresses stand without brackets"),
         ('host = "smtp.example.net"', 'host = ""', "smart_host[0].host: '' is no host name or address"),
         ("[[listener]]", "[listener]", "listener: must be a list of tables: write [[listener]], not [listener]"),
@@ -115,7 +128,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[route]]", '[[route]]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: require_tags eu: it lacks eu"),
         ("[[route]]", '[[route]]\ntls_min = "verified"\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: tls_min verified: it promises none"),
         ("[[route]]", '[[route]]\ntls_min = "strong"', "route[0].tls_min: must be one of 'none', 'encrypted' or 'verified', not 'strong'"),
-        ('via = ["up"]', 'via = ["mx"]\ntls_min = "encrypted"', 'route[0].tls_min: "mx" promises no encryption, a domain may offer none; name smart hosts with tls = "starttls"'),
+        ('via = ["up"]', 'via = ["mx"]\ntls_min = "encrypted"', 'route[0].tls_min: "mx" promises no encryption, a domain may offer none; demand it of exchangers by [[tls]]'),
         ('via = ["up"]', 'via = ["mx"]\nforbid_tags = ["us"]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: mx: require_tags eu: it lacks eu"),
         ("[node]", "[admin]\nadvertise = 'relay'\n[node]", "admin.advertise: 'relay' is not HOST:PORT"),
         # the rest
@@ -174,6 +187,19 @@ def test_operators_that_cannot_show_a_certificate_are_told(node: Path) -> None:
     ]
     assert len(warnings(node, text + 'listen = "127.0.0.1:7947"\n')) == 1
     assert warnings(node, text + 'listen = "192.0.2.1:7947"\n') == []
+
+
+def test_a_resolver_that_is_believed_from_afar_and_floors_that_nobody_needs_are_told(node: Path) -> None:
+    assert warnings(node, GOOD + '[dns]\nservers = ["127.0.0.1:5353", "::1"]\ntrust_ad = true\n') == []
+    assert warnings(node, GOOD + '[dns]\nservers = ["192.0.2.53"]\ntrust_ad = true\n') == [
+        "dns.trust_ad: whoever is between here and 192.0.2.53 can forge what DANE rests on; loopback is safe"
+    ]
+    assert warnings(node, GOOD + "[dns]\ntrust_ad = true\n") == [
+        "dns.trust_ad rests on /etc/resolv.conf: name your validating resolvers in dns.servers"
+    ]
+    assert warnings(node, GOOD + '[[tls]]\ndomains = ["a.test"]\nlevel = "verified"\n') == [
+        '[[tls]] for a.test is never used: no route delivers to exchangers ("mx")'
+    ]
 
 
 def test_the_good_configuration_is_good(node: Path) -> None:
