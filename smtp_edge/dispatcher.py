@@ -34,7 +34,7 @@ from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
 from smtp_edge.queue.store import MessageStore, StoreError
-from smtp_edge.settlement import Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
+from smtp_edge.settlement import UNTOLD, Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
 from smtp_edge.sinks.bindings import SinkChain
 
@@ -463,6 +463,8 @@ class Dispatcher:
         if not settlement.in_doubt_hop and settlement.state is not DeliveryState.QUEUED:
             self._doubts.pop(waiting.key, None)
         self._count(settlement.state)
+        if settlement.state.final and any(note.event == UNTOLD for note in settlement.notes):
+            log.warning("dsn.nobody_told", queue_id=settlement.queue_id, reply=settlement.reply)
         self._observer.backlog_changed(waiting.claim.delivery.class_id)
         if settlement.reports or settlement.next_attempt_at is not None:
             self.note_unclaimed()
@@ -508,6 +510,8 @@ class Dispatcher:
             "attempt",
             queue_id=delivery.queue_id,
             next_hop=hop.id,
+            remote=result.remote,
+            tls=result.tls,
             outcome=result.kind.value,
             reply=str(result.reply) if result.reply else result.reason,
             duration_s=round(duration_s, 4),

@@ -45,6 +45,7 @@ from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.client.outbound import Outbound
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dsn import Reporter
 from smtp_edge.handover import HandOver, may_leave
 from smtp_edge.logs import configure_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
@@ -53,7 +54,7 @@ from smtp_edge.orders import FILE as ORDERS_FILE
 from smtp_edge.orders import OrdersError
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
-from smtp_edge.queue.spool import Spool
+from smtp_edge.queue.spool import Spool, read_whole
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
@@ -171,11 +172,16 @@ class Node:
         own = Binding("mesh", MeshRouter(self.engine, self.now))
         self._sinks = SinkChain([*_blame("sink", lambda: load_bindings(settings.sink)), own])
         reporting = Reporting(
-            hostname=self._hostname,
             policy=RetryPolicy.from_settings(queue),
-            new_queue_id=self._ids.new,
-            class_of=self._class_of,
-            lifetime=timedelta(seconds=queue.lifetime_s),
+            reporter=Reporter(
+                hostname=self._hostname,
+                node_id=self.identity.node_id,
+                new_queue_id=self._ids.new,
+                class_of=self._class_of,
+                lifetime=timedelta(seconds=queue.lifetime_s),
+                read=lambda data: read_whole(data, settings.dsn.return_bytes_max),
+                double_bounces_to=settings.dsn.double_bounces_to,
+            ),
         )
         self._dispatcher = Dispatcher(
             self.store,

@@ -1,8 +1,10 @@
 """From the end of an attempt to what becomes of the delivery. Pure: the dispatcher acts on what this decides.
 
 recipient's reply          becomes
-2yz                        relayed
+2yz                        relayed (LMTP: delivered), reported where the sender asks and the hop will not do it
 5yz from a foreign host    failed, reported by a DSN in the same commit
+5yz of our own, because    another hop is asked at once; after the second such answer of the same hop: failed
+the hop lacks something
 5yz from a peer            deferred: peers differ in configuration, mail is never bounced because of our own confusion
 4yz, none                  tried elsewhere at once if only the hop was at fault, else deferred with back-off
 none, lost after the dot   deferred briefly, and the same peer is asked first (it recognises the transfer)
@@ -11,15 +13,15 @@ none, lost after the dot   deferred briefly, and the same peer is asked first (i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from router.decision import Hop, HopKind, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult
-from smtp_edge.dsn import build_dsn
-from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, NewEntry, RecipientResult, Settlement
+from smtp_edge.dsn import Reporter, build_dsn
+from smtp_edge.envelope import NOTIFY_DEFAULT, Recipient
+from smtp_edge.queue.entry import Action, Claim, DeliveryState, HistoryNote, NewEntry, RecipientResult, Settlement
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.reply import Reply
 
@@ -40,19 +42,17 @@ HOP_FAULTS = frozenset(
 )
 """Ends that say nothing about the message: another hop may take it at once."""
 
-LIFETIME_OVER = Reply(451, "lifetime in the queue is over", "4.4.7")
+LIFETIME_OVER = "lifetime in the queue is over"
+UNTOLD = "dropped"
+"""The event in the history of a message that failed without anybody being told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """What building a DSN needs to know of this node."""
+    """What deciding needs to know of this node."""
 
-    hostname: str
     policy: RetryPolicy
-    new_queue_id: Callable[[datetime], str]
-    class_of: Callable[[str], str]
-    """Class id of a recipient's domain; never fails (an unroutable sender's class simply never opens)."""
-    lifetime: timedelta
+    reporter: Reporter
 
 
 def plan_settlement(
@@ -70,17 +70,17 @@ def plan_settlement(
 
     `tries` counts attempts of this claim including this one; `notes` are those of the earlier ones, oldest first.
     """
-    relayed, refused, remaining = _sort_recipients(claim, hop, result)
-    untouched = len(remaining) == len(claim.delivery.recipients)
-    if untouched and result.kind in HOP_FAULTS and tries < MEMORY_ATTEMPTS_MAX and at < claim.entry.expires_at:
+    if _goes_on_at_once(claim, hop, result, tries, notes, at):
         return None
-    reports = _report(claim, refused, "failed", reporting, at)
+    relayed, refused, remaining = _sort_recipients(claim, hop, result)
+    told = [*refused, *_successes(hop, result, relayed)]
     state, left, next_at, delayed = _next_state(claim, result, relayed, remaining, reporting, at, rng)
     if state is DeliveryState.EXPIRED:
-        expired = [RecipientResult(recipient, result.reply or LIFETIME_OVER) for recipient in remaining]
-        reports += _report(claim, expired, "failed", reporting, at)
+        last = result.reply or _lifetime_over(result.reason)
+        told += [RecipientResult(recipient, Action.FAILED, last, _author(result)) for recipient in remaining]
     elif delayed:
-        reports += _report(claim, [RecipientResult(r, result.reply) for r in remaining], "delayed", reporting, at)
+        told += [RecipientResult(recipient, Action.DELAYED, result.reply, _author(result)) for recipient in remaining]
+    reports, report_notes = _report(claim, told, reporting, at)
     return Settlement(
         queue_id=claim.delivery.queue_id,
         copy=claim.delivery.copy,
@@ -92,7 +92,7 @@ def plan_settlement(
         reply=str(result.reply) if result.reply else result.reason,
         in_doubt_hop=hop.id if result.kind is OutcomeKind.IN_DOUBT else "",
         delay_notified=claim.delivery.delay_notified or delayed,
-        notes=(*notes, note_of_attempt(hop, result, at), *_notes_of_reports(reports, at)),
+        notes=(*notes, note_of_attempt(hop, result, at), *report_notes),
         reports=reports,
     )
 
@@ -111,19 +111,19 @@ def plan_parking(
 
     `for_good`: bounce it with this status instead; empty = do not.
     """
-    state = DeliveryState.DEFERRED
-    reports: tuple[NewEntry, ...] = ()
-    delayed = False
+    state, action, delayed = DeliveryState.DEFERRED, Action.FAILED, False
     if for_good:
         state, reply = DeliveryState.FAILED, Reply(550, reason, for_good)
     elif at >= claim.entry.expires_at:
-        state, reply = DeliveryState.EXPIRED, LIFETIME_OVER
+        state, reply = DeliveryState.EXPIRED, _lifetime_over(claim.delivery.last_reply or reason)
     else:
-        reply = Reply(451, reason, "4.4.1")
+        reply, action = Reply(451, reason, "4.4.1"), Action.DELAYED
         delayed = _delay_due(claim, reporting, at)
-    results = [RecipientResult(recipient, reply) for recipient in claim.delivery.recipients]
+    reports: tuple[NewEntry, ...] = ()
+    report_notes: tuple[HistoryNote, ...] = ()
     if state is not DeliveryState.DEFERRED or delayed:
-        reports = _report(claim, results, "delayed" if delayed else "failed", reporting, at)
+        told = [RecipientResult(recipient, action, reply) for recipient in claim.delivery.recipients]
+        reports, report_notes = _report(claim, told, reporting, at)
     event = "held" if state is DeliveryState.DEFERRED else state.value
     return Settlement(
         queue_id=claim.delivery.queue_id,
@@ -135,7 +135,7 @@ def plan_parking(
         attempted=False,
         in_doubt_hop=claim.delivery.in_doubt_hop,
         delay_notified=claim.delivery.delay_notified or delayed,
-        notes=(*notes, HistoryNote(at, event, reply=reason), *_notes_of_reports(reports, at)),
+        notes=(*notes, HistoryNote(at, event, reply=reason), *report_notes),
         reports=reports,
     )
 
@@ -160,28 +160,63 @@ def note_of_attempt(hop: Hop, result: AttemptResult, at: datetime) -> HistoryNot
     return HistoryNote(at, event, hop.id, str(result.reply) if result.reply else "", detail)
 
 
+def _goes_on_at_once(
+    claim: Claim, hop: Hop, result: AttemptResult, tries: int, notes: Sequence[HistoryNote], at: datetime
+) -> bool:
+    """True if only the hop was at fault, or only this hop cannot take such a message, and others may be tried now."""
+    if tries >= MEMORY_ATTEMPTS_MAX or at >= claim.entry.expires_at:
+        return False
+    if result.unable and hop.kind is not HopKind.MX:  # all exchangers were asked already
+        return all(note.hop != hop.id for note in notes)
+    return result.kind in HOP_FAULTS and not any(
+        reply is not None and (reply.positive or _is_refusal(hop, reply)) for reply in result.replies
+    )
+
+
 def _sort_recipients(
     claim: Claim, hop: Hop, result: AttemptResult
-) -> tuple[list[Recipient], list[RecipientResult], tuple[Recipient, ...]]:
-    relayed: list[Recipient] = []
+) -> tuple[list[RecipientResult], list[RecipientResult], tuple[Recipient, ...]]:
+    """Who was relayed, who is refused for good, who remains."""
+    relayed: list[RecipientResult] = []
     refused: list[RecipientResult] = []
     remaining: list[Recipient] = []
-    recipients = claim.delivery.recipients
+    recipients, author = claim.delivery.recipients, _author(result)
+    accepted = Action.DELIVERED if result.delivered else Action.RELAYED
     replies = result.replies or (None,) * len(recipients)
     for recipient, reply in zip(recipients, replies, strict=True):
         if reply is not None and reply.positive:
-            relayed.append(recipient)
-        elif reply is not None and reply.permanent and hop.kind is not HopKind.PEER:
-            refused.append(RecipientResult(recipient, reply))
+            relayed.append(RecipientResult(recipient, accepted, reply, author))
+        elif reply is not None and _is_refusal(hop, reply):
+            refused.append(RecipientResult(recipient, Action.FAILED, reply, author))
         else:
             remaining.append(recipient)
     return relayed, refused, tuple(remaining)
 
 
+def _is_refusal(hop: Hop, reply: Reply) -> bool:
+    return reply.permanent and hop.kind is not HopKind.PEER
+
+
+def _author(result: AttemptResult) -> str:
+    """Who has said the replies; empty if it was us."""
+    return "" if result.own_reply or result.reply is None else result.remote
+
+
+def _successes(hop: Hop, result: AttemptResult, relayed: Sequence[RecipientResult]) -> Sequence[RecipientResult]:
+    """Successes that are ours to tell: the hop, if it knows DSN, does it itself."""
+    if result.takes_reports or hop.kind is HopKind.PEER:
+        return ()
+    return [done for done in relayed if done.recipient.notify is not NOTIFY_DEFAULT]
+
+
+def _lifetime_over(last: str) -> Reply:
+    return Reply(451, f"lifetime in the queue is over; last: {last}" if last else LIFETIME_OVER, "4.4.7")
+
+
 def _next_state(
     claim: Claim,
     result: AttemptResult,
-    relayed: Sequence[Recipient],
+    relayed: Sequence[RecipientResult],
     remaining: tuple[Recipient, ...],
     reporting: Reporting,
     at: datetime,
@@ -205,24 +240,13 @@ def _delay_due(claim: Claim, reporting: Reporting, at: datetime) -> bool:
 
 
 def _report(
-    claim: Claim, results: Sequence[RecipientResult], action: str, reporting: Reporting, at: datetime
-) -> tuple[NewEntry, ...]:
-    if not results:
-        return ()
-    queue_id = reporting.new_queue_id(at)
-    report = build_dsn(
-        claim.entry,
-        results,
-        action=action,
-        hostname=reporting.hostname,
-        queue_id=queue_id,
-        at=at,
-        boundary=f"={queue_id}/{reporting.hostname}",
-        lifetime=reporting.lifetime,
-        class_of=reporting.class_of,
-    )
-    return (report,) if report is not None else ()
-
-
-def _notes_of_reports(reports: Sequence[NewEntry], at: datetime) -> tuple[HistoryNote, ...]:
-    return tuple(HistoryNote(at, "bounced", detail=f"DSN {report.entry.queue_id}") for report in reports)
+    claim: Claim, results: Sequence[RecipientResult], reporting: Reporting, at: datetime
+) -> tuple[tuple[NewEntry, ...], tuple[HistoryNote, ...]]:
+    """One report for all that this decides, and the history's lines about it."""
+    report = build_dsn(reporting.reporter, claim.entry, results, at=at) if results else None
+    if report is not None:
+        actions = dict.fromkeys(result.action.value for result in results)
+        return (report,), (HistoryNote(at, "bounced", detail=f"DSN {report.entry.queue_id} {' '.join(actions)}"),)
+    if not claim.entry.envelope.sender and any(result.action is Action.FAILED for result in results):
+        return (), (HistoryNote(at, UNTOLD, detail="the reverse-path is null: nobody is told"),)
+    return (), ()

@@ -75,5 +75,7 @@ class AttemptResult:
     """The hop offers DSN: from its 250 on it is the one that reports."""
     delivered: bool = False
     """Acceptance was final delivery (LMTP)."""
+    own_reply: bool = False
+    """`reply` and `replies` are our own words: no remote has said them."""
     unable: bool = False
     """Nothing was sent: this hop does not offer what the message needs. Another one may."""

@@ -33,11 +33,11 @@ INSECURE_STATUS = "4.7.5"
 
 
 class Unconnected(Exception):
-    """No usable session came about. `kind` says whose fault; `reply` is the remote's, if it sent one."""
+    """No usable session came about. `kind` says whose fault; `reply` is the remote's if it sent one, or our `own`."""
 
-    def __init__(self, kind: OutcomeKind, reason: str, reply: Reply | None = None) -> None:
+    def __init__(self, kind: OutcomeKind, reason: str, reply: Reply | None = None, *, own: bool = False) -> None:
         super().__init__(reason)
-        self.kind, self.reason, self.reply = kind, reason, reply
+        self.kind, self.reason, self.reply, self.own = kind, reason, reply, own
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ def _translate(error: BaseException, stage: str) -> BaseException:
 
 def _insecure(stage: str, reason: str) -> Unconnected:
     text = f"{stage}: {reason}"
-    return Unconnected(OutcomeKind.TLS_FAILED, text, Reply(454, text, INSECURE_STATUS))
+    return Unconnected(OutcomeKind.TLS_FAILED, text, Reply(454, text, INSECURE_STATUS), own=True)
 
 
 def _describe(error: BaseException) -> str:

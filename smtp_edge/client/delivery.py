@@ -158,7 +158,8 @@ class DeliveryClient:
         if isinstance(place, Absent):
             if place.by_policy:
                 reply = Reply(454, place.reason, "4.7.5")
-                return AttemptResult(OutcomeKind.TLS_FAILED, reply=reply, reason=f"TLS: {place.reason}")
+                reason = f"TLS: {place.reason}"
+                return AttemptResult(OutcomeKind.TLS_FAILED, reply=reply, reason=reason, own_reply=True)
             return AttemptResult(OutcomeKind.CONNECT_FAILED, reason=place.reason)
         now, shunned = time.monotonic(), self._ways.shunned
         try:
@@ -167,7 +168,7 @@ class DeliveryClient:
             if error.kind in (OutcomeKind.CONNECT_FAILED, OutcomeKind.TIMEOUT):
                 shunned.note_failure(place.address, now)
             remote = f"{place.host}[{place.address}]:{target.port}" if place.address else place.host
-            return AttemptResult(error.kind, reply=error.reply, reason=error.reason, remote=remote)
+            return AttemptResult(error.kind, reply=error.reply, reason=error.reason, remote=remote, own_reply=error.own)
         shunned.note_session(place.address)
         return connection
 
@@ -229,7 +230,8 @@ def _no_exchanger(error: NoExchanger, job: Job) -> AttemptResult:
 
 def _refused(reply: Reply, job: Job, reason: str) -> AttemptResult:
     """By ourselves, for good: no hop can do it."""
-    return AttemptResult(OutcomeKind.MESSAGE_REFUSED, (reply,) * len(job.envelope.recipients), reply, reason)
+    replies = (reply,) * len(job.envelope.recipients)
+    return AttemptResult(OutcomeKind.MESSAGE_REFUSED, replies, reply, reason, own_reply=True)
 
 
 def _log_fallback(place: Place, demand: TlsDemand, reason: str) -> None:

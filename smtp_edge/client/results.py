@@ -51,7 +51,9 @@ def unable(connection: Connection, job: Job, refusal: Reply) -> AttemptResult:
         (refusal,) * len(job.envelope.recipients),
         refusal,
         str(refusal),
+        remote=connection.remote,
         tls=connection.tls,
+        own_reply=True,
         unable=True,
     )
 

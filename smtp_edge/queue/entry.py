@@ -118,12 +118,25 @@ class EarlyMark:
         return cls(claim.delivery.next_attempt_at, claim.delivery.queue_id, claim.delivery.copy)
 
 
+class Action(enum.StrEnum):
+    """What became of a recipient, in the words of RFC 3464 section 2.3.3."""
+
+    FAILED = "failed"
+    DELAYED = "delayed"
+    DELIVERED = "delivered"
+    RELAYED = "relayed"
+    EXPANDED = "expanded"
+
+
 @dataclass(frozen=True, slots=True)
 class RecipientResult:
     """What became of one recipient in a settlement."""
 
     recipient: Recipient
+    action: Action
     reply: Reply | None = None
+    remote: str = ""
+    """`host[address]:port` that gave the reply; empty if it is our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +170,7 @@ class HistoryNote:
     at: datetime
     event: str
     """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`,
-    `duplicate`."""
+    `duplicate`, `dropped` (failed, and the reverse-path is null)."""
     hop: str = ""
     reply: str = ""
     detail: str = ""

@@ -97,6 +97,18 @@ class SpoolWriter:
         _unlink(self._final)
 
 
+def read_whole(data: MailData, bytes_max: int) -> bytes | None:
+    """All of some mail data, dot-stuffed; None if it is larger than that, or its file cannot be read."""
+    if data.size_bytes > bytes_max:
+        return None
+    if data.path is None:
+        return data.inline
+    try:
+        return data.path.read_bytes()
+    except OSError:
+        return None
+
+
 def create_directories(directory: Path) -> None:
     """Create a queue directory and what belongs in it; nobody else may look inside."""
     directory.absolute().parent.mkdir(parents=True, exist_ok=True)

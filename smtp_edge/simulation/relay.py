@@ -26,6 +26,7 @@ from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Client, ReceivedMessage
 from smtp_edge.handover import HandOver, may_leave
 from smtp_edge.queue.ids import QueueIds
@@ -245,11 +246,14 @@ class SimulatedRelay:
             node_id=self.node_id,
             target_of=Everywhere(around.server_of).find,
             reporting=Reporting(
-                hostname=f"{self.name}.test",
                 policy=RetryPolicy.from_settings(queue),
-                new_queue_id=ids.new,
-                class_of=self._class_of,
-                lifetime=timedelta(seconds=queue.lifetime_s),
+                reporter=Reporter(
+                    hostname=f"{self.name}.test",
+                    node_id=self.node_id,
+                    new_queue_id=ids.new,
+                    class_of=self._class_of,
+                    lifetime=timedelta(seconds=queue.lifetime_s),
+                ),
             ),
             limits=DispatcherLimits(queue.active_max, queue.in_doubt_hold_s, queue.retry_first_s),
             counters=self.counters,

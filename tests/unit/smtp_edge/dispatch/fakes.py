@@ -15,6 +15,7 @@ from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
@@ -120,11 +121,14 @@ class Bench:
             node_id=NODE,
             target_of=self.target_of,
             reporting=Reporting(
-                hostname="relay.test",
                 policy=RetryPolicy(first_s=10, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400),
-                new_queue_id=self.new_queue_id,
-                class_of=lambda domain: domain,
-                lifetime=timedelta(days=5),
+                reporter=Reporter(
+                    hostname="relay.test",
+                    node_id=NODE,
+                    new_queue_id=self.new_queue_id,
+                    class_of=lambda domain: domain,
+                    lifetime=timedelta(days=5),
+                ),
             ),
             limits=DispatcherLimits(active_max=active_max, in_doubt_hold_s=30, park_retry_s=10),
             counters=self.counters,

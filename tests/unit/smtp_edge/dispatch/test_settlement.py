@@ -10,11 +10,13 @@ import pytest
 
 from router.decision import Hop, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult
+from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Envelope, MailData, Notify, Recipient
-from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, Settlement
+from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, HistoryNote, Settlement
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.reply import Reply
 from smtp_edge.settlement import MEMORY_ATTEMPTS_MAX, Reporting, plan_parking, plan_settlement
+from smtp_edge.transfer import parse_transfer
 
 AT = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 HOST = Hop.parse("host:a")
@@ -24,11 +26,14 @@ OK, GONE, LATER = Reply(250, "ok", "2.0.0"), Reply(550, "no such user", "5.1.1")
 
 POLICY = RetryPolicy(first_s=10, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400)
 REPORTING = Reporting(
-    hostname="relay.test",
     policy=POLICY,
-    new_queue_id=lambda at: "DSN000000001",
-    class_of=lambda domain: f"class-of-{domain}",
-    lifetime=timedelta(days=5),
+    reporter=Reporter(
+        hostname="relay.test",
+        node_id="a" * 32,
+        new_queue_id=lambda at: "DSN000000001",
+        class_of=lambda domain: f"class-of-{domain}",
+        lifetime=timedelta(days=5),
+    ),
 )
 
 
@@ -171,3 +176,90 @@ def test_parked_beyond_its_lifetime_expires() -> None:
 def test_parked_for_long_reports_the_delay() -> None:
     done = park(claim(received_at=AT - timedelta(hours=5)))
     assert (done.state, done.delay_notified, len(done.reports)) == (DeliveryState.DEFERRED, True, 1)
+
+
+KEEN = replace(ANN, notify=Notify.SUCCESS | Notify.FAILURE)
+
+
+@pytest.mark.parametrize(
+    ("hop", "changes", "told"),
+    [
+        (HOST, {}, b"Action: relayed"),
+        (HOST, {"delivered": True}, b"Action: delivered"),
+        (HOST, {"takes_reports": True}, None),
+        (PEER, {}, None),
+    ],
+)
+def test_success_is_told_by_the_last_that_can(hop: Hop, changes: dict[str, bool], told: bytes | None) -> None:
+    accepted = replace(AttemptResult(OutcomeKind.ACCEPTED, (OK, OK), OK, remote="mx[192.0.2.1]:25"), **changes)  # type: ignore[arg-type]
+    done = settle(claim(KEEN, BOB), accepted, hop=hop)
+    assert done is not None
+    assert done.state is DeliveryState.RELAYED
+    if told is None:
+        assert done.reports == ()
+        return
+    (report,) = done.reports
+    body = report.entry.data.inline or b""
+    assert told in body
+    assert b"Remote-MTA: dns; mx\r\n" in body
+    assert b"bob@example.org" not in body
+
+
+def test_a_refusal_and_a_success_of_one_attempt_are_one_report() -> None:
+    done = settle(claim(KEEN, BOB), AttemptResult(OutcomeKind.ACCEPTED, (OK, GONE), OK))
+    assert done is not None
+    (report,) = done.reports
+    body = report.entry.data.inline or b""
+    assert body.count(b"Action: ") == 2
+    assert [note.event for note in done.notes] == ["relayed", "bounced"]
+
+
+UNABLE = AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE, unable=True, own_reply=True)
+
+
+def test_what_one_hop_cannot_take_is_offered_to_another_before_it_bounces() -> None:
+    first = settle(claim(), UNABLE)
+    assert first is None
+    other = HistoryNote(AT, "attempt", "host:b")
+    same = HistoryNote(AT, "attempt", HOST.id)
+    for notes, bounced in (((other,), False), ((same,), True)):
+        done = plan_settlement(
+            claim(), HOST, UNABLE, tries=2, notes=notes, reporting=REPORTING, at=AT, rng=random.Random(1)
+        )
+        assert (done is not None and done.state is DeliveryState.FAILED and len(done.reports) == 1) is bounced
+    exchangers = settle(claim(), UNABLE, hop=Hop.parse("mx:example.org"))
+    assert exchangers is not None, "all of them were asked within the attempt"
+    assert exchangers.state is DeliveryState.FAILED
+
+
+def test_what_a_peer_cannot_take_waits() -> None:
+    notes = (HistoryNote(AT, "attempt", PEER.id),)
+    done = plan_settlement(
+        claim(), PEER, UNABLE, tries=2, notes=notes, reporting=REPORTING, at=AT, rng=random.Random(1)
+    )
+    assert done is not None
+    assert (done.state, done.reports) == (DeliveryState.DEFERRED, ())
+
+
+def test_an_expired_message_is_reported_with_what_kept_it() -> None:
+    old = claim(received_at=AT - timedelta(days=6))
+    done = settle(old, AttemptResult(OutcomeKind.CONNECT_FAILED, reason="connect: Connection refused"))
+    assert done is not None
+    assert b"x-smtpmesh; 451 4.4.7 lifetime in the queue is over; last: connect: Connection refused" in (
+        done.reports[0].entry.data.inline or b""
+    )
+    parked = park(replace(old, delivery=replace(old.delivery, last_reply="450 4.7.1 greylisted")))
+    assert b"last: 450 4.7.1 greylisted" in (parked.reports[0].entry.data.inline or b"")
+
+
+def test_a_report_that_nobody_can_be_told_about_is_in_the_history() -> None:
+    done = settle(claim(sender=""), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
+    assert done is not None
+    assert [note.event for note in done.notes] == ["attempt", "dropped"]
+
+
+def test_a_report_may_pass_through_peers() -> None:
+    done = settle(claim(), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
+    assert done is not None
+    token = done.reports[0].deliveries[0].transfer_token
+    assert parse_transfer({"XTOKEN": token}) is not None
