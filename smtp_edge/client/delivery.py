@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 
 ROUNDS_MAX = 1000
 """Transactions for one message in one attempt; each takes at least one recipient."""
+REASON_MAX = 1000
+Fault = tuple[Place | Absent, AttemptResult]
 NEXT_EXCHANGER = frozenset({OutcomeKind.HOP_TEMPFAIL, OutcomeKind.DISCONNECTED, OutcomeKind.TIMEOUT})
 """Ends of a transaction after which another exchanger may take the message."""
 
@@ -89,17 +92,17 @@ class DeliveryClient:
     async def probe(self, target: Target) -> AttemptResult:
         """See whether the target takes a session: connect, EHLO, TLS, AUTH, NOOP."""
         began = time.monotonic()
-        fault = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no place to try")
+        faults: list[Fault] = []
         try:
             async with aclosing(self._ways.find(target, Wish.NOTHING)) as places:
                 async for place in places:
                     found = await self._reach(target, place)
                     if isinstance(found, Connection):
                         return await self._ask_noop(found, began)
-                    fault = _graver(fault, found)
+                    faults.append((place, found))
         except NoExchanger as error:
             return AttemptResult(OutcomeKind.CONNECT_FAILED, reason=str(error))
-        return fault
+        return _sum_up(faults)
 
     def forget(self, hop: Hop) -> None:
         """The hop is down: close its idle connections, and end what is in flight there and not in doubt.
@@ -132,8 +135,8 @@ class DeliveryClient:
     async def _attempt_anew(self, target: Target, job: Job) -> AttemptResult:
         """On a fresh connection: the first place that takes the message, else the gravest fault of all."""
         wish = wish_of(job.envelope, job.data.header)
-        fault = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="no place to try")
-        tried, host = False, ""
+        faults: list[Fault] = []
+        host = ""
         try:
             async with aclosing(self._ways.find(target, wish)) as places:
                 async for place in places:
@@ -145,10 +148,10 @@ class DeliveryClient:
                         found, host = await self._transact_fresh(found, job), place.host
                         if not _may_go_elsewhere(target, found):
                             return found
-                    fault = _graver(fault, found) if tried else found
-                    tried = True
+                    faults.append((place, found))
         except NoExchanger as error:
             return _no_exchanger(error, job)
+        fault = _sum_up(faults)
         if wish is Wish.REQUIRE and fault.kind is OutcomeKind.TLS_FAILED:
             return _refused(NO_REQUIRETLS, job, fault.reason)
         return fault
@@ -214,12 +217,25 @@ def _may_go_elsewhere(target: Target, result: AttemptResult) -> bool:
     return target.hop.kind is HopKind.MX and (result.unable or result.kind in NEXT_EXCHANGER)
 
 
-def _graver(first: AttemptResult, second: AttemptResult) -> AttemptResult:
-    """Which of two failures stands for the attempt: one that may pass by itself before one that is for good, and what
-    a remote said before what nobody answered."""
-    if first.unable != second.unable:
-        return second if first.unable else first
-    return second if second.reply is not None or first.reply is None else first
+def _sum_up(faults: Sequence[Fault]) -> AttemptResult:
+    """The failure that stands for the attempt; with the reasons of all, if there are several.
+
+    One that may pass by itself comes before one that is for good, and what a remote said before what nobody answered.
+    """
+    if not faults:
+        return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="there is no address to try")
+    passing = [fault for _, fault in faults if not fault.unable] or [fault for _, fault in faults]
+    chosen = next((fault for fault in reversed(passing) if fault.reply is not None), passing[-1])
+    if len(faults) == 1:
+        return chosen
+    reasons = dict.fromkeys(f"{_where(place)}: {fault.reason}" for place, fault in faults)
+    return replace(chosen, reason="; ".join(reasons)[:REASON_MAX])
+
+
+def _where(place: Place | Absent) -> str:
+    if isinstance(place, Absent) or not place.address:
+        return place.host
+    return f"{place.host}[{place.address}]"
 
 
 def _no_exchanger(error: NoExchanger, job: Job) -> AttemptResult:

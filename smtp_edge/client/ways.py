@@ -128,7 +128,7 @@ class Ways:
             yield Absent(target.host, demands.reason, by_policy=True)
             return
         if not addresses:
-            yield Absent(target.host, f"{target.host} has no address")
+            yield Absent(target.host, "it has no address")
         for address in self.shunned.order(addresses, self._now()):
             yield Place(target.host, address, demands)
 
@@ -185,7 +185,7 @@ class Ways:
         if found.addresses:
             return found
         why = "mail may not go to its addresses" if found.refused else "it has no address"
-        return Absent(host, f"{host}: {why}", for_good=found.certain)
+        return Absent(host, why, for_good=found.certain)
 
     async def _plan(
         self,
