@@ -233,7 +233,7 @@ def _translate(error: BaseException, stage: str) -> BaseException:
             return error
         case Refused():
             kind = OutcomeKind.TLS_FAILED if error.stage == "STARTTLS" else OutcomeKind.HOP_TEMPFAIL
-            return Unconnected(kind, str(error), error.reply)
+            return Unconnected(kind, str(error), error.reply, own=error.own)
         case TlsRefused():
             return _insecure(stage, str(error))
         case ConnectionLost() if stage == "STARTTLS":

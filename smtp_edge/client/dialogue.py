@@ -19,11 +19,11 @@ UNKNOWN_COMMAND = frozenset({500, 501, 502, 504, 550, 554})
 
 
 class Refused(Exception):
-    """The remote answered a step with a refusal."""
+    """The remote answered a step with a refusal, or with something (`own`) that we cannot go on with."""
 
-    def __init__(self, stage: str, reply: Reply) -> None:
+    def __init__(self, stage: str, reply: Reply, *, own: bool = False) -> None:
         super().__init__(f"{stage}: {reply}")
-        self.stage, self.reply = stage, reply
+        self.stage, self.reply, self.own = stage, reply, own
 
 
 async def say_hello(stream: ReplyStream, hostname: str, *, lmtp: bool) -> dict[str, str]:
@@ -64,9 +64,9 @@ async def log_in(stream: ReplyStream, offered: str, user: str, password: str) ->
             try:
                 reply = await _ask(stream, auth_crammd5_verify(user, password, reply.text).decode("ascii"))
             except SMTPAuthenticationError:
-                raise Refused("AUTH", Reply(535, "the challenge makes no sense", "5.7.0")) from None
+                raise Refused("AUTH", Reply(535, "the challenge makes no sense", "5.7.0"), own=True) from None
     else:
-        raise Refused("AUTH", Reply(504, "the host offers no mechanism that we have", "5.5.4"))
+        raise Refused("AUTH", Reply(504, "the host offers no mechanism that we have", "5.5.4"), own=True)
     if reply.code != 235:
         raise Refused("AUTH", reply)
 

@@ -108,7 +108,7 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
     if (closing := results.closing(progress.replies)) is not None:
         return results.ended(connection, job, progress, closing)
     if refused is not None or not any(reply.positive for reply in progress.replies):
-        await _withdraw(connection, data_asked=data_asked)
+        await _withdraw(connection, progress, data_asked=data_asked)
         return results.ended(connection, job, progress, refused or results.worst(progress.replies))
     refused = await (_send_by_bdat if bdat else _send_by_data)(connection, job, progress, data_asked)
     if refused is not None:
@@ -178,14 +178,21 @@ def _says_utf8(connection: Connection, job: Job) -> bool:
     return job.envelope.smtputf8 and "smtputf8" in connection.extensions
 
 
-async def _withdraw(connection: Connection, *, data_asked: bool) -> None:
-    """No recipient is left: end a DATA that was pipelined (RFC 2920 section 3.1), and begin afresh next time."""
+async def _withdraw(connection: Connection, progress: Progress, *, data_asked: bool) -> None:
+    """No recipient is left: end a DATA that was pipelined (RFC 2920 section 3.1), and begin afresh next time.
+
+    A remote that refuses MAIL and takes recipients all the same would deliver the empty message: hang up instead.
+    """
     connection.needs_reset = True
     if data_asked:
         reply = await connection.stream.read_reply()
-        if reply.code == 354:
-            connection.stream.write(b".\r\n")
-            await connection.stream.read_reply()
+        if reply.code != 354:
+            return
+        if any(rcpt.positive for rcpt in progress.replies):
+            connection.stream.abort()
+            return
+        connection.stream.write(b".\r\n")
+        await connection.stream.read_reply()
 
 
 async def _send_by_data(connection: Connection, job: Job, progress: Progress, data_asked: bool) -> Reply | None:

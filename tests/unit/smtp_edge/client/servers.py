@@ -203,11 +203,12 @@ class _Dialogue:
         """The message is complete."""
         script = self.script
         self.seen.bodies.append(body)
-        finals = [script.finals(recipient) for recipient in self.accepted] if script.finals else [script.final]
         if script.finals:
+            finals = [script.finals(recipient) for recipient in self.accepted]
             taken = [who for who, reply in zip(self.accepted, finals, strict=True) if reply.startswith("2")]
         else:
-            taken = self.accepted if script.final[0] not in "45" else []
+            finals = [script.final]
+            taken = [] if finals[0][0] in "45" else self.accepted
         if taken:
             self.seen.accepted.append(tuple(taken))
         for reply in finals:

@@ -166,14 +166,13 @@ async def test_what_is_about_the_message_or_in_doubt_goes_nowhere_else(script: S
         assert servers[1].seen.connections == 0
 
 
-async def test_every_address_of_a_host_is_tried_and_dead_ones_come_last_for_a_while() -> None:
+async def test_every_address_of_a_host_is_tried() -> None:
     records = {"example.test MX": ["10 a.test."], "a.test A": ["127.0.0.1", "127.0.0.2", "127.0.0.3"]}
     async with smtp_server(host="127.0.0.2") as server, lab(records, server.port) as made:
         for _ in range(4):
             assert (await made.send()).kind is ACCEPTED
             made.client.forget(made.target().hop)
-        order = made.ways.shunned.order(["127.0.0.1", "127.0.0.3", "127.0.0.2"], time.monotonic())
-        assert order[0] == "127.0.0.2" or "127.0.0.2" not in order[1:]
+        assert server.seen.connections == 4
 
 
 def test_an_address_is_shunned_for_a_while_and_never_left_out() -> None:

@@ -14,7 +14,7 @@ from router.policy import RouteRule, RouteTable
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatcher import Attempter, Dispatcher, DispatcherLimits
 from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.retry import RetryPolicy
@@ -96,7 +96,16 @@ class Ordered(Sink):
 class Bench:
     """A queue with everything around it that is not under test."""
 
-    def __init__(self, directory: Path, sink: Sink, *, active_max: int = 100, connections_max: int = 5) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sink: Sink,
+        *,
+        active_max: int = 100,
+        connections_max: int = 5,
+        client: Attempter | None = None,
+        retry_first_s: float = 10,
+    ) -> None:
         self.sink = sink
         self.client = ScriptedClient()
         self.observer = Observer()
@@ -116,12 +125,14 @@ class Bench:
         self.dispatcher = Dispatcher(
             self.store,
             SinkChain([Binding("test", sink)]),
-            self.client,
+            client or self.client,
             self.observer,
             node_id=NODE,
             target_of=self.target_of,
             reporting=Reporting(
-                policy=RetryPolicy(first_s=10, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400),
+                policy=RetryPolicy(
+                    first_s=retry_first_s, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400
+                ),
                 reporter=Reporter(
                     hostname="relay.test",
                     node_id=NODE,
@@ -157,6 +168,8 @@ class Bench:
     def target_of(self, hop_id: str) -> Target | None:
         if hop_id.endswith("unknown"):
             return None
+        if hop_id in self.targets:
+            return self.targets[hop_id]
         return Target(Hop.parse(hop_id), "127.0.0.1", 1, connections_max=self.connections_max)
 
     async def __aenter__(self) -> Bench:
