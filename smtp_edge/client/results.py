@@ -25,6 +25,8 @@ class Progress:
     began: float = field(default_factory=time.monotonic)
     chosen: list[int] | None = None
     """Recipients (by index) that are named; None = all."""
+    refusal: Reply | None = None
+    """To MAIL."""
     replies: list[Reply] = field(default_factory=list)
     """To the RCPTs, in order."""
     finals: list[Reply] = field(default_factory=list)
@@ -121,6 +123,15 @@ def merge(first: AttemptResult, second: AttemptResult, indexes: Sequence[int]) -
         takes_reports=first.takes_reports and second.takes_reports,
         unable=False,
     )
+
+
+def decided(job: Job, progress: Progress) -> Reply | None:
+    """The reply by which a transaction was over before its connection was: MAIL, or every RCPT, was refused."""
+    if progress.refusal is not None:
+        return progress.refusal
+    if len(progress.replies) < len(progress.asked(job)) or any(reply.positive for reply in progress.replies):
+        return None
+    return worst(progress.replies)
 
 
 def closing(replies: Sequence[Reply]) -> Reply | None:

@@ -77,6 +77,9 @@ class Transaction:
             connection.stream.abort()
             if self._is_stale(error):
                 raise Stale from error
+            decided = results.decided(job, progress)
+            if decided is not None:
+                return results.ended(connection, job, progress, decided)
             return results.broken(connection, job, progress, error)
         except BaseException:
             connection.stream.abort()
@@ -129,6 +132,7 @@ async def _read_mail_reply(connection: Connection, progress: Progress) -> Reply 
     reply = await connection.stream.read_reply()
     progress.answered = True
     if not reply.positive:
+        progress.refusal = reply
         return reply
     progress.stage = "RCPT"
     return None
@@ -144,7 +148,8 @@ async def _send_group(
     with_data: bool,
 ) -> tuple[Reply | None, bool]:
     """MAIL, RCPTs and DATA in few writes. The refusal of MAIL, if any, and whether DATA was sent along."""
-    stream, refused, utf8 = connection.stream, None, _says_utf8(connection, job)
+    stream, utf8 = connection.stream, _says_utf8(connection, job)
+    refused: Reply | None = None
     group_max = min(GROUP_RECIPIENTS_MAX, len(recipients))
     for start in range(0, len(recipients), group_max):
         group = recipients[start : start + group_max]
@@ -155,6 +160,8 @@ async def _send_group(
         stream.write((mail + "".join(lines)).encode())
         if start == 0:
             refused, mail = await _read_mail_reply(connection, progress), ""
+            if refused is not None and refused.code == 421:
+                return refused, False
         for _ in group:
             progress.replies.append(await stream.read_reply())
         if refused is not None:

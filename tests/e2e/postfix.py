@@ -49,6 +49,12 @@ minimal_backoff_time = 2s
 maximal_backoff_time = 5s
 """
 
+TLS = """\
+smtpd_tls_security_level = may
+smtpd_tls_chain_files = {pem}
+smtpd_tls_loglevel = 1
+"""
+
 MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
 cleanup unix n - n - 0 cleanup
@@ -66,6 +72,7 @@ error unix - - n - - error
 retry unix - - n - - error
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
+tlsmgr unix - - n 1000? 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
 """
 
@@ -80,7 +87,10 @@ def missing() -> str:
 class Postfix:
     """Takes mail on `port` from loopback and relays all of it to `relay_port`."""
 
-    def __init__(self, folder: Path, *, hostname: str, relay_port: int, port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, hostname: str, relay_port: int, port: int = 0, pem: Path | None = None, more: str = ""
+    ) -> None:
+        """`pem`: certificate, chain and key, with which it offers STARTTLS. `more`: further lines of main.cf."""
         self.folder = folder
         self.port = port or find_port(set())
         for name in ("queue", "data"):
@@ -88,7 +98,8 @@ class Postfix:
         shutil.chown(folder / "data", user="postfix")
         (folder / "data").chmod(0o700)
         values = {"folder": folder, "hostname": hostname, "relay_port": relay_port, "size_bytes_max": SIZE_BYTES_MAX}
-        (folder / "main.cf").write_text(MAIN.format(**values))
+        tls = TLS.format(pem=pem) if pem is not None else ""
+        (folder / "main.cf").write_text(MAIN.format(**values) + tls + more)
         (folder / "master.cf").write_text(MASTER.format(port=self.port))
 
     def start(self) -> None:

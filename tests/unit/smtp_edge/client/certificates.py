@@ -40,9 +40,9 @@ class Pair:
         return self.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
     def write(self, path: Path, *chain: Pair) -> Path:
-        """Certificate, chain and key in one file."""
+        """Key, certificate and chain in one file, in the order that Postfix wants."""
         key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        path.write_bytes(self.pem + b"".join(pair.pem for pair in chain) + key)
+        path.write_bytes(key + self.pem + b"".join(pair.pem for pair in chain))
         return path
 
 
