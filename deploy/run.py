@@ -27,7 +27,16 @@ PYTHON = os.path.join(VENV, "bin", "python")
 RUN_LOCK = os.path.join(ROOT, "deploy", "requirements.lock")
 DEV_LOCK = os.path.join(ROOT, "deploy", "requirements-dev.lock")
 PYTHON_MIN = (3, 11)
-APT_PEERS = {"swaks": "swaks", "postfix": "postfix", "openssl": "openssl", "setpriv": "util-linux", "strace": "strace"}
+APT_PEERS = {
+    "swaks": "swaks",
+    "postfix": "postfix",
+    "openssl": "openssl",
+    "setpriv": "util-linux",
+    "strace": "strace",
+    "dovecot": "dovecot-core",
+    "knotd": "knot",
+    "unbound": "unbound",
+}
 """Commands that tests drive, and the Debian packages that bring them."""
 WORKERS_MAX = 4
 """Processes that run the unit tests."""

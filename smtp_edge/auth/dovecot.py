@@ -2,7 +2,7 @@
 
     VERSION 1 2, CPID PID                                     each side says hello; theirs ends with DONE
     AUTH 7 PLAIN service=smtp secured rip=ADDRESS resp=...    a question with a number; words are separated by tabs
-    OK 7 user=...   or   FAIL 7 reason=... temp               its answer, in any order
+    OK 7 user=...   or   FAIL 7 code=temp_fail                its answer, in any order (`temp` before Dovecot 2.3)
 
 A connection that is lost leaves the questions of the moment unanswered (454, the client asks again) and is made anew
 for the next one. Protocol: https://doc.dovecot.org/2.3/developer_manual/design/auth_protocol/
@@ -54,7 +54,7 @@ class Dovecot(Authenticator):
         fields = dict(word.partition("=")[::2] for word in answer[2:])
         if answer[0] == "OK":
             return fields.get("user") or user
-        if answer[0] == "FAIL" and "temp" not in fields:
+        if answer[0] == "FAIL" and "temp" not in fields and fields.get("code") != "temp_fail":
             return None
         raise AuthUnavailable(f"Dovecot answers {answer[0]} {fields.get('reason', 'for now')}")
 
@@ -78,15 +78,22 @@ class Dovecot(Authenticator):
         async with self._connecting:
             if self._writer is not None and not self._writer.is_closing():
                 return self._writer
-            try:
-                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=LINE_BYTES_MAX)
-                writer.write(f"VERSION\t{MAJOR}\t2\nCPID\t{os.getpid()}\n".encode())
-                await _read_hello(reader)
-            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
-                raise AuthUnavailable(f"{self._path}: {error}") from error
+            reader, writer = await self._open()
             self._writer = writer
             self._reading = asyncio.create_task(self._read(reader, writer))
             return writer
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        writer = None
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._path), limit=LINE_BYTES_MAX)
+            writer.write(f"VERSION\t{MAJOR}\t2\nCPID\t{os.getpid()}\n".encode())
+            await _read_hello(reader)
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            if writer is not None:
+                writer.close()
+            raise AuthUnavailable(f"{self._path}: {error}") from error
+        return reader, writer
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
