@@ -233,7 +233,8 @@ def install_packages(packages, purpose, optional=False):
             sys.exit(1)
         return
     say("installing {} {}".format(", ".join(packages), purpose))
-    silent = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8")
+    # RUNLEVEL: Debian then starts none of the servers that it installs
+    silent = dict(os.environ, DEBIAN_FRONTEND="noninteractive", LC_ALL="C.UTF-8", RUNLEVEL="1")
     selections = "postfix postfix/main_mailer_type select No configuration\n"
     if "postfix" in packages and shutil.which("debconf-set-selections"):
         subprocess.run(["debconf-set-selections"], input=selections, text=True, env=silent, check=False)

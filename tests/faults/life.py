@@ -33,7 +33,6 @@ from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
-from smtp_edge.listener import Listener
 from smtp_edge.logs import configure_logs
 from smtp_edge.queue import spool as spool_module
 from smtp_edge.queue.ids import QueueIds
@@ -41,7 +40,9 @@ from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
-from smtp_edge.settings import ListenerSettings, QueueSettings
+from smtp_edge.server.listener import Listener, Surroundings
+from smtp_edge.settings import QueueSettings
+from smtp_edge.settings_inbound import ListenerSettings
 from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
 from smtp_edge.sinks.bindings import Binding, SinkChain
@@ -116,15 +117,14 @@ class Life:
             hostname="life.test",
             settings=QUEUE,
             counters=counters,
-            backlogs=self.store.backlog_counts,
+            backlogs=self.store.moving,
             new_queue_id=ids.new,
             data_dir=directory,
             now=time.monotonic,
         )
         settings = ListenerSettings(listen="127.0.0.1:0", allow_networks=(ip_network("127.0.0.0/8"),))
-        self._listener = Listener(
-            settings, self._acceptor, hostname="life.test", inline_bytes_max=QUEUE.inline_bytes_max
-        )
+        surroundings = Surroundings(hostname="life.test", inline_bytes_max=QUEUE.inline_bytes_max)
+        self._listener = Listener(settings, self._acceptor, surroundings)
 
     async def start(self) -> str:
         """As a node: nothing is accepted before it can be kept. The address of the listener."""

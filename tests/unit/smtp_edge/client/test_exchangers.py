@@ -260,7 +260,7 @@ async def test_a_host_that_cannot_be_reached_keeps_a_refusal_for_good_from_the_o
 
 
 async def test_a_spool_file_that_breaks_off_halfway_goes_to_the_next_exchanger(tmp_path: Path) -> None:
-    body = b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 300_000
+    body = b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 2_000_000
     path = tmp_path / "spooled"
     path.write_bytes(body)
     data = MailData(len(body), path=path, header=b"Subject: large\r\n\r\n")
