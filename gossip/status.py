@@ -72,6 +72,8 @@ class EventKind(enum.Enum):
     UNDAMPED = "undamped"
     ORDER = "order"
     """The operator ordered something on this node: a drain, a pin."""
+    PRESSURE = "pressure"
+    """This node has more or less room for mail than before, or none."""
 
 
 @dataclass(frozen=True, slots=True)

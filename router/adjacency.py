@@ -117,7 +117,7 @@ class Adjacency:
             edge = self.peer(node.node_id) or self.add(
                 Hop(HopKind.PEER, node.node_id), node.info.name, now, window_max=self._settings.window_max
             )
-            edge.label = node.info.name
+            edge.label, edge.headroom_permille = node.info.name, node.load.headroom_permille
         return set(self._edges) != before
 
     # -- what happens to them ------------------------------------------------------------------------------------------

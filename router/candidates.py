@@ -148,6 +148,8 @@ def _judge_peer(case: Case, edge: Edge, gain: float | None) -> tuple[Verdict, st
         return Verdict.IN_TRACE, "the message was there already"
     if edge.hop.name in case.no_transit:
         return Verdict.NO_TRANSIT, "it takes no mail from other relays (policy, draining or overloaded)"
+    if not edge.headroom_permille:
+        return Verdict.NO_TRANSIT, "it has no room for more: its disk, its queue or its memory is full"
     if gain is None:
         return Verdict.NO_PATH, "it reaches no exit of the class without this node"
     if len(case.query.trace) >= case.hops_max:

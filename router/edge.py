@@ -29,6 +29,7 @@ WEIGHT_STEP = 0.25
 WEIGHT_HYSTERESIS = 0.1
 """The weight leaves its level this far beyond the middle to the next one."""
 WEIGHT_KEPT_S = 0.25
+HEADROOM_FULL = 1000
 ADVERTISE_RATIO = 1.3
 """Change of the capacity that is worth an advertisement."""
 PATIENCE_MAX = 64.0
@@ -59,6 +60,8 @@ class Edge:
     """Mail data of the transactions in flight."""
     progress_at: float = 0.0
     """When something came back last, or transactions began to be in flight."""
+    headroom_permille: int = HEADROOM_FULL
+    """Of a peer, as it tells: the part of the window that may be used."""
     stalled: bool = False
     """Nothing comes back from what is in flight."""
     patience: float = 1.0
@@ -97,13 +100,21 @@ class Edge:
         """It counts as a way to somewhere."""
         return self.usable and not self.awaits_probe
 
-    def free_slots(self, now: float, *, panic: bool = False) -> int:
-        """Transactions that may begin now. The one slot of a trial may be taken by a probe."""
+    def free_slots(self, now: float, *, panic: bool = False, repeat: bool = False) -> int:
+        """Transactions that may begin now. The one slot of a trial may be taken by a probe.
+
+        `repeat`: of what the hop may have already, so that its headroom does not matter.
+        """
         breaker = self.breaker
+        size = self.window.size if self.headroom_permille >= HEADROOM_FULL or repeat else self._shrunk()
         if breaker.state is EdgeState.UP and not breaker.penalty:  # nearly always: asked for every edge and message
-            return self.window.size - self.inflight
+            return size - self.inflight
         trial = self.probing and breaker.state is EdgeState.HALF_OPEN
-        return breaker.slots(self.window.size, now, panic=panic) - self.inflight - trial
+        return min(size, breaker.slots(size, now, panic=panic)) - self.inflight - trial
+
+    def _shrunk(self) -> int:
+        """What a peer without much room gets at once; at headroom 0 nothing."""
+        return math.ceil(self.window.size * self.headroom_permille / HEADROOM_FULL)
 
     def effective_capacity(self, now: float) -> float:
         """Messages per second worth planning with: capacity x reliability x ramp, without what is reserved."""

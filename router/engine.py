@@ -35,7 +35,7 @@ from router.decision import (
     Query,
     RouteRow,
 )
-from router.edge import Edge
+from router.edge import HEADROOM_FULL, Edge
 from router.flow import compute_bound, compute_ranks, find_paths, rank_beside
 from router.forwarding import ClassView, ForwardingRule, build_view
 from router.planning import Planning
@@ -70,6 +70,8 @@ class RoutingEngine:
         self.planning = Planning(node_id, self._digests)
         self._adjacency = Adjacency(table, exits, settings, rng, now, tags=tags)
         self._backlogs = Backlogs(settings.backlog_fresh_s)
+        self.headroom_permille = HEADROOM_FULL
+        """How much more this node can take, for its advertisement."""
         self._forwarding = ForwardingRule(node_id, settings, self._backlogs)
         self._delivers_direct = any(rule.direct for rule in table.rules)
         self._snapshot = Snapshot("")
@@ -281,7 +283,8 @@ class RoutingEngine:
 
     def load(self, now: float) -> Load:
         """Own backlogs for an advertisement."""
-        return Load(headroom_permille=0 if self.draining else 1000, classes=self._backlogs.load())
+        headroom = 0 if self.draining else self.headroom_permille
+        return Load(headroom_permille=headroom, classes=self._backlogs.load())
 
     def state_of(self, hop: Hop) -> EdgeState | None:
         """Of the own edge to a hop; None without one."""

@@ -92,7 +92,7 @@ class ForwardingRule:
         self, query: Query, view: ClassView, preferred: Edge | None, now: float, plan: ClassPlan | None = None
     ) -> tuple[Edge | None, str]:
         """The next hop and the rule that decided, or None and why the message waits."""
-        if preferred is not None and preferred.free_slots(now) > 0:
+        if preferred is not None and preferred.free_slots(now, repeat=True) > 0:
             return preferred, IN_DOUBT
         if view.pin is not None and now < view.pin.until:
             return self._choose_pinned(query, view, now)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TypedDict
 
 import structlog
@@ -30,9 +28,9 @@ from smtp_edge.trace import build_received
 
 log = structlog.get_logger()
 
-SPACE_CHECK_S = 0.5
 BACKLOGS_TOLD_MAX = 9
 """Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
+DRAINED = Reply(451, "this relay is being drained", "4.3.2")
 Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
 """Class id -> the class (None: no route takes it) and its recipients."""
 LARGEST_KEPT_S = 0.2
@@ -57,7 +55,7 @@ class QueueAcceptor:
         counters: Counters,
         backlogs: Callable[[], Mapping[str, int]],
         new_queue_id: Callable[[datetime], str],
-        data_dir: Path,
+        refuse: Callable[[int], Reply | None],
         now: Callable[[], float],
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -72,25 +70,21 @@ class QueueAcceptor:
         self._counters = counters
         self._backlogs = backlogs
         self._new_queue_id = new_queue_id
-        self._data_dir = data_dir
+        self._refuse = refuse
         self._now = now
         self._clock = clock
         self.draining = False
         """Peers' mail is refused; they hear of it by gossip, and this is for those that have not yet."""
-        self._free_bytes = 0
-        self._free_checked = float("-inf")
         self._largest: list[str] = []
         self._largest_at = float("-inf")
 
     def admit(self, size_bytes: int) -> Reply | None:
         """At MAIL: refuse early what could not be stored."""
-        now = self._now()
-        if now - self._free_checked >= SPACE_CHECK_S:
-            self._free_bytes, self._free_checked = shutil.disk_usage(self._data_dir).free, now
-        if self._free_bytes - size_bytes < self._settings.free_bytes_min:
-            log.warning("queue.no_space", free_bytes=self._free_bytes, free_bytes_min=self._settings.free_bytes_min)
-            return Reply(452, "insufficient system storage", "4.3.1")
-        return None
+        return self._refuse(size_bytes)
+
+    def for_peers(self) -> PeerAcceptor:
+        """As the peers' door needs it."""
+        return PeerAcceptor(self)
 
     def check_recipient(self, client: Client, recipient: Recipient, size_bytes: int = 0) -> Reply | None:
         """Refuse what no route would ever take; from a peer only for now, because its configuration may be newer.
@@ -117,9 +111,10 @@ class QueueAcceptor:
             return refusal
         new = self._build(message, groups)
         try:
-            if self.draining and message.client.peer_id and not await self._is_repeat(new, message.transfer):
+            closed = self._close_to_peers(message)
+            if closed is not None and not await self._is_repeat(new, message.transfer):
                 await self._spool.discard(message.data)
-                return Reply(451, "this relay is being drained", "4.3.2")
+                return closed
             stored = await self._put(new, message.transfer)
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
@@ -137,6 +132,11 @@ class QueueAcceptor:
             return self._reply(message, new, "already have it as", stored.duplicate_of)
         self._take_over(new, stored, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
+
+    def _close_to_peers(self, message: ReceivedMessage) -> Reply | None:
+        if not message.client.peer_id:
+            return None
+        return DRAINED if self.draining else self._refuse(message.data.size_bytes)
 
     async def _is_repeat(self, new: NewEntry, transfer: Transfer | None) -> bool:
         """A peer asks after what it may have sent already: the answer keeps it from sending that elsewhere."""
@@ -261,6 +261,23 @@ class QueueAcceptor:
             order = heapq.nsmallest(BACKLOGS_TOLD_MAX, backlogs, key=lambda name: (-backlogs[name], name))
             self._largest, self._largest_at = order, now
         return self._largest
+
+
+class PeerAcceptor:
+    """For peers everything is the same, but that they are refused after the final dot instead of at MAIL.
+
+    A peer that lost our answer asks again. A relay that has no room, or drains, must still tell it that it has the
+    message; who else comes is refused then, and has heard by gossip that it would be.
+    """
+
+    def __init__(self, acceptor: QueueAcceptor) -> None:
+        self.check_recipient = acceptor.check_recipient
+        self.spool = acceptor.spool
+        self.accept = acceptor.accept
+
+    def admit(self, size_bytes: int) -> Reply | None:
+        """Whatever comes."""
+        return None
 
 
 class _State(TypedDict, total=False):

@@ -34,6 +34,7 @@ from router.edge import Edge
 from smtp_edge import __version__
 from smtp_edge.admin.view import NodeView
 from smtp_edge.counters import Counters
+from smtp_edge.pressure import NO_PRESSURE, NOTHING_READ, Pressure, Readings
 from smtp_edge.queue.entry import ClassBacklog, QueueSummary
 
 log = structlog.get_logger()
@@ -94,6 +95,8 @@ class Sample:
     hop_states: Mapping[EdgeState, int]
     watchers: int
     draining: bool = False
+    pressure: Pressure = NO_PRESSURE
+    readings: Readings = NOTHING_READ
     pinned: int = 0
     """Classes that the operator pinned to a hop."""
 
@@ -116,6 +119,8 @@ async def read_sample(view: NodeView) -> Sample:
         hop_states=states,
         watchers=view.events.subscriber_count,
         draining=view.operations.draining,
+        pressure=view.room.pressure,
+        readings=view.room.readings,
         pinned=len(view.operations.orders.pins),
     )
 
@@ -180,6 +185,7 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     yield _gauge("smtpmesh_uptime_seconds", "Since the start of the node.", sample.uptime_s)
     yield _gauge("smtpmesh_draining", "1 while the operator drains this node.", float(sample.draining))
     yield _gauge("smtpmesh_pinned_classes", "Classes whose mail the operator sends by one hop.", sample.pinned)
+    yield from _build_room(sample.pressure, sample.readings)
     yield from _build_relay(sample.counters)
     yield from _build_queue(sample.queue, sample.at)
     yield from _build_hops(sample)
@@ -187,6 +193,16 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     states = {state.value: sample.members.get(state, 0) for state in MemberState}
     yield _gauges("smtpmesh_gossip_members", "Members of the cluster as this node sees them.", "state", states)
     yield _gauge("smtpmesh_event_watchers", "Callers who watch events (smtpmesh monitor).", sample.watchers)
+
+
+def _build_room(pressure: Pressure, readings: Readings) -> Iterator[Metric]:
+    text = "How much more this node can take, as peers are told; 0: nothing."
+    yield _gauge("smtpmesh_headroom_ratio", text, pressure.headroom_permille / 1000)
+    yield _gauge("smtpmesh_overloaded", "1 while this node takes no mail.", float(pressure.overloaded))
+    text = "1 while the queue's disk takes nothing (smtpmesh status says why)."
+    yield _gauge("smtpmesh_queue_trouble", text, float(bool(readings.trouble)))
+    yield _gauge("smtpmesh_disk_free_bytes", "Free on the file system of node.data_dir.", readings.free_bytes)
+    yield _gauge("smtpmesh_queue_entries", "Undelivered messages.", readings.entries)
 
 
 def _build_relay(counters: Counters) -> Iterator[Metric]:

@@ -52,11 +52,13 @@ from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
 from smtp_edge.orders import FILE as ORDERS_FILE
 from smtp_edge.orders import OrdersError
+from smtp_edge.pressure import Pressure
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool, read_whole
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
+from smtp_edge.room import Room
 from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.server.door import ListenerError
@@ -92,6 +94,7 @@ class Node:
         self.bound: dict[str, str] = {}
         self.events = EventFeed(lambda node: self._gossip.name_of(node), lambda: datetime.now(UTC))
         self._began = time.monotonic()
+        self._telling: set[asyncio.Task[None]] = set()
         self._hostname = settings.node.hostname or getfqdn()
         self.table = build_table(settings)
         self._build_queue()
@@ -113,6 +116,14 @@ class Node:
             history_s=queue.history_s,
             entries_max=queue.entries_max,
             clock=lambda: datetime.now(UTC),
+        )
+        self.room = Room(
+            queue,
+            data_dir,
+            entries=lambda: self.store.entries_count,
+            trouble=lambda: self.store.trouble.reason if self.store.trouble is not None else "",
+            on_change=self._apply_pressure,
+            now=self.now,
         )
 
     def _build_routing(self) -> None:
@@ -212,7 +223,7 @@ class Node:
             counters=self.counters,
             backlogs=self.store.moving,
             new_queue_id=self._ids.new,
-            data_dir=settings.node.data_dir,
+            refuse=self.room.refuse,
             now=self.now,
         )
         self._memory = Memory(settings.limits.buffer_bytes_max)
@@ -231,7 +242,7 @@ class Node:
         self._mesh = MeshListener(
             settings.mesh.listen,
             self.identity,
-            self._acceptor,
+            self._acceptor.for_peers(),
             hostname=self._hostname,
             inline_bytes_max=queue.inline_bytes_max,
             size_bytes_max=max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024),
@@ -249,6 +260,7 @@ class Node:
         """
         await _blame_async("node.data_dir", self.store.open())
         await _blame_async("node.data_dir", self.operations.restore())
+        await self.room.measure()
         await self._sinks.start()
         await self._outbound.start()
         self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
@@ -257,7 +269,7 @@ class Node:
         self._gossip.publish_info(self._info())
         self._gossip.publish_links(self.engine.links(self.now()))
         self._routing.on_snapshot(self._gossip.snapshot())
-        work = (self._routing.run(), self._prune_loop(), self._handover.run(), self.operations.run())
+        work = (self._routing.run(), self._prune_loop(), self._handover.run(), self.operations.run(), self.room.run())
         self._loops = [asyncio.create_task(loop) for loop in work]
         await self._dispatcher.start()
         for section, listener in zip(self.settings.listener, self._listeners, strict=True):
@@ -332,6 +344,17 @@ class Node:
         self._dispatcher.ask_again(news=True)
         await self._admin.show_draining(draining)
 
+    def _apply_pressure(self, pressure: Pressure) -> None:
+        """Others hear how much more may come, and whoever watches this node why nothing may."""
+        self.engine.headroom_permille = pressure.headroom_permille
+        if "gossip" in self.bound:
+            self._gossip.publish_info(self._info())
+            self._gossip.publish_load(self.engine.load(self.now()))
+        self.events.publish(Event(EventKind.PRESSURE, self.identity.node_id, str(pressure)))
+        task = asyncio.create_task(self._admin.show_pressure(pressure.overloaded, bool(self.room.readings.trouble)))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
     def _info(self) -> NodeInfo:
         settings = self.settings
         return NodeInfo(
@@ -341,6 +364,7 @@ class Node:
             zone=settings.node.zone,
             software=f"smtpmesh/{__version__}",
             draining=self.operations.draining,
+            overloaded=self.room.pressure.overloaded,
             no_transit=not settings.mesh.transit or self._gossip.joining,
             direct_mx=any(route.via == ("mx",) for route in settings.route),
             routes_digest=self.table.digest(),

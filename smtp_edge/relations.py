@@ -22,6 +22,7 @@ PORT_MAX = 65535
 DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
+MEMORY_BYTES_MIN = 128 * 1024 * 1024
 OPEN_PREFIX = 0
 """Prefix length of a network that holds everybody."""
 
@@ -247,6 +248,9 @@ def _check_queue(settings: Settings) -> Iterator[Mistake]:
     queue = settings.queue
     if queue.retry_first_s > queue.retry_max_s:
         yield Mistake("queue.retry_first_s", "must not be greater than queue.retry_max_s")
+    if 0 < queue.memory_bytes_max < MEMORY_BYTES_MIN:
+        text = f"{queue.memory_bytes_max} is less than a node needs for itself; {MEMORY_BYTES_MIN} or more, or 0"
+        yield Mistake("queue.memory_bytes_max", text)
     if queue.retry_max_s > queue.lifetime_s:
         yield Mistake("queue.retry_max_s", "must not be greater than queue.lifetime_s: mail would expire untried")
 

@@ -204,6 +204,8 @@ class QueueSettings(Section):
     """After a lost final reply only the same next hop is tried for this long, if it comes back."""
     free_bytes_min: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """Below this free space on data_dir new mail is answered 452."""
+    memory_bytes_max: Annotated[int, Field(ge=0)] = 0
+    """Resident memory above which new mail is answered 452; 0 = nine tenths of what the machine or its group allows."""
     entries_max: Annotated[int, Field(ge=1)] = 1_000_000
     active_max: Annotated[int, Field(ge=1)] = 2000
     """Deliveries claimed at once; the rest wait on disk."""

@@ -11,6 +11,7 @@ from router.decision import Candidate, Explanation, RouteRow
 from smtp_edge.admin.events import Told
 from smtp_edge.orders import Order, Orders, PinOrder
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
+from smtp_edge.room import Room
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 STATES = {0: "unknown", 1: "up", 2: "suspect", 3: "half-open", 4: "down", 5: "draining"}
@@ -278,6 +279,19 @@ def convert_orders(orders: Orders) -> pb.Orders:
         drain=convert_order(orders.drain),
         hosts=[pb.HostDrain(host=name, order=convert_order(order)) for name, order in sorted(orders.hosts.items())],
         pins=[convert_pin(class_id, pin) for class_id, pin in sorted(orders.pins.items())],
+    )
+
+
+def convert_room(room: Room) -> pb.Room:
+    """How much more mail the node can take."""
+    return pb.Room(
+        headroom_permille=room.pressure.headroom_permille,
+        overloaded=room.pressure.overloaded,
+        reason=room.pressure.reason,
+        trouble=room.readings.trouble,
+        free_bytes=room.readings.free_bytes,
+        entries=room.readings.entries,
+        memory_bytes=room.readings.memory_bytes,
     )
 
 

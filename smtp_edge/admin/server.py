@@ -27,8 +27,8 @@ from smtp_edge.admin.view import NodeView
 from smtpmesh.admin.v1 import admin_pb2, admin_pb2_grpc
 
 SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
-SMTP = "smtpmesh.smtp"
-HEALTH_NAMES = ("", SMTP, "smtpmesh.queue", SERVICE)
+SMTP, QUEUE = "smtpmesh.smtp", "smtpmesh.queue"
+HEALTH_NAMES = ("", SMTP, QUEUE, SERVICE)
 SOCKET_PATH_MAX = 107
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),
@@ -49,7 +49,7 @@ class AdminServer:
         self._view, self._listen, self._identity = view, listen, identity
         self._server: grpc.aio.Server | None = None
         self._health = HealthServicer()
-        self._draining = False
+        self._draining = self._overloaded = self._ailing = False
 
     async def start(self) -> str:
         """Listen; the address that clients dial."""
@@ -63,14 +63,24 @@ class AdminServer:
         await server.start()
         for name in HEALTH_NAMES:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await self.show_draining(self._draining)
+        await self._show()
         return address
 
     async def show_draining(self, draining: bool) -> None:
         """A node that drains does not serve SMTP, say health checks; whoever balances load goes elsewhere."""
         self._draining = draining
+        await self._show()
+
+    async def show_pressure(self, overloaded: bool, ailing: bool) -> None:
+        """Neither does one that has no room. `ailing`: the queue's disk takes nothing."""
+        self._overloaded, self._ailing = overloaded, ailing
+        await self._show()
+
+    async def _show(self) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set(SMTP, status.NOT_SERVING if draining else status.SERVING)
+        closed = self._draining or self._overloaded
+        await self._health.set(SMTP, status.NOT_SERVING if closed else status.SERVING)
+        await self._health.set(QUEUE, status.NOT_SERVING if self._ailing else status.SERVING)
 
     async def stop(self) -> None:
         """Let those who watch events go, say NOT_SERVING, then close."""

@@ -53,6 +53,7 @@ class AdminService(OrdersService):
             relayed=counters.relayed,
             duplicates_dropped=counters.duplicates_dropped,
             orders=convert.convert_orders(view.operations.orders),
+            room=convert.convert_room(view.room),
         )
 
     async def GetRoutes(self, request: pb.GetRoutesRequest, context: Context) -> pb.GetRoutesResponse:

@@ -14,6 +14,7 @@ from smtp_edge.admin.events import EventFeed
 from smtp_edge.counters import Counters
 from smtp_edge.operations import Operations
 from smtp_edge.queue.store import MessageStore
+from smtp_edge.room import Room
 from smtp_edge.settings import Settings
 
 
@@ -37,6 +38,11 @@ class NodeView(Protocol):
     @property
     def bound(self) -> Mapping[str, str]:
         """Listener name -> host:port."""
+        ...
+
+    @property
+    def room(self) -> Room:
+        """How much more mail this node can take."""
         ...
 
     @property

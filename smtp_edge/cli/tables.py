@@ -48,9 +48,17 @@ def show_status(answer: Any) -> str:
         ("relayed", f"{answer.relayed} {'delivery' if answer.relayed == 1 else 'deliveries'}"),
         ("repeats", f"{_count(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
         *(("listens", listener) for listener in answer.listeners),
+        ("room", _room(answer.room)),
         *_order_rows(answer.orders),
     ]
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
+
+
+def _room(room: Any) -> str:
+    """How much more it can take, and what there is."""
+    words = "takes no mail" if room.overloaded else f"headroom {room.headroom_permille / 10:.0f} %"
+    there = f"{_size(room.free_bytes)} of disk free, {_size(room.memory_bytes)} of memory in use"
+    return f"{words}{f': {room.reason}' if room.reason else ''} ({there})"
 
 
 def _order_rows(orders: Any) -> list[tuple[str, str]]:
@@ -345,6 +353,13 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes / 1024:.0f} KiB"
 
 
 def _count(number: int, noun: str) -> str:

@@ -32,7 +32,7 @@ import errno
 import sqlite3
 from dataclasses import dataclass
 
-from smtp_edge.queue.store import StoreDoubt, StoreError, StoreFull
+from smtp_edge.queue.errors import StoreDoubt, StoreError, StoreFull
 
 
 class Kind(enum.StrEnum):

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smtp_edge.envelope import HEADER_KEPT_MAX, MailData
+from smtp_edge.queue.errors import StoreError, StoreFull
 from smtp_edge.queue.faults import FULL_ERRORS
-from smtp_edge.queue.store import StoreError, StoreFull
 
 SPOOL = "spool"
 INCOMING = "incoming"
 TRIAL = "trial"
-TRIAL_BYTES = 1024 * 1024
+TRIAL_BYTES = 256 * 1024
 """As much must go for a disk to count as well again; more than a commit, so that a quota is noticed, too."""
 
 

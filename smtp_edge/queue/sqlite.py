@@ -1,6 +1,7 @@
 """The embedded queue: `MessageStore` on SQLite.
 
     queue.db    WAL, synchronous=FULL: a commit has returned = its bytes are on stable storage
+    reserve     disk space for the ends of what is under way (reserve.py)
     spool/      mail data above the inline bound (spool.py), durable before the entry that names it
     lock        held by the process that has the store open (lock.py)
 
@@ -42,6 +43,7 @@ from smtp_edge.queue.entry import (
 )
 from smtp_edge.queue.faults import Kind, Trouble, translate
 from smtp_edge.queue.lock import DirectoryLock
+from smtp_edge.queue.reserve import Reserve
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION, CorruptRow
 from smtp_edge.queue.spool import (
     SPOOL,
@@ -86,6 +88,7 @@ class SQLiteStore(MessageStore):
         self._entries_max = entries_max
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
+        self._reserve = Reserve(self._directory)
         self._tally = Tally()
         self._puts_pending = 0
         self._writer: Writer | None = None
@@ -104,7 +107,7 @@ class SQLiteStore(MessageStore):
         changes, connection = await self._read(self._open)
         self._tally.apply([changes])
         wal = WriteAheadLog(connection, self._gate)
-        self._writer = Writer(connection, wal, lambda: try_disk(self._directory), self._tally.apply, self._unlink)
+        self._writer = Writer(connection, wal, self._try_disk, self._reserve.release, self._tally.apply, self._unlink)
         self._writer.start()
 
     async def close(self) -> None:
@@ -152,6 +155,8 @@ class SQLiteStore(MessageStore):
         orphans = remove_orphans(self._directory, known)
         sync_directory(self._directory)
         sync_directory(self._directory.parent)
+        with contextlib.suppress(OSError):  # a start on a full disk delivers what is there
+            self._reserve.hold()
         changes = questions.count_everything(connection)
         log.info("queue.open", entries=changes.entries, claims_voided=voided, orphans_removed=orphans)
         return changes
@@ -173,6 +178,10 @@ class SQLiteStore(MessageStore):
             with contextlib.suppress(sqlite3.Error):
                 reader.close()
 
+    def _try_disk(self) -> None:
+        self._reserve.hold()
+        try_disk(self._directory)
+
     def _unlink(self, name: str) -> None:
         with contextlib.suppress(OSError):  # what stays is an orphan, removed at the next open
             (self._spool / name).unlink()
@@ -181,7 +190,7 @@ class SQLiteStore(MessageStore):
 
     async def put(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
         """See MessageStore. StoreFull also when `entries_max` messages are undelivered."""
-        if self.trouble is not None and self.trouble.kind is Kind.DAMAGED:
+        if self.trouble is not None and self.trouble.kind in (Kind.DAMAGED, Kind.FULL):
             raise self.trouble.error
         if self._tally.entries + self._puts_pending >= self._entries_max:
             raise StoreFull(f"queue.entries_max: {self._entries_max} messages are undelivered")
@@ -196,6 +205,7 @@ class SQLiteStore(MessageStore):
                     connection, changes, new, accept_token=accept_token, incarnation=incarnation, at=at
                 ),
                 on_abandoned=lambda stored: self._give_back(stored.claims),
+                adds_mail=True,
                 file=path.name if path is not None else "",
             )
         finally:
@@ -324,8 +334,13 @@ class SQLiteStore(MessageStore):
         return self._tally.moving
 
     @property
+    def entries_count(self) -> int:
+        """See MessageStore."""
+        return self._tally.entries
+
+    @property
     def trouble(self) -> Trouble | None:
-        """Why the disk lets the queue take nothing now."""
+        """See MessageStore."""
         return self._writer.trouble if self._writer is not None else None
 
     @property

@@ -23,22 +23,8 @@ from smtp_edge.queue.entry import (
     Settlement,
     Stored,
 )
-
-
-class StoreError(Exception):
-    """The store cannot do what was asked; `str()` is a sentence for the log. Nothing was changed."""
-
-
-class StoreFull(StoreError):
-    """No space left: the client is told 452 and keeps the message."""
-
-
-class StoreDoubt(StoreError):
-    """The disk failed while it was to make the change last: after a crash it may be there, or not.
-
-    Whoever asked for it goes on as if it were not. Files that the change names are left alone: the store removes them
-    once it knows.
-    """
+from smtp_edge.queue.errors import StoreDoubt, StoreError, StoreFull
+from smtp_edge.queue.faults import Trouble
 
 
 class MessageStore(Protocol):
@@ -116,6 +102,16 @@ class MessageStore(Protocol):
 
     def moving(self) -> Mapping[str, int]:
         """Deliveries by class that would go now if they could; a view that changes with the store: asked often."""
+        ...
+
+    @property
+    def entries_count(self) -> int:
+        """Undelivered messages; from memory."""
+        ...
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why nothing new can be stored now; None if it can."""
         ...
 
     async def prune(self, now_at: datetime) -> int:

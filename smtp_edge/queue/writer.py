@@ -8,9 +8,9 @@ resolved before its COMMIT has returned. A change that fails on its own account 
 is rolled back and its changes run again one by one. A change may therefore run twice and must touch nothing but the
 connection.
 
-    well ──no space──> full: each change is tried for itself; a trial every `TRIAL_S`
+    well ──no space──> full: the reserve goes, each change is tried for itself; every `TRIAL_S` as when suspect
       ^  ──I/O error─> suspect: every change is refused; every `TRIAL_S` the log is emptied, then a trial (faults.py)
-      └─── a commit has succeeded ───┘
+      └─── a trial has succeeded, and there is a reserve again ───┘
     any ──damage──> damaged: until the next start nothing new is taken; what is there is delivered as far as it goes
 """
 
@@ -51,6 +51,8 @@ class Job(Generic[T]):
     future: asyncio.Future[T]
     on_abandoned: Callable[[T], None] | None
     """Called on the loop when it was committed but nobody waits for the result any more."""
+    adds_mail: bool
+    """New mail has to wait where space is short; the ends of what is under way have not."""
     file: str
     """Spool file that the change names; empty if it names none."""
 
@@ -68,8 +70,8 @@ class Ended:
 class Writer:
     """The writing thread. Built on the loop that submits.
 
-    `trial` raises what the disk says to a small change; `on_committed` is called on the loop, `clean_up` on the thread,
-    with the names of spool files that nobody needs any more.
+    `trial` raises what the disk says to a small file, and sees to the reserve; `on_full` gives the reserve up, if any.
+    `on_committed` is called on the loop; `clean_up` on the thread, with names of spool files that are no longer needed.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class Writer:
         connection: sqlite3.Connection,
         wal: WriteAheadLog,
         trial: Callable[[], None],
+        on_full: Callable[[], bool],
         on_committed: Callable[[Sequence[Changes]], None],
         clean_up: Callable[[str], None],
     ) -> None:
-        self._connection, self._wal, self._trial = connection, wal, trial
+        self._connection, self._wal, self._trial, self._on_full = connection, wal, trial, on_full
         self._on_committed = on_committed
         self._clean_up = clean_up
         self._loop = asyncio.get_running_loop()
@@ -99,7 +102,14 @@ class Writer:
         """Start the thread."""
         self._thread.start()
 
-    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None, *, file: str = "") -> T:
+    async def submit(
+        self,
+        work: Work[T],
+        on_abandoned: Callable[[T], None] | None = None,
+        *,
+        adds_mail: bool = False,
+        file: str = "",
+    ) -> T:
         """Commit a change; returns its result once it is on stable storage.
 
         StoreError: nothing was changed. StoreDoubt: nothing counts as changed, but the disk may have it; a `file` that
@@ -107,7 +117,7 @@ class Writer:
         """
         if self.trouble is not None and self.trouble.kind is Kind.STOPPED:
             raise self.trouble.error
-        job: Job[T] = Job(work, self._loop.create_future(), on_abandoned, file)
+        job: Job[T] = Job(work, self._loop.create_future(), on_abandoned, adds_mail, file)
         self._pending.add(job)
         self._waiting.put(job)
         try:
@@ -175,10 +185,25 @@ class Writer:
             return self._commit_once(batch)
         except Exception as error:
             self._note(error)
+            found = find_trouble(error)
+            if found is not None and found.kind is Kind.FULL:
+                return self._commit_on_full_disk(batch, found)
             if len(batch) == 1 or (self.trouble is not None and self.trouble.kind is Kind.SUSPECT):
                 self._doubtful |= {job.file for job in batch} - {""}
                 return [Ended(job, error=translate(error)) for job in batch]
         return [ended for job in batch for ended in self._commit([job])]
+
+    def _commit_on_full_disk(self, batch: list[Job[Any]], trouble: Trouble) -> list[Ended]:
+        """Once more without new mail, with the reserve if there is one, and in the end one by one."""
+        urgent = [job for job in batch if not job.adds_mail]
+        ended = [Ended(job, error=trouble.error) for job in batch if job.adds_mail]
+        if not urgent:
+            return ended
+        if self._on_full() or len(urgent) < len(batch):
+            return ended + self._commit(urgent)
+        if len(urgent) == 1:
+            return [*ended, Ended(urgent[0], error=trouble.error)]
+        return ended + [one for job in urgent for one in self._commit([job])]
 
     def _commit_once(self, batch: list[Job[Any]]) -> list[Ended]:
         ended: list[Ended] = []
@@ -194,7 +219,6 @@ class Writer:
                 connection.execute("ROLLBACK")
             raise
         self.commits += 1
-        self._note_success()
         return ended
 
     def _checkpoint(self, jobs_count: int) -> None:
@@ -207,21 +231,18 @@ class Writer:
     # -- trouble -------------------------------------------------------------------------------------------------------
 
     def _note(self, error: Exception) -> None:
-        """Remember what an error says of the disk; the worse stays."""
+        """Remember what an error says of the disk; damage stays."""
         found, known = find_trouble(error), self.trouble
         if found is None:
             if not isinstance(error, (StoreError, sqlite3.Error)):
                 log.error("queue.bug", exc_info=error)
             return
-        if known is None or (known.kind is not Kind.DAMAGED and known != found):
-            log.error("queue.trouble", kind=found.kind.value, reason=found.reason)
-            self.trouble = found
+        if known is not None and (known.kind is Kind.DAMAGED or known == found):
+            return
+        log.error("queue.trouble", kind=found.kind.value, reason=found.reason)
+        self.trouble = found
         if known is None:
             self._tried_at = time.monotonic()
-
-    def _note_success(self) -> None:
-        if self.trouble is not None and self.trouble.kind is Kind.FULL:
-            self._end_trouble()
 
     def _end_trouble(self) -> None:
         log.warning("queue.trouble_over", reason=self.trouble.reason if self.trouble is not None else "")
@@ -233,12 +254,13 @@ class Writer:
         if trouble.kind is Kind.DAMAGED or now - self._tried_at < TRIAL_S:
             return
         self._tried_at = now
-        if trouble.kind is Kind.SUSPECT and not self._empty_log():
+        if not self._empty_log() and trouble.kind is Kind.SUSPECT:
             return
         try:
             self._trial()
             self._wal.try_commit()
         except Exception as error:
+            self._on_full()
             self._note(error)
         else:
             self._end_trouble()

@@ -280,7 +280,7 @@ class SimulatedRelay:
             counters=self.counters,
             backlogs=self.store.moving,
             new_queue_id=ids.new,
-            data_dir=NOWHERE,
+            refuse=lambda _: None,
             now=self.now,
             clock=self.wall,
         )

@@ -74,7 +74,14 @@ class InlineWriter(Writer):
         self.commits = 0
         self.trouble: Trouble | None = None
 
-    async def submit(self, work: Work[T], on_abandoned: Callable[[T], None] | None = None, *, file: str = "") -> T:
+    async def submit(
+        self,
+        work: Work[T],
+        on_abandoned: Callable[[T], None] | None = None,
+        *,
+        adds_mail: bool = False,
+        file: str = "",
+    ) -> T:
         """One transaction. StoreError if it failed; then nothing was changed."""
         await asyncio.sleep(0)  # others run meanwhile, as during a commit
         changes = Changes()

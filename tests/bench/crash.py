@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bench.lab.figures import table
+from tests.faults.nursery import Nursery
 from tests.faults.strace import Point, find_points
 from tests.faults.trial import (
     FILES,
@@ -44,20 +45,22 @@ def main() -> int:
     parser.add_argument("--stories", default=",".join(STORIES))
     parser.add_argument("--errors", default="EIO,ENOSPC,EDQUOT")
     words = parser.parse_args()
-    return asyncio.run(run([STORIES[name] for name in words.stories.split(",")], words.errors.split(","), words.every))
+    stories = [STORIES[name] for name in words.stories.split(",")]
+    with tempfile.TemporaryDirectory() as folder, Nursery(Path(folder)) as nursery:
+        return asyncio.run(run(nursery, stories, words.errors.split(","), words.every))
 
 
-async def run(stories: list[Story], errors: list[str], every: int) -> int:
+async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: int) -> int:
     """All stories, each with all that may happen in it."""
     rows = [["story", "at each of", "what", "struck", "faults", "doubles", "s"]]
     wrong: list[str] = []
     for story in stories:
         with tempfile.TemporaryDirectory() as folder:
-            points = list(find_points(await dry_run(Path(folder), story)))[::every]
+            points = list(find_points(await dry_run(nursery, Path(folder), story)))[::every]
         for name, strike in build_strikes(story, errors).items():
             began = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                trials = await strike_all(Path(folder), story, points, strike)
+                trials = await strike_all(nursery, Path(folder), story, points, strike)
             rows.append([story.name, show_points(points), name, *show(trials), f"{time.monotonic() - began:.0f}"])
             wrong += [f"{story.name}, {name}, {trial.point}: {fault}" for trial in trials for fault in trial.faults]
             print(table([rows[0], rows[-1]]), flush=True)

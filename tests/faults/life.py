@@ -1,11 +1,9 @@
 """The process that is killed, and whose disk fails: everything that holds a message, wired as `smtp_edge.node` does.
 
-    python -m tests.faults.life DIRECTORY --host PORT [--names PREFIX]
-
 Listener, acceptor, store, dispatcher and outbound client are the product's; only routing is a sink that knows one smart
 host. Names of spool files are counted instead of random, so that a tracer can be told of them beforehand.
 
-It writes `port N` on standard output once it serves, obeys lines on standard input, and answers each with a line:
+It says `port N` once it serves, or `cannot start`, obeys lines, and answers each with a line:
 
     empty    when nothing is left in the queue        prune    forget what is finished
     stop     stop in the order of a node, and end
@@ -13,11 +11,10 @@ It writes `port N` on standard output once it serves, obeys lines on standard in
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
-import os
 import random
+import socket
 import sys
 import time
 import uuid
@@ -33,16 +30,17 @@ from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dsn import Reporter
 from smtp_edge.logs import configure_logs
 from smtp_edge.queue import spool as spool_module
+from smtp_edge.queue import writer as writer_module
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.server.listener import Listener, Surroundings
-from smtp_edge.settings import QueueSettings
-from smtp_edge.settings_inbound import ListenerSettings
+from smtp_edge.settings import ListenerSettings, QueueSettings
 from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
 from smtp_edge.sinks.bindings import Binding, SinkChain
@@ -50,6 +48,8 @@ from smtp_edge.sinks.bindings import Binding, SinkChain
 INLINE_BYTES_MAX = 4096
 HOP = Hop(HopKind.SMART_HOST, "out")
 POLL_S = 0.01
+TRIAL_S = 0.1
+"""Instead of a second: so long a disk that failed is left alone."""
 EXIT_CANNOT_START = 78
 QUEUE = QueueSettings(inline_bytes_max=INLINE_BYTES_MAX, free_bytes_min=0, retry_first_s=0.05, retry_max_s=0.1)
 
@@ -96,11 +96,14 @@ class Life:
             node_id="life",
             target_of=lambda hop: target,
             reporting=Reporting(
-                hostname="life.test",
                 policy=RetryPolicy.from_settings(QUEUE),
-                new_queue_id=ids.new,
-                class_of=lambda domain: "default",
-                lifetime=timedelta(days=5),
+                reporter=Reporter(
+                    hostname="life.test",
+                    node_id="life",
+                    new_queue_id=ids.new,
+                    class_of=lambda domain: "default",
+                    lifetime=timedelta(days=5),
+                ),
             ),
             limits=DispatcherLimits(active_max=100, in_doubt_hold_s=1, park_retry_s=0.05),
             counters=counters,
@@ -117,9 +120,9 @@ class Life:
             hostname="life.test",
             settings=QUEUE,
             counters=counters,
-            backlogs=self.store.moving,
+            backlogs=self.store.backlog_counts,
             new_queue_id=ids.new,
-            data_dir=directory,
+            refuse=lambda size_bytes: None,
             now=time.monotonic,
         )
         settings = ListenerSettings(listen="127.0.0.1:0", allow_networks=(ip_network("127.0.0.0/8"),))
@@ -140,8 +143,13 @@ class Life:
         await self.store.close()
 
 
-async def main(directory: Path, host_port: int) -> int:
-    """See the module."""
+async def run(directory: Path, host_port: int, channel: socket.socket) -> int:
+    """See the module; the exit code."""
+    commands, answers = await asyncio.open_connection(sock=channel)
+
+    def say(line: str) -> None:
+        answers.write(f"{line}\n".encode())
+
     life = Life(directory, host_port)
     try:
         address = await life.start()
@@ -149,8 +157,6 @@ async def main(directory: Path, host_port: int) -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         return EXIT_CANNOT_START
     say(f"port {address.rpartition(':')[2]}")
-    commands = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     while True:
         match (await commands.readline()).decode().strip():
             case "empty":
@@ -162,6 +168,7 @@ async def main(directory: Path, host_port: int) -> int:
             case "stop" | "":
                 await life.stop()
                 say("stopped")
+                await answers.drain()
                 return 0
 
 
@@ -173,19 +180,12 @@ async def prune(store: SQLiteStore) -> int:
         return -1
 
 
-def say(line: str) -> None:
-    """One write, unbuffered."""
-    os.write(1, f"{line}\n".encode())
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--host", type=int, required=True)
-    parser.add_argument("--names", default="a")
-    words = parser.parse_args()
+def live(directory: Path, host_port: int, names: str, channel: socket.socket) -> int:
+    """In a process of its own: run until it is told to stop. `names`: what names of spool files begin with."""
     numbers = itertools.count(1)
-    names = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{words.names}{next(numbers)}"))
-    spool_module.uuid = names  # type: ignore[assignment]
+    counted = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names}{next(numbers)}"))
+    spool_module.uuid = counted  # type: ignore[assignment]
+    writer_module.TRIAL_S = TRIAL_S
     configure_logs("json", "warning", "life")
-    sys.exit(asyncio.run(main(words.directory, words.host)))
+    channel.setblocking(False)
+    return asyncio.run(run(directory, host_port, channel))

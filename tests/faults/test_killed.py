@@ -9,31 +9,34 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.scene import FULL
+from tests.faults.nursery import Nursery
 from tests.faults.strace import Call, choose, find_points
 from tests.faults.trial import FILES, FIRST_START, NETWORK, Story, dry_run, kill_at, strike_all
 from tests.faults.world import LETTERS
 
 pytestmark = pytest.mark.peer("strace")
-CHOSEN = {FIRST_START: 4, FILES: 10, NETWORK: 5}
+CHOSEN = {FIRST_START: 3, FILES: 8, NETWORK: 4}
 
 
 @pytest.mark.parametrize("story", CHOSEN, ids=lambda story: story.name)
 async def test_killed_at_a_system_call_nothing_is_lost_and_doubled_only_where_nobody_could_know(
-    tmp_path: Path, story: Story
+    nursery: Nursery, tmp_path: Path, story: Story
 ) -> None:
     dry = tmp_path / "dry"
     dry.mkdir()
-    points = find_points(await dry_run(dry, story))
+    points = find_points(await dry_run(nursery, dry, story))
     chosen = list(points) if FULL else choose(points, CHOSEN[story])
-    trials = await strike_all(tmp_path, story, chosen, kill_at)
+    trials = await strike_all(nursery, tmp_path, story, chosen, kill_at)
     assert [f"{trial.point}: {fault}" for trial in trials for fault in trial.faults] == []
     assert sum(trial.struck for trial in trials) >= len(trials) * 0.9  # a thread may do a call more or less
 
 
-async def test_the_answer_goes_out_after_everything_that_it_promises_is_synced(tmp_path: Path) -> None:
+async def test_the_answer_goes_out_after_everything_that_it_promises_is_synced(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     """The order of the calls is the proof that a power cut would find: a kill leaves the page cache as it is."""
     both = Story("both", (*FILES.calls, *NETWORK.calls), LETTERS[:2])
-    calls = await dry_run(tmp_path, both)
+    calls = await dry_run(nursery, tmp_path, both)
     answers = [number for number, call in enumerate(calls) if "250 2.0.0 Ok: queued" in call.text]
     assert len(answers) == 2
     inline, spooled = calls[: answers[0]], calls[answers[0] + 1 : answers[1]]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.life import EXIT_CANNOT_START
+from tests.faults.nursery import Nursery
 from tests.faults.strace import (
     FILE_CALLS,
     NETWORK_CALLS,
@@ -105,15 +106,15 @@ NETWORK = Story("network", NETWORK_CALLS)
 STORIES = (FIRST_START, FILES, NETWORK)
 
 
-async def dry_run(folder: Path, story: Story) -> list[Call]:
+async def dry_run(nursery: Nursery, folder: Path, story: Story) -> list[Call]:
     """The calls of a life in which nothing goes wrong."""
     host = SmartHost()
     await host.start()
     try:
         if not story.fresh:
-            await make_queue(folder, host)
+            await make_queue(nursery, folder, host)
         life = await Process.start(
-            folder / "queue", host, names="a", tracer=story.tracer(folder), errors=folder / "errors"
+            nursery, folder / "queue", host, names="a", tracer=story.tracer(folder), errors=folder / "errors"
         )
         await live(life, host, story.letters, {})
         assert await life.wait() == 0, (folder / "errors").read_text()
@@ -122,11 +123,11 @@ async def dry_run(folder: Path, story: Story) -> list[Call]:
     return read_calls(folder / "log")
 
 
-async def make_queue(folder: Path, host: SmartHost) -> None:
+async def make_queue(nursery: Nursery, folder: Path, host: SmartHost) -> None:
     """An empty queue: a copy of one that a life made."""
     template = folder.parent / "template"
     if not template.exists():
-        life = await Process.start(template, host, names="z", errors=folder / "errors")
+        life = await Process.start(nursery, template, host, names="z", errors=folder / "errors")
         await life.ask("stop")
         assert await life.wait() == 0, (folder / "errors").read_text()
     shutil.copytree(template, folder / "queue")
@@ -151,7 +152,7 @@ async def wait_for(life: Process, host: SmartHost, name: str) -> None:
     await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def kill_at(folder: Path, story: Story, point: Point) -> Trial:
+async def kill_at(nursery: Nursery, folder: Path, story: Story, point: Point) -> Trial:
     """One life that is killed, and the next one."""
     trial = Trial(point)
     queue = folder / "queue"
@@ -159,27 +160,27 @@ async def kill_at(folder: Path, story: Story, point: Point) -> Trial:
     await host.start()
     try:
         if not story.fresh:
-            await make_queue(folder, host)
+            await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point)
-        life = await Process.start(queue, host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(nursery, queue, host, names="a", tracer=tracer, errors=folder / "errors")
         await live(life, host, story.letters, trial.replies)
         trial.struck = await life.wait() == -signal.SIGKILL
-        await find_consequences(folder, host, trial)
+        await find_consequences(nursery, folder, host, trial)
     finally:
         host.close()
     return trial
 
 
-async def fail_at(folder: Path, story: Story, point: Point, error: str) -> Trial:
+async def fail_at(nursery: Nursery, folder: Path, story: Story, point: Point, error: str) -> Trial:
     """One life in which one call fails, and the next one."""
     trial = Trial(point)
     host = SmartHost()
     await host.start()
     try:
         if not story.fresh:
-            await make_queue(folder, host)
+            await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point, error)
-        life = await Process.start(folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(nursery, folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
         if life.port:
             for letter in story.letters:
                 await insist(life, letter, trial.replies, trial.refusals)
@@ -190,45 +191,45 @@ async def fail_at(folder: Path, story: Story, point: Point, error: str) -> Trial
         if code != (0 if life.port else EXIT_CANNOT_START):
             trial.faults.append(f"ends with {code}: {(folder / 'errors').read_text()[-800:]}")
         trial.struck = any(call.injected for call in read_calls(folder / "log"))
-        await find_consequences(folder, host, trial)
+        await find_consequences(nursery, folder, host, trial)
     finally:
         host.close()
     return trial
 
 
-async def fail_for_good(folder: Path, story: Story, point: Point, error: str) -> Trial:
+async def fail_for_good(nursery: Nursery, folder: Path, story: Story, point: Point, error: str) -> Trial:
     """One life in which every call of a name fails from some point on, until it is killed; and the next one."""
     trial = Trial(point)
     host = SmartHost()
     await host.start()
     try:
         if not story.fresh:
-            await make_queue(folder, host)
+            await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point, error, lasting=True)
-        life = await Process.start(folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(nursery, folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
         for letter in story.letters if life.port else ():
             await insist(life, letter, trial.replies, trial.refusals, tries_max=2)
         life.kill()
         await life.wait()
         trial.struck = any(call.injected for call in read_calls(folder / "log"))
-        await find_consequences(folder, host, trial)
+        await find_consequences(nursery, folder, host, trial)
     finally:
         host.close()
     return trial
 
 
-async def find_consequences(folder: Path, host: SmartHost, trial: Trial) -> None:
+async def find_consequences(nursery: Nursery, folder: Path, host: SmartHost, trial: Trial) -> None:
     """After a life has ended: what it left, the next one, and the verdict."""
     trial.answered = frozenset(name for name, reply in trial.replies.items() if reply.startswith("2"))
     trial.disk = read_disk(folder / "queue", folder / "copy")
     before = dict(host.taken)
-    await recover(folder, host, trial)
+    await recover(nursery, folder, host, trial)
     judge(trial, host, before)
 
 
-async def recover(folder: Path, host: SmartHost, trial: Trial) -> None:
+async def recover(nursery: Nursery, folder: Path, host: SmartHost, trial: Trial) -> None:
     """The next life, on a good disk: clients send what was not answered, then everything goes."""
-    life = await Process.start(folder / "queue", host, names="b", errors=folder / "errors")
+    life = await Process.start(nursery, folder / "queue", host, names="b", errors=folder / "errors")
     try:
         if not life.port:
             trial.faults.append(f"does not start: {(folder / 'errors').read_text()}")
@@ -315,11 +316,13 @@ def read_disk(queue: Path, copy: Path) -> Disk:
     return disk
 
 
-Strike = Callable[[Path, Story, Point], Awaitable[Trial]]
+Strike = Callable[[Nursery, Path, Story, Point], Awaitable[Trial]]
 """What is done at a point."""
 
 
-async def strike_all(folder: Path, story: Story, points: Sequence[Point], strike: Strike) -> list[Trial]:
+async def strike_all(
+    nursery: Nursery, folder: Path, story: Story, points: Sequence[Point], strike: Strike
+) -> list[Trial]:
     """A trial for each point, each in a folder of its own, `AT_ONCE` at a time."""
     free = asyncio.Semaphore(AT_ONCE)
 
@@ -327,7 +330,7 @@ async def strike_all(folder: Path, story: Story, points: Sequence[Point], strike
         async with free:
             own = folder / f"{number}"
             own.mkdir()
-            trial = await strike(own, story, point)
+            trial = await strike(nursery, own, story, point)
             if not trial.faults:
                 shutil.rmtree(own)
             return trial

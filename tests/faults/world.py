@@ -10,18 +10,18 @@ later      says 451 once, then takes it
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.life import INLINE_BYTES_MAX
+from tests.faults.nursery import Nursery
 
-ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = "out.test"
 WAIT_S = 20.0
 TRIES_MAX = 20
@@ -128,64 +128,78 @@ class SmartHost:
 class Process:
     """A life, perhaps traced."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._pid, self._reader, self._writer = pid, reader, writer
+        self._tracer: asyncio.subprocess.Process | None = None
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+        self._listening: asyncio.Task[None] | None = None
         self.port = 0
 
     @classmethod
     async def start(
-        cls, directory: Path, host: SmartHost, *, names: str, tracer: Sequence[str] = (), errors: Path
+        cls, nursery: Nursery, directory: Path, host: SmartHost, *, names: str, tracer: Sequence[str] = (), errors: Path
     ) -> Process:
-        """Returns when it serves, or is dead."""
-        with errors.open("ab") as file:
-            process = await asyncio.create_subprocess_exec(
-                *tracer,
-                *(sys.executable, "-m", "tests.faults.life", str(directory)),
-                *("--host", str(host.port), "--names", names),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file,
-                cwd=ROOT,
-                start_new_session=True,
-            )
-        life = cls(process)
-        word, _, number = (await life._read()).partition(" ")
+        """Returns when it serves, or is dead. `tracer`: a command that takes `-p PID`."""
+        reader, writer = await asyncio.open_unix_connection(str(nursery.address))
+        words = {"directory": str(directory), "host": host.port, "names": names, "errors": str(errors)}
+        writer.write(f"{json.dumps(words)}\n".encode())
+        life = cls(int((await reader.readline()).split()[1]), reader, writer)
+        if tracer:
+            await life._attach(tracer)
+        life._listening = asyncio.get_running_loop().create_task(life._listen())
+        word, _, number = (await life.ask("begin")).partition(" ")
         life.port = int(number) if word == "port" else 0
         return life
 
+    async def _attach(self, tracer: Sequence[str]) -> None:
+        self._tracer = await asyncio.create_subprocess_exec(*tracer, "-p", str(self._pid))
+        status = Path(f"/proc/{self._pid}/status")
+        async with asyncio.timeout(WAIT_S):
+            while "TracerPid:\t0\n" in status.read_text():  # noqa: ASYNC110, ASYNC240  (the kernel tells nobody)
+                await asyncio.sleep(0.002)
+
+    async def _listen(self) -> None:
+        while not self._ended.done():
+            word, _, rest = (await self._reader.readline()).decode().strip().partition(" ")
+            if word == "exit":
+                self._ended.set_result(int(rest))
+                self._lines.put_nowait("")
+            else:
+                self._lines.put_nowait(f"{word} {rest}".strip())
+
     async def ask(self, command: str) -> str:
         """Its answer; empty if it is dead, or is killed because it gave none."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{command}\n".encode())
-            await self._process.stdin.drain()
-        except ConnectionError:
+        if not self.alive:
             return ""
-        return await self._read()
-
-    async def _read(self) -> str:
-        assert self._process.stdout is not None
+        self._writer.write(f"{command}\n".encode())
         try:
             async with asyncio.timeout(WAIT_S):
-                return (await self._process.stdout.readline()).decode().strip()
+                return await self._lines.get()
         except TimeoutError:
             self.kill()
             return ""
 
     async def wait(self) -> int:
-        """Its exit code."""
+        """Its exit code, when its tracer has written all."""
         async with asyncio.timeout(WAIT_S):
-            return await self._process.wait()
+            code = await asyncio.shield(self._ended)
+            if self._tracer is not None:
+                await self._tracer.wait()
+            assert self._listening is not None
+            await asyncio.shield(self._listening)
+        self._writer.close()
+        return code
 
     @property
     def alive(self) -> bool:
         """It has not ended yet."""
-        return self._process.returncode is None
+        return not self._ended.done()
 
     def kill(self) -> None:
-        """kill -9 of the life and its tracer, if they still run."""
+        """kill -9, if it still runs."""
         if self.alive:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.kill(self._pid, signal.SIGKILL)
 
 
 async def submit(port: int, letter: Letter) -> str:

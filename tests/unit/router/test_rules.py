@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -196,6 +197,31 @@ def test_a_peer_that_takes_nothing_is_named_and_not_used(info: NodeInfo) -> None
     decision = engine.decide(Query(CLASS), 0.1)
     assert decision.chosen is None
     assert candidate(decision, peer(2)).verdict is Verdict.NO_TRANSIT
+
+
+def with_headroom(permille: int) -> RoutingEngine:
+    load = Load(headroom_permille=permille)
+    engine = with_peers(replace(record(2, [link(host("a"))]), load=load))
+    fail(engine, host("a"))
+    return engine
+
+
+def test_a_peer_without_headroom_gets_nothing_but_what_it_may_have_already() -> None:
+    engine = with_headroom(0)
+    decision = engine.decide(Query(CLASS), 0.1)
+    assert decision.chosen is None
+    assert candidate(decision, peer(2)).reason == "it has no room for more: its disk, its queue or its memory is full"
+    assert engine.decide(Query(CLASS, prefer=peer(2)), 0.1).chosen == peer(2)
+
+
+@pytest.mark.parametrize(("permille", "at_once"), [(1000, 2), (600, 2), (500, 1), (100, 1)])
+def test_a_peer_with_little_headroom_gets_that_part_of_its_window(permille: int, at_once: int) -> None:
+    engine = with_headroom(permille)
+    began = 0
+    while engine.decide(Query(CLASS), 0.1).chosen == peer(2):
+        engine.begin(peer(2), CLASS, 0.1)
+        began += 1
+    assert began == at_once
 
 
 def test_a_busy_peer_is_waited_for_and_a_peer_that_failed_is_left_alone() -> None:

@@ -48,6 +48,7 @@ class GetStatusResponse(_message.Message):
     RELAYED_FIELD_NUMBER: _builtins.int
     DUPLICATES_DROPPED_FIELD_NUMBER: _builtins.int
     ORDERS_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     cluster_id: _builtins.str
@@ -65,6 +66,8 @@ class GetStatusResponse(_message.Message):
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def orders(self) -> Global___Orders: ...
+    @_builtins.property
+    def room(self) -> Global___Room: ...
     def __init__(
         self,
         *,
@@ -79,14 +82,61 @@ class GetStatusResponse(_message.Message):
         relayed: _builtins.int = ...,
         duplicates_dropped: _builtins.int = ...,
         orders: Global___Orders | None = ...,
+        room: Global___Room | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "orders", b"orders", "relayed", b"relayed", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "orders", b"orders", "relayed", b"relayed", "room", b"room", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Room(_message.Message):
+    """How much more mail the node can take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADROOM_PERMILLE_FIELD_NUMBER: _builtins.int
+    OVERLOADED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    headroom_permille: _builtins.int
+    """as peers are told"""
+    overloaded: _builtins.bool
+    """it takes none"""
+    reason: _builtins.str
+    """what there is least of; empty: there is plenty"""
+    trouble: _builtins.str
+    """why the queue's disk takes nothing; empty: it does"""
+    free_bytes: _builtins.int
+    """on the disk of node.data_dir"""
+    entries: _builtins.int
+    """undelivered messages"""
+    memory_bytes: _builtins.int
+    """resident"""
+    def __init__(
+        self,
+        *,
+        headroom_permille: _builtins.int = ...,
+        overloaded: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        trouble: _builtins.str = ...,
+        free_bytes: _builtins.int = ...,
+        entries: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "free_bytes", b"free_bytes", "headroom_permille", b"headroom_permille", "memory_bytes", b"memory_bytes", "overloaded", b"overloaded", "reason", b"reason", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Room: _TypeAlias = Room  # noqa: Y015
 
 @_typing.final
 class NextHop(_message.Message):

@@ -118,6 +118,8 @@ class Bench:
             directory, incarnation="one", history_s=3600, entries_max=1000, clock=lambda: datetime.now(UTC)
         )
         self.spool = Spool(directory)
+        self.refusal: Reply | None = None
+        """Of whatever comes."""
         numbers: Iterator[int] = itertools.count(1)
         self.new_queue_id: Callable[[datetime], str] = lambda at: f"Q{next(numbers):011d}"
         self.targets: dict[str, Target] = {}
@@ -158,7 +160,7 @@ class Bench:
             counters=self.counters,
             backlogs=self.store.moving,
             new_queue_id=self.new_queue_id,
-            data_dir=directory,
+            refuse=lambda size_bytes: self.refusal,
             now=self.now,
         )
 

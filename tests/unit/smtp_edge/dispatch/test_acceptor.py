@@ -15,6 +15,7 @@ from smtp_edge.acceptor import accept_token, split_token
 from smtp_edge.envelope import Client, Recipient, Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.store import StoreError, StoreFull
+from smtp_edge.room import NO_ROOM
 from smtp_edge.routes import TRACE_ROOM_BYTES
 from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message
 
@@ -70,10 +71,8 @@ class Failing:
 async def test_too_little_space_is_refused_at_mail(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered()) as bench:
         assert bench.acceptor.admit(1000) is None
-        bench.acceptor._settings = bench.settings.model_copy(update={"free_bytes_min": 1 << 60})
-        reply = bench.acceptor.admit(1000)
-        assert reply is not None
-        assert (reply.code, reply.status) == (452, "4.3.1")
+        bench.refusal = NO_ROOM
+        assert bench.acceptor.admit(1000) == NO_ROOM
 
 
 @pytest.mark.parametrize(("peer", "code"), [("", 550), (PEER, 451)])
@@ -195,3 +194,17 @@ def test_a_repeat_of_a_step_back_is_recognised() -> None:
     back = Transfer(TOKEN, (PEER, NODE, "c" * 32))
     assert accept_token(back, NODE) == accept_token(replace(back), NODE) == f"{TOKEN}@3"
     assert accept_token(Transfer(TOKEN, (PEER,)), NODE) == TOKEN
+
+
+async def test_a_relay_without_room_still_knows_a_repeat_of_a_peer_and_takes_nothing_else(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        door = bench.acceptor.for_peers()
+        transfer = Transfer(TOKEN, (PEER,), 7)
+        await door.accept(message(transfer=transfer, peer=PEER))
+        bench.refusal = NO_ROOM
+        assert door.admit(1000) is None
+        repeated = await door.accept(message(transfer=transfer, peer=PEER))
+        assert repeated.code == 250
+        other = Transfer(f"{PEER}/Q88888888888/0", (PEER,), 7)
+        assert await door.accept(message(transfer=other, peer=PEER)) == NO_ROOM
+        assert len(await bench.store.list()) == 1

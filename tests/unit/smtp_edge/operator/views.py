@@ -36,6 +36,7 @@ from smtp_edge.admin.server import AdminServer
 from smtp_edge.counters import Counters
 from smtp_edge.operations import Operations
 from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
 
 T = TypeVar("T")
@@ -121,6 +122,16 @@ class FakeView:
         self.store = SQLiteStore(
             folder / "queue", incarnation="test", history_s=3600, entries_max=1000, clock=lambda: datetime.now(UTC)
         )
+        self.room = Room(
+            self.settings.queue,
+            folder,
+            entries=lambda: self.store.entries_count,
+            trouble=lambda: self.trouble,
+            on_change=lambda pressure: None,
+            now=self.now,
+        )
+        self.trouble = ""
+        """Of the queue's disk."""
         self.operations = Operations(
             folder / "orders.json",
             self.engine,

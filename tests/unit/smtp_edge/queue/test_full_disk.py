@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from smtp_edge.envelope import MailData
+from smtp_edge.queue import writer as writer_module
 from smtp_edge.queue.entry import Claim
+from smtp_edge.queue.faults import Kind
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreFull
 from tests.unit.smtp_edge.queue.builders import AT, HEADER, build_end, build_new
-from tests.unit.smtp_edge.queue.test_sqlite_store import build_store
+from tests.unit.smtp_edge.queue.test_sqlite_store import build_store, eventually_put
 
 SIZE_BYTES = 3 * 1024 * 1024
 BODY = HEADER + b"x" * 50_000 + b"\r\n"
@@ -57,7 +59,8 @@ def list_files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-async def test_full_disk_refuses_and_recovers(small_disk: Path) -> None:
+async def test_full_disk_refuses_and_recovers(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "TRIAL_S", 0.01)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * (SIZE_BYTES // 2))
     store = build_store(small_disk / "queue")
@@ -67,9 +70,14 @@ async def test_full_disk_refuses_and_recovers(small_disk: Path) -> None:
         await fill(store, accepted)
     assert accepted
     assert store.backlog_counts() == {"default": len(accepted)}
+    await store.settle([build_end(accepted[0])])  # from the reserve
+    assert store.trouble is not None
+    assert store.trouble.kind is Kind.FULL
+    with pytest.raises(StoreFull):
+        await store.put(build_new())
     ballast.unlink()
-    await store.put(build_new())
-    await store.settle([build_end(accepted[0])])
+    await eventually_put(store)
+    assert (small_disk / "queue" / "reserve").exists()
     await store.close()
     store = build_store(small_disk / "queue")
     await store.open()
