@@ -21,7 +21,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from smtp_edge.relations import Mistake, find_mistakes, find_warnings
+from smtp_edge.mistake import Mistake
+from smtp_edge.relations import find_mistakes, find_warnings
 from smtp_edge.settings import Settings
 
 __all__ = ["ConfigurationError", "Mistake", "load_configuration"]

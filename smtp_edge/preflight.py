@@ -12,11 +12,13 @@ from pathlib import Path
 from gossip.identity import Identity, IdentityError
 from gossip.revocation import RevocationError, load_revocations
 from smtp_edge.auth.api import AuthError
+from smtp_edge.auth.backends import load_authenticator
+from smtp_edge.auth.senders import SenderMap
 from smtp_edge.auth.users import UsersFile
 from smtp_edge.client.contexts import apply_bounds
-from smtp_edge.relations import Mistake
+from smtp_edge.mistake import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
-from smtp_edge.settings_inbound import ListenerSettings
+from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
 from smtp_edge.sinks.bindings import SinkError, load_bindings
 
 
@@ -40,6 +42,8 @@ def _find(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("cluster.revocations", str(error))
     for number, listener in enumerate(settings.listener):
         yield from _check_listener(f"listener[{number}]", listener)
+    for number, auth in enumerate(settings.auth):
+        yield from _check_auth(number, auth)
     for number, host in enumerate(settings.smart_host):
         yield from _check_smart_host(f"smart_host[{number}]", host)
     for number, table in enumerate(settings.tls):
@@ -61,6 +65,19 @@ def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
             UsersFile(listener.auth_users)
         except AuthError as error:
             yield Mistake(f"{key}.auth_users", str(error))
+
+    if listener.senders is not None:
+        try:
+            SenderMap.load(listener.senders)
+        except AuthError as error:
+            yield Mistake(f"{key}.senders", str(error))
+
+
+def _check_auth(number: int, section: AuthSettings) -> Iterator[Mistake]:
+    try:
+        load_authenticator(section)
+    except AuthError as error:
+        yield Mistake(f"auth[{number}]", str(error))
 
 
 def _explain_pair(certificate: Path, key: Path | None, error: OSError) -> str:

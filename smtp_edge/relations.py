@@ -8,36 +8,21 @@ mistakes of their own, so that one slip of the pen is not reported three times.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from router.policy import MX_VIA
 from router.terms import Terms
+from smtp_edge import relations_inbound
+from smtp_edge.mistake import Mistake
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
 from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
-from smtp_edge.settings_inbound import ListenerSettings
 
 PORT_MAX = 65535
 DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
 MEMORY_BYTES_MIN = 128 * 1024 * 1024
-OPEN_PREFIX = 0
-"""Prefix length of a network that holds everybody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing to repair."""
-
-    key: str
-    text: str
-    rests_on: tuple[str, ...] = ()
-    """Other sections that the rule read."""
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}" if self.key else self.text
 
 
 def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
@@ -49,8 +34,7 @@ def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
     yield from _check_policies(settings)
     yield from _check_queue(settings)
     yield from _check_direct(settings)
-    for number, listener in enumerate(settings.listener):
-        yield from _check_listener(f"listener[{number}]", listener)
+    yield from relations_inbound.find_mistakes(settings.listener, settings.auth, settings.access)
     for number, host in enumerate(settings.smart_host):
         yield from _check_smart_host(f"smart_host[{number}]", host)
     for number, sink in enumerate(settings.sink):
@@ -65,8 +49,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     """What runs, but surely not as meant."""
     if not settings.listener:
         yield "there is no [[listener]]: this node takes mail from peers only"
-    for listener in settings.listener:
-        yield from _warn_listener(listener)
+    yield from relations_inbound.find_warnings(settings.listener, settings.auth, settings.access, settings.limits)
     yield from _warn_routes(settings.route)
     yield from _warn_policies(settings)
     yield from _warn_sizes(settings)
@@ -87,6 +70,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
 def _check_names(settings: Settings) -> Iterator[Mistake]:
     for key, names in (
         ("listener", [section.name for section in settings.listener]),
+        ("auth", [section.name for section in settings.auth]),
         ("smart_host", [section.name for section in settings.smart_host]),
         ("route", [section.name for section in settings.route]),
     ):
@@ -255,28 +239,6 @@ def _check_queue(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("queue.retry_max_s", "must not be greater than queue.lifetime_s: mail would expire untried")
 
 
-def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
-    if listener.tls != "none" and listener.certificate is None:
-        yield Mistake(f"{key}.certificate", f"is required for tls = {listener.tls!r}: a PEM file")
-    if listener.tls == "none" and listener.certificate is not None:
-        yield Mistake(f"{key}.tls", 'is "none", so the certificate would never be shown; set "starttls" or "implicit"')
-    if listener.key is not None and listener.certificate is None and listener.tls == "none":
-        yield Mistake(f"{key}.key", "is of no use without certificate")
-    if listener.auth_users is not None and listener.tls == "none":
-        yield Mistake(f"{key}.auth_users", 'needs TLS: passwords never travel in the clear; set tls = "starttls"')
-    if "*" in listener.relay_domains:
-        text = '"*" would relay for everybody to everywhere; name your domains, or clients in allow_networks'
-        yield Mistake(f"{key}.relay_domains", text)
-
-
-def _warn_listener(listener: ListenerSettings) -> Iterator[str]:
-    where = f"listener {listener.name} ({listener.listen})"
-    if not (listener.allow_networks or listener.relay_domains or listener.auth_users):
-        yield f"{where} relays for nobody: set allow_networks, relay_domains or auth_users"
-    if any(network.prefixlen == OPEN_PREFIX for network in listener.allow_networks):
-        yield f"{where} is an open relay: allow_networks holds every address"
-
-
 def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
     if host.user and host.password_file is None:
         yield Mistake(f"{key}.password_file", "is required with user: a file that holds the password alone")
@@ -346,7 +308,7 @@ def _check_files(settings: Settings) -> Iterator[Mistake]:
     if revocations is not None and not revocations.is_dir():
         yield Mistake("cluster.revocations", f"{revocations} is no folder; make it, or leave the key out")
     for number, listener in enumerate(settings.listener):
-        for name in ("certificate", "key", "auth_users"):
+        for name in ("certificate", "key", "auth_users", "senders"):
             yield from _check_file(f"listener[{number}].{name}", getattr(listener, name))
     for number, host in enumerate(settings.smart_host):
         for name in ("password_file", "tls_ca"):

@@ -20,11 +20,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smtp_edge.globs import NULL_SENDER, as_addresses, compile_globs
 from smtp_edge.reply import Reply
 from smtp_edge.server.networks import Networks
 from smtp_edge.settings_inbound import AccessSettings
 
-NULL_SENDER = "<>"
 CODES = {"reject": (550, "5.7.1"), "defer": (450, "4.7.1")}
 TEXT = "access denied"
 
@@ -118,8 +118,8 @@ def _compile(number: int, section: AccessSettings) -> Rule:
         clients=Networks(section.client),
         helo=compile_globs(section.helo),
         user=compile_globs(section.user),
-        sender=compile_addresses(section.sender),
-        recipient=compile_addresses(section.recipient),
+        sender=compile_globs(as_addresses(section.sender)),
+        recipient=compile_globs(as_addresses(section.recipient)),
         refusal=build_refusal(section),
     )
 
@@ -136,18 +136,3 @@ def at_greeting(refusal: Reply) -> Reply:
     """As a greeting only 554 and 421 are known (RFC 5321 section 4.3.2); both end the session."""
     code = 421 if refusal.transient else 554
     return Reply(code, refusal.text, refusal.status)
-
-
-def compile_globs(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    """Patterns with `*`, lower case; None if there is none."""
-    return re.compile("|".join(_translate(pattern) for pattern in patterns), re.DOTALL) if patterns else None
-
-
-def compile_addresses(patterns: Sequence[str]) -> re.Pattern[str] | None:
-    """The same for addresses: a pattern without `@` is one of domains, `<>` the null reverse-path."""
-    return compile_globs([p if "@" in p or p == NULL_SENDER else f"*@{p}" for p in patterns])
-
-
-def _translate(pattern: str) -> str:
-    """Stars side by side are one: nothing may take a pattern's own length in steps for each character."""
-    return ".*".join(re.escape(piece) for piece in re.split(r"\*+", pattern))

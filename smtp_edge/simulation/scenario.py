@@ -21,7 +21,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from smtp_edge.configuration import ConfigurationError, describe
-from smtp_edge.relations import Mistake
+from smtp_edge.mistake import Mistake
 from smtp_edge.setting_kinds import Name, Seconds, Section, Tags
 from smtp_edge.simulation.mesh import DOMAIN, Mesh, MeshError
 from smtp_edge.simulation.relay import Strategy
