@@ -36,8 +36,13 @@ APT_PEERS = {
     "dovecot": "dovecot-core",
     "knotd": "knot",
     "unbound": "unbound",
+    "lmtp": "dovecot-lmtpd",
 }
 """Commands that tests drive, and the Debian packages that bring them."""
+APT_SERVICES = {"knot": "knot", "unbound": "unbound", "dovecot-core": "dovecot"}
+"""Packages whose installation would start a service of the machine, and that service: tests run their own instances."""
+POLICY = "/usr/sbin/policy-rc.d"
+"""Asked by Debian's packages whether they may start services."""
 WORKERS_MAX = 4
 """Processes that run the unit tests."""
 PROTOS = ["smtpmesh/admin/v1/admin.proto", "smtpmesh/gossip/v1/gossip.proto"]
@@ -218,7 +223,7 @@ def stamp_of(lock):
 
 def install_peers():
     """Real peers for the tests, where this may be done; what is missing is skipped, visibly, by the tests."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/lib/dovecot"
     missing = sorted(package for command, package in APT_PEERS.items() if shutil.which(command, path=path) is None)
     if missing:
         install_packages(missing, "as real peers for the tests", optional=True)
@@ -239,11 +244,30 @@ def install_packages(packages, purpose, optional=False):
     if "postfix" in packages and shutil.which("debconf-set-selections"):
         subprocess.run(["debconf-set-selections"], input=selections, text=True, env=silent, check=False)
     subprocess.call(["apt-get", "update", "-qq"], env=silent)
-    code = subprocess.call([*line.split(), "-qq"], env=silent, stdout=subprocess.DEVNULL)
+    services = [APT_SERVICES[name] for name in packages if name in APT_SERVICES]
+    code = install_quietly([*line.split(), "-qq"], silent, services)
     if code and not optional:
         sys.exit(fail(f"apt-get failed; by hand: {line}"))
     if code:
         say("apt-get failed; tests that need {} will be skipped".format(", ".join(packages)))
+
+
+def install_quietly(words, silent, services):
+    """apt-get; none of these services is started, now or with the machine."""
+    forbid = bool(services) and not os.path.exists(POLICY)
+    if forbid:
+        with open(POLICY, "w") as file:
+            file.write("#!/bin/sh\nexit 101\n")
+        os.chmod(POLICY, 0o755)
+    try:
+        code = subprocess.call(words, env=silent, stdout=subprocess.DEVNULL)
+    finally:
+        if forbid:
+            os.remove(POLICY)
+    if services and shutil.which("systemctl"):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.call(["systemctl", "disable", *services], **quiet)
+    return code
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

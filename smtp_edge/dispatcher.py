@@ -516,6 +516,7 @@ class Dispatcher:
             reply=str(result.reply) if result.reply else result.reason,
             duration_s=round(duration_s, 4),
             recipients=len(delivery.recipients),
+            refused=sum(answer is not None and not answer.positive for answer in result.replies),
             class_id=delivery.class_id,
         )
 

@@ -43,6 +43,8 @@ HOP_FAULTS = frozenset(
 """Ends that say nothing about the message: another hop may take it at once."""
 
 LIFETIME_OVER = "lifetime in the queue is over"
+EXCEPTIONS_MAX = 5
+"""Recipients named in the history line of an attempt that others survived."""
 UNTOLD = "dropped"
 """The event in the history of a message that failed without anybody being told."""
 
@@ -92,7 +94,7 @@ def plan_settlement(
         reply=str(result.reply) if result.reply else result.reason,
         in_doubt_hop=hop.id if result.kind is OutcomeKind.IN_DOUBT else "",
         delay_notified=claim.delivery.delay_notified or delayed,
-        notes=(*notes, note_of_attempt(hop, result, at), *report_notes),
+        notes=(*notes, note_of_attempt(hop, result, at, claim.delivery.recipients), *report_notes),
         reports=reports,
     )
 
@@ -150,14 +152,25 @@ def keep_schedule(claim: Claim, settlement: Settlement) -> Settlement:
     )
 
 
-def note_of_attempt(hop: Hop, result: AttemptResult, at: datetime) -> HistoryNote:
-    """The history line of an attempt."""
+def note_of_attempt(hop: Hop, result: AttemptResult, at: datetime, recipients: Sequence[Recipient] = ()) -> HistoryNote:
+    """The history line of an attempt. Recipients that fared worse than others are named."""
     event = "relayed" if result.kind is OutcomeKind.ACCEPTED else "attempt"
     words = [result.kind.value, result.remote, result.tls, f"{result.latency_s:.3f}s" if result.latency_s else ""]
     if result.reply is None or result.kind is not OutcomeKind.ACCEPTED:
         words.append(result.reason)
+    elif not all(reply is not None and reply.positive for reply in result.replies):
+        words += _exceptions(recipients, result)
     detail = " ".join(word for word in words if word)
     return HistoryNote(at, event, hop.id, str(result.reply) if result.reply else "", detail)
+
+
+def _exceptions(recipients: Sequence[Recipient], result: AttemptResult) -> list[str]:
+    """Who was not accepted, when others were."""
+    pairs = zip(recipients, result.replies, strict=False)
+    others = [(who, reply) for who, reply in pairs if reply is None or not reply.positive]
+    named = [f"; {who.address}: {reply or 'no reply'}" for who, reply in others[:EXCEPTIONS_MAX]]
+    rest = len(others) - len(named)
+    return [*named, f"; {rest} more"] if rest > 0 else named
 
 
 def _goes_on_at_once(

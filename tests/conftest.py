@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-SERVER_COMMANDS = "/usr/sbin:/sbin"
+SERVER_COMMANDS = "/usr/sbin:/sbin:/usr/lib/dovecot"
 """Debian keeps servers' commands here, outside the PATH of ordinary users."""
 
 

@@ -217,6 +217,12 @@ def test_a_refusal_and_a_success_of_one_attempt_are_one_report() -> None:
 UNABLE = AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE, unable=True, own_reply=True)
 
 
+def test_the_history_names_who_fared_worse_than_others() -> None:
+    done = settle(claim(ANN, BOB, KEEN), AttemptResult(OutcomeKind.ACCEPTED, (OK, GONE, None), OK))
+    assert done is not None
+    assert done.notes[0].detail == "accepted ; bob@example.org: 550 5.1.1 no such user ; ann@example.org: no reply"
+
+
 def test_what_one_hop_cannot_take_is_offered_to_another_before_it_bounces() -> None:
     first = settle(claim(), UNABLE)
     assert first is None
