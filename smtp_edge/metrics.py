@@ -99,6 +99,10 @@ class Sample:
     readings: Readings = NOTHING_READ
     pinned: int = 0
     """Classes that the operator pinned to a hop."""
+    plans: int = 0
+    """Joint plans made since the start."""
+    shares_moved: int = 0
+    """Own shares that changed by a tenth or more from one plan to the next."""
 
 
 async def read_sample(view: NodeView) -> Sample:
@@ -122,6 +126,8 @@ async def read_sample(view: NodeView) -> Sample:
         pressure=view.room.pressure,
         readings=view.room.readings,
         pinned=len(view.operations.orders.pins),
+        plans=view.engine.planning.made,
+        shares_moved=view.engine.planning.churn,
     )
 
 
@@ -185,6 +191,9 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     yield _gauge("smtpmesh_uptime_seconds", "Since the start of the node.", sample.uptime_s)
     yield _gauge("smtpmesh_draining", "1 while the operator drains this node.", float(sample.draining))
     yield _gauge("smtpmesh_pinned_classes", "Classes whose mail the operator sends by one hop.", sample.pinned)
+    yield _counter("smtpmesh_plans", "Joint plans of all mail that this node followed.", sample.plans)
+    text = "Shares of this node that changed by a tenth or more from one plan to the next."
+    yield _counter("smtpmesh_plan_shares_moved", text, sample.shares_moved)
     yield from _build_room(sample.pressure, sample.readings)
     yield from _build_relay(sample.counters)
     yield from _build_queue(sample.queue, sample.at)

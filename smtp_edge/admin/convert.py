@@ -8,6 +8,7 @@ from datetime import datetime
 from gossip.linkstate import LinkState, NodeRecord, SessionStatus
 from gossip.status import GossipStats, MemberState, MemberStatus
 from router.decision import Candidate, Explanation, RouteRow
+from router.planning import Planning
 from smtp_edge.admin.events import Told
 from smtp_edge.orders import Order, Orders, PinOrder
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
@@ -46,7 +47,21 @@ def convert_candidate(candidate: Candidate) -> pb.NextHop:
         message.rank_there = candidate.rank_there
     if candidate.latency_s is not None:
         message.latency_s = candidate.latency_s
+    if candidate.plan_share is not None:
+        message.plan_share = candidate.plan_share
     return message
+
+
+def convert_plan(planning: Planning, now: float) -> pb.Plan | None:
+    """The joint plan that this node follows."""
+    if planning.plan is None or not planning.plan.flows:
+        return None
+    return pb.Plan(
+        digest=planning.plan.problem.digest,
+        age_s=now - planning.made_at,
+        made=planning.made,
+        shares_moved=planning.churn,
+    )
 
 
 def convert_row(row: RouteRow) -> pb.RouteEntry:

@@ -69,6 +69,7 @@ class AdminService(OrdersService):
             node_name=view.settings.node.name,
             database_root=view.snapshot().root,
             routes=[convert.convert_row(row) for row in chosen],
+            plan=convert.convert_plan(view.engine.planning, view.now()),
         )
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:

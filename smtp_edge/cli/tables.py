@@ -98,7 +98,7 @@ def show_left(answer: Any) -> str:
 
 def show_routes(answer: Any) -> str:
     """The routing table."""
-    parts = [f"routing table of {answer.node_name}, database {answer.database_root}"]
+    parts = [f"routing table of {answer.node_name}, database {answer.database_root}{_plan(answer)}"]
     for route in answer.routes:
         parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}{_pinned(route)}")
         parts.append(_hops_table(route.next_hops))
@@ -106,6 +106,10 @@ def show_routes(answer: Any) -> str:
         parts.append("\nno class yet: classes of direct delivery appear with their first mail")
     parts += _footnote(hop for route in answer.routes for hop in route.next_hops)
     return "\n".join(parts)
+
+
+def _plan(answer: Any) -> str:
+    return f", plan {answer.plan.digest} of {answer.plan.age_s:.0f} s ago" if answer.HasField("plan") else ""
 
 
 def _pinned(route: Any) -> str:
@@ -278,6 +282,13 @@ def show_message(answer: Any) -> str:
     return "\n".join(lines)
 
 
+def _share(hop: Any) -> float:
+    """Of the class' mail: the plan says how much leaves by relays, capacities what each exit gets of the rest."""
+    if not hop.HasField("plan_share"):
+        return float(hop.share)
+    return float(hop.plan_share if hop.hop.startswith("peer:") else hop.plan_share * hop.share)
+
+
 def _hops_table(hops: Iterable[Any]) -> str:
     rows = [
         (
@@ -285,7 +296,7 @@ def _hops_table(hops: Iterable[Any]) -> str:
             hop.hop.partition(":")[0],
             hop.verdict,
             hop.state,
-            _percent(hop.share) if hop.share else "-",
+            _percent(_share(hop)) if _share(hop) else "-",
             _percent(hop.availability),
             _percent(hop.reliability),
             f"{hop.capacity_mps:.1f}/s{'' if hop.capacity_proven else '?'}",

@@ -165,6 +165,7 @@ class NextHop(_message.Message):
     INFLIGHT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    PLAN_SHARE_FIELD_NUMBER: _builtins.int
     hop: _builtins.str
     """peer:NODE_ID, host:NAME, mx:DOMAIN"""
     label: _builtins.str
@@ -191,6 +192,8 @@ class NextHop(_message.Message):
     inflight: _builtins.int
     state: _builtins.str
     cost: _builtins.int
+    plan_share: _builtins.float
+    """what the joint plan sends to this relay, or to the exits together, 0..1"""
     def __init__(
         self,
         *,
@@ -215,15 +218,18 @@ class NextHop(_message.Message):
         inflight: _builtins.int = ...,
         state: _builtins.str = ...,
         cost: _builtins.int = ...,
+        plan_share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_backlog_age_s", b"_backlog_age_s", "_latency_s", b"_latency_s", "_rank_here", b"_rank_here", "_rank_there", b"_rank_there", "backlog_age_s", b"backlog_age_s", "latency_s", b"latency_s", "rank_here", b"rank_here", "rank_there", b"rank_there"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backlog_age_s", b"_backlog_age_s", "_latency_s", b"_latency_s", "_plan_share", b"_plan_share", "_rank_here", b"_rank_here", "_rank_there", b"_rank_there", "backlog_age_s", b"backlog_age_s", "latency_s", b"latency_s", "plan_share", b"plan_share", "rank_here", b"rank_here", "rank_there", b"rank_there"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backlog_age_s", b"_backlog_age_s", "_latency_s", b"_latency_s", "_rank_here", b"_rank_here", "_rank_there", b"_rank_there", "availability", b"availability", "backlog_age_s", b"backlog_age_s", "backlog_here", b"backlog_here", "backlog_source", b"backlog_source", "backlog_there", b"backlog_there", "capacity_mps", b"capacity_mps", "capacity_proven", b"capacity_proven", "cost", b"cost", "gain", b"gain", "hop", b"hop", "inflight", b"inflight", "label", b"label", "latency_s", b"latency_s", "rank_here", b"rank_here", "rank_there", b"rank_there", "reason", b"reason", "reliability", b"reliability", "share", b"share", "state", b"state", "verdict", b"verdict", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backlog_age_s", b"_backlog_age_s", "_latency_s", b"_latency_s", "_plan_share", b"_plan_share", "_rank_here", b"_rank_here", "_rank_there", b"_rank_there", "availability", b"availability", "backlog_age_s", b"backlog_age_s", "backlog_here", b"backlog_here", "backlog_source", b"backlog_source", "backlog_there", b"backlog_there", "capacity_mps", b"capacity_mps", "capacity_proven", b"capacity_proven", "cost", b"cost", "gain", b"gain", "hop", b"hop", "inflight", b"inflight", "label", b"label", "latency_s", b"latency_s", "plan_share", b"plan_share", "rank_here", b"rank_here", "rank_there", b"rank_there", "reason", b"reason", "reliability", b"reliability", "share", b"share", "state", b"state", "verdict", b"verdict", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__backlog_age_s: _TypeAlias = _typing.Literal["backlog_age_s"]  # noqa: Y015
     _WhichOneofArgType__backlog_age_s: _TypeAlias = _typing.Literal["_backlog_age_s", b"_backlog_age_s"]  # noqa: Y015
     _WhichOneofReturnType__latency_s: _TypeAlias = _typing.Literal["latency_s"]  # noqa: Y015
     _WhichOneofArgType__latency_s: _TypeAlias = _typing.Literal["_latency_s", b"_latency_s"]  # noqa: Y015
+    _WhichOneofReturnType__plan_share: _TypeAlias = _typing.Literal["plan_share"]  # noqa: Y015
+    _WhichOneofArgType__plan_share: _TypeAlias = _typing.Literal["_plan_share", b"_plan_share"]  # noqa: Y015
     _WhichOneofReturnType__rank_here: _TypeAlias = _typing.Literal["rank_here"]  # noqa: Y015
     _WhichOneofArgType__rank_here: _TypeAlias = _typing.Literal["_rank_here", b"_rank_here"]  # noqa: Y015
     _WhichOneofReturnType__rank_there: _TypeAlias = _typing.Literal["rank_there"]  # noqa: Y015
@@ -232,6 +238,8 @@ class NextHop(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__backlog_age_s) -> _WhichOneofReturnType__backlog_age_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_s) -> _WhichOneofReturnType__latency_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plan_share) -> _WhichOneofReturnType__plan_share | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank_here) -> _WhichOneofReturnType__rank_here | None: ...
     @_typing.overload
@@ -311,11 +319,16 @@ class GetRoutesResponse(_message.Message):
     NODE_NAME_FIELD_NUMBER: _builtins.int
     DATABASE_ROOT_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     node_name: _builtins.str
     database_root: _builtins.str
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteEntry]: ...
+    @_builtins.property
+    def plan(self) -> Global___Plan:
+        """absent: none is made (no mail, a single relay, or too many)"""
+
     def __init__(
         self,
         *,
@@ -323,14 +336,47 @@ class GetRoutesResponse(_message.Message):
         node_name: _builtins.str = ...,
         database_root: _builtins.str = ...,
         routes: _abc.Iterable[Global___RouteEntry] | None = ...,
+        plan: Global___Plan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_root", b"database_root", "node_id", b"node_id", "node_name", b"node_name", "routes", b"routes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_root", b"database_root", "node_id", b"node_id", "node_name", b"node_name", "plan", b"plan", "routes", b"routes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRoutesResponse: _TypeAlias = GetRoutesResponse  # noqa: Y015
+
+@_typing.final
+class Plan(_message.Message):
+    """The joint plan of all mail. Nodes with the same digest follow the same plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    MADE_FIELD_NUMBER: _builtins.int
+    SHARES_MOVED_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    age_s: _builtins.float
+    made: _builtins.int
+    """since the start"""
+    shares_moved: _builtins.int
+    """own shares that changed by a tenth or more from one plan to the next"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        age_s: _builtins.float = ...,
+        made: _builtins.int = ...,
+        shares_moved: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "digest", b"digest", "made", b"made", "shares_moved", b"shares_moved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class ExplainRequest(_message.Message):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from gossip.linkstate import ClassLoad, Load
+from router.policy import DestinationClass
 from smtp_edge import __version__
 from smtp_edge.cli import cli
 from smtp_edge.queue.entry import DeliveryState
@@ -55,6 +58,25 @@ def test_routes_shows_every_term_of_every_next_hop(served: Served) -> None:
     assert cells(text, "b")[:3] == ["b", "host", "outranked"]
     assert cells(text, "relay-b")[1] == "peer"
     assert "? = assumed, not measured yet" in text
+
+
+def test_routes_shows_the_joint_plan_and_its_shares(served: Served) -> None:
+    view = served.view
+    snapshot = view.snapshot()
+    load = Load(classes=(ClassLoad("default", 0, 0, 30_000),))
+    loaded = replace(snapshot, nodes=tuple(replace(node, load=load) for node in snapshot.nodes))
+    while view.engine.planning.begin(
+        loaded, {"default": DestinationClass("default", ("host:a", "host:b"))}, view.now()
+    ):
+        view.engine.plan_step(view.now())
+    plan = view.engine.planning.plan
+    assert plan is not None
+    text = show(served, "routes", "default")
+    assert f"database 0123456789abcdef, plan {plan.problem.digest} of 0 s ago" in text
+    shares = sum(
+        float(cells(text, name)[4].rstrip("%")) for name in ("a", "b", "relay-b") if cells(text, name)[4] != "-"
+    )
+    assert 98 <= shares <= 102
 
 
 def test_routes_without_a_class_shows_all_of_them(served: Served) -> None:

@@ -47,9 +47,11 @@ CANDIDATE = Candidate(
     share=0.75,
     cost=11,
     reason="full",
+    plan_share=0.625,
 )
 SHOWN = {
     "hop": "host:up",
+    "plan_share": 0.625,
     "label": "uplink",
     "verdict": "no-slot",
     "gain": 1.5,
@@ -84,7 +86,7 @@ def test_a_candidate_keeps_every_term() -> None:
 
 def test_what_is_not_known_of_a_candidate_stays_absent() -> None:
     values = {name: getattr(CANDIDATE, name) for name in CANDIDATE.__slots__}
-    unknown = dict.fromkeys(("backlog_age_s", "rank_here", "rank_there", "latency_s"))
+    unknown = dict.fromkeys(("backlog_age_s", "rank_here", "rank_there", "latency_s", "plan_share"))
     message = convert.convert_candidate(Candidate(**{**values, **unknown}))
     assert not set(unknown).intersection(shown(message))
 

@@ -66,6 +66,8 @@ SAMPLE = Sample(
     watchers=4,
     draining=True,
     pinned=124,
+    plans=125,
+    shares_moved=126,
 )
 """Every number is another one."""
 
@@ -110,6 +112,8 @@ def label_values(text: str, name: str, label: str) -> list[str]:
         ("smtpmesh_uptime_seconds", {}, 120.5),
         ("smtpmesh_draining", {}, 1),
         ("smtpmesh_pinned_classes", {}, 124),
+        ("smtpmesh_plans_total", {}, 125),
+        ("smtpmesh_plan_shares_moved_total", {}, 126),
         ("smtpmesh_messages_accepted_total", {}, 101),
         ("smtpmesh_deliveries_relayed_total", {}, 102),
         ("smtpmesh_deliveries_deferred_total", {}, 103),
