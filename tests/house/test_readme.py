@@ -21,6 +21,9 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 FILES = dict(re.findall(r"^```toml\n# (\S+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 READY_WITHIN_S = 30.0
+REROUTE_MAX_S = 1.0
+SHARES = {"smart host A": 1 / 7, "smart host B": 2 / 7, "smart host C": 4 / 7}
+SHARE_OFF_MAX = 0.12
 
 
 @pytest.fixture
@@ -74,13 +77,18 @@ def test_the_commands_for_an_own_cluster_work_in_order(desk: Path) -> None:
             assert json.loads(run(f"{command} --json", desk).stdout)
 
 
-def test_the_demo_balances(desk: Path) -> None:
+def test_the_demo_loses_nothing_and_shares_by_capacity(desk: Path) -> None:
     command = next(command for command in COMMANDS if command.endswith(" demo"))
     done = run(f"{command} --json", desk, timeout_s=240)
     assert done.returncode == 0, done.stderr
     ledger = json.loads(done.stdout)
     assert ledger["balanced"] is True
-    assert ledger["lost"] in (0, [])
+    assert (ledger["lost"], ledger["changed"], ledger["doubled_in_mesh"]) == ([], [], 0)
+    assert ledger["submitted"] == ledger["accepted"] == ledger["delivered"]
+    assert all(double["reason"] for double in ledger["doubled"])
+    assert (ledger["reroutes"][0]["last_use_s"] or 0.0) <= REROUTE_MAX_S
+    shares = {host: item["share"] for host, item in ledger["hosts"].items()}
+    assert shares == {host: pytest.approx(share, abs=SHARE_OFF_MAX) for host, share in SHARES.items()}
 
 
 def test_the_other_developer_commands_exist() -> None:
