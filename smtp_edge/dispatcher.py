@@ -33,6 +33,7 @@ from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
+from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.settlement import UNTOLD, Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
@@ -388,13 +389,20 @@ class Dispatcher:
 
     async def _attempt(self, waiting: Waiting, target: Target) -> None:
         hop, delivery, began = target.hop, waiting.claim.delivery, self._now()
-        result = AttemptResult(OutcomeKind.CANCELLED, reason="abandoned")
+        result, lost = AttemptResult(OutcomeKind.CANCELLED, reason="abandoned"), ""
         try:
             result = await self._client.attempt(target, self._job(waiting, target))
+        except MailDataLost as error:  # nothing was sent that counts; the next claim sets it aside if it is damaged
+            lost = str(error)
         finally:
             self._inflight[hop.id] -= 1
             size_bytes = waiting.claim.entry.data.size_bytes
             self._observer.ended(hop, delivery.class_id, result, began, size_bytes, delivery.queue_id)
+        if lost:
+            log.error("queue.mail_data_lost", queue_id=delivery.queue_id, reason=lost)
+            await self._park(waiting, lost)
+            self.ask_again()
+            return
         waiting.tries += 1
         self._log_attempt(waiting, hop, result, self._now() - began)
         at = self._clock()

@@ -3,18 +3,19 @@
     DATA    prefix, mail data, `.`           in doubt from the write of the dot on
     BDAT    a chunk, its reply, ... the last in doubt from the write of the last chunk on
 
-Spool files are streamed in constant memory. Each BDAT waits for its reply: so a refusal ends the transfer at once, and
-no window has to be guessed.
+Spool files are streamed in constant memory; one that cannot be read whole raises MailDataLost before the end. Each BDAT
+waits for its reply: so a refusal ends the transfer at once, and no window has to be guessed.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from smtp_edge.client.attempt import Job
 from smtp_edge.client.replies import ReplyStream
 from smtp_edge.envelope import MailData
+from smtp_edge.queue.reading import read_spooled
 from smtp_edge.reply import Reply
 
 CHUNK_BYTES = 256 * 1024
@@ -29,8 +30,8 @@ async def send_stuffed(stream: ReplyStream, job: Job, on_doubt: Callable[[], Non
         await stream.drain()
         return
     stream.write(job.prefix)
-    with data.path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+    async with aclosing(read_spooled(data, data.path, CHUNK_BYTES)) as chunks:
+        async for chunk in chunks:
             stream.write(chunk)
             await stream.drain()
             if stream.waiting:  # a remote that answers before the end is giving up: read why
@@ -58,7 +59,7 @@ async def send_chunks(stream: ReplyStream, job: Job, on_doubt: Callable[[], None
     return None
 
 
-async def _unstuffed(data: MailData) -> AsyncIterator[bytes]:
+async def _unstuffed(data: MailData) -> AsyncGenerator[bytes, None]:
     if data.path is None:
         inline = data.inline or b""
         if inline.startswith(b".") or b"\r\n." in inline:
@@ -66,8 +67,8 @@ async def _unstuffed(data: MailData) -> AsyncIterator[bytes]:
         yield inline
         return
     unstuff = Unstuff()
-    with data.path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+    async with aclosing(read_spooled(data, data.path, CHUNK_BYTES)) as chunks:
+        async for chunk in chunks:
             yield unstuff.feed(chunk)
     yield unstuff.finish()
 

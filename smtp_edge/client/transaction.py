@@ -34,6 +34,7 @@ from smtp_edge.client.wording import (
     uses_bdat,
 )
 from smtp_edge.envelope import Recipient
+from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import Reply
 
 GROUP_RECIPIENTS_MAX = 500
@@ -58,14 +59,14 @@ class Transaction:
         return self.progress.dot_sent
 
     async def run(self, *, timeout_s: float) -> AttemptResult:
-        """Send the message. Never raises for the remote's faults, except `Stale` (see there).
+        """Send the message. Never raises for the remote's faults, except `Stale` (see there); MailDataLost for ours.
 
         Afterwards the connection is usable only if `connection.stream.usable`; it is aborted when in an unknown state.
         """
         connection, job, progress = self.connection, self.job, self.progress
         refusal = unable(connection, job)
-        if refusal is None and needs_scan(connection, job) and not await asyncio.to_thread(is_seven_bit, job.data):
-            refusal = NO_EIGHT_BIT
+        if refusal is None and needs_scan(connection, job):
+            refusal = await self._scan()
         if refusal is not None:
             return results.unable(connection, job, refusal)
         if connection.limits is not NO_LIMITS:
@@ -83,6 +84,13 @@ class Transaction:
             return results.broken(connection, job, progress, error)
         except BaseException:
             connection.stream.abort()
+            raise
+
+    async def _scan(self) -> Reply | None:
+        try:
+            return None if await asyncio.to_thread(is_seven_bit, self.job.data) else NO_EIGHT_BIT
+        except MailDataLost:
+            self.connection.stream.abort()
             raise
 
     def break_off(self, reason: str) -> None:

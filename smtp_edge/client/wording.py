@@ -20,6 +20,7 @@ import re
 from smtp_edge.client.attempt import Job
 from smtp_edge.client.connecting import Connection
 from smtp_edge.envelope import NOTIFY_DEFAULT, BodyType, MailData, Notify, Recipient
+from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import Reply
 from smtp_edge.transfer import build_parameters
 
@@ -57,10 +58,13 @@ def is_seven_bit(data: MailData) -> bool:
     """Read all of the mail data, from its file if need be."""
     if data.path is None:
         return (data.inline or b"").isascii()
-    with data.path.open("rb") as file:
-        while chunk := file.read(SCAN_BYTES):
-            if not chunk.isascii():
-                return False
+    try:
+        with data.path.open("rb") as file:
+            while chunk := file.read(SCAN_BYTES):
+                if not chunk.isascii():
+                    return False
+    except OSError as error:
+        raise MailDataLost(f"its mail data cannot be read: {data.path.name}: {error.strerror}") from error
     return True
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from router.decision import OutcomeKind
 from smtp_edge import dispatcher as dispatcher_module
+from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.queue.entry import DeliveryState
+from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import StoreError
 from tests.unit.smtp_edge.dispatch.fakes import Bench, Ordered, message, until
 from tests.unit.smtp_edge.queue.builders import build_new
@@ -62,3 +66,18 @@ async def test_a_wake_that_fails_leaves_the_mail_to_its_time(tmp_path: Path, mon
         failed = fail_once(bench, monkeypatch, "wake")
         await bench.dispatcher.wake(["default"])
         assert failed
+
+
+async def test_mail_data_that_is_lost_makes_the_mail_wait_with_the_reason_and_blames_no_hop(tmp_path: Path) -> None:
+    def lost(_hop: str, _job: Job) -> AttemptResult:
+        raise MailDataLost("its mail data cannot be read: abc: Input/output error")
+
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        bench.client.answer = lost
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.deferred == 1)
+        (listed,) = await bench.store.list()
+        assert listed.delivery.state is DeliveryState.DEFERRED
+        assert listed.delivery.last_reply == "its mail data cannot be read: abc: Input/output error"
+        assert listed.delivery.attempts == 0
+        assert bench.observer.ends == [("host:a", OutcomeKind.CANCELLED)]
