@@ -146,10 +146,11 @@ class QueueAcceptor:
         return accept_token(transfer, self._node_id) if transfer else ""
 
     async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
+        waits = transfer is not None and transfer.due_s > 0
         return await self._store.put(
             new,
             accept_token=self._token(transfer),
-            claim=self._dispatcher.has_room() and not (transfer is not None and transfer.due_s),
+            claim=not waits and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries),
         )
 
     def _take_over(self, new: NewEntry, stored: Stored, *, submitted: bool) -> None:

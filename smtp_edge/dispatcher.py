@@ -19,9 +19,8 @@ import asyncio
 import contextlib
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -32,8 +31,10 @@ from router.forwarding import EVERY_WAY_BACK
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
+from smtp_edge.lines import ClassQueue, Line, Standing, Waiting, explain_standing
+from smtp_edge.queue.entry import Claim, DeliveryState, Settlement, utc_now
 from smtp_edge.queue.reading import MailDataLost
+from smtp_edge.queue.shares import Shares
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.settlement import UNTOLD, Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
@@ -84,50 +85,6 @@ class AttemptObserver(Protocol):
         ...
 
 
-Line = tuple[str, bool]
-"""A class, and whether its deliveries are early: these must not stand before those that an exit would take."""
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A claimed delivery in memory."""
-
-    claim: Claim
-    since: float
-    avoid: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Hop id -> (until, pause): monotonic seconds, and the pause that the next failure doubles."""
-    notes: list[HistoryNote] = field(default_factory=list)
-    tries: int = 0
-    prefer_until: float = 0.0
-    """While `now` is below it, only the hop that is in doubt may be tried."""
-    early: bool = False
-    """Its next attempt is not due: only a peer may take it."""
-
-    @property
-    def line(self) -> Line:
-        """Where it waits."""
-        return self.claim.delivery.class_id, self.early
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Queue id and copy."""
-        return self.claim.delivery.queue_id, self.claim.delivery.copy
-
-
-@dataclass(slots=True, eq=False)
-class ClassQueue:
-    """Waiting deliveries of one class (or its early ones), oldest first."""
-
-    progress_at: float
-    """When an attempt was last started, or the class began to wait; monotonic seconds."""
-    waiting: deque[Waiting] = field(default_factory=deque)
-    resting: list[Waiting] = field(default_factory=list)
-    """Deliveries that only their own history holds (backing off, or in doubt): they must not stand before others."""
-    task: asyncio.Task[None] | None = None
-    again: bool = False
-    held_because: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class DispatcherLimits:
     """Bounds, from [queue] of the configuration."""
@@ -170,10 +127,14 @@ class Dispatcher:
         self._clock = clock
         self._classes: dict[Line, ClassQueue] = {}
         self._active: dict[tuple[str, int], Waiting] = {}
+        self._taken: dict[str, int] = {}
+        """Class id -> how many of those are of it."""
         self._inflight: dict[str, int] = {}
         self._doubts: dict[tuple[str, int], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unclaimed = True
+        self._dry = False
+        """Nothing could be claimed the last time."""
         self._refill = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -202,9 +163,12 @@ class Dispatcher:
         for task in [*self._tasks, *self._loops]:
             task.cancel()
 
-    def has_room(self) -> bool:
-        """True if fresh mail may be born claimed; else it waits on disk for the refill."""
-        return len(self._active) < self._limits.active_max and not self._stopping
+    def has_room(self, class_ids: Iterable[str]) -> bool:
+        """True if fresh mail of these classes may be born claimed; else it waits on disk for the refill."""
+        return not self._stopping and self._shares().admits(class_ids)
+
+    def _shares(self) -> Shares:
+        return Shares(self._limits.active_max - len(self._active), self._taken)
 
     def submit(self, claims: Iterable[Claim]) -> None:
         """Take over claims."""
@@ -257,6 +221,11 @@ class Dispatcher:
             log.info("queue.woken", classes=list(class_ids), deliveries=woken)
         self.note_unclaimed()
 
+    def standing(self, queue_id: str, copy: int) -> Standing | None:
+        """Where a delivery in memory is, and why; None for one that is not."""
+        waiting = self._active.get((queue_id, copy))
+        return explain_standing(waiting, self._classes.get(waiting.line), self._now()) if waiting else None
+
     @property
     def active_count(self) -> int:
         """Deliveries in memory."""
@@ -275,6 +244,7 @@ class Dispatcher:
         if delivery.in_doubt_hop.startswith(HopKind.PEER.value):
             waiting.prefer_until = self._doubts.setdefault(waiting.key, now + self._limits.in_doubt_hold_s)
         self._active[waiting.key] = waiting
+        self._taken[delivery.class_id] = self._taken.get(delivery.class_id, 0) + 1
         self._queue_of(waiting.line).waiting.append(waiting)
         self._kick(waiting.line)
 
@@ -384,6 +354,7 @@ class Dispatcher:
     def _begin(self, waiting: Waiting, target: Target) -> None:
         hop_id = target.hop.id
         self._inflight[hop_id] = self._inflight.get(hop_id, 0) + 1
+        waiting.hop, waiting.hop_since = hop_id, self._now()
         self._observer.began(target.hop, waiting.claim.delivery.class_id, waiting.claim.entry.data.size_bytes)
         self._spawn(self._attempt(waiting, target))
 
@@ -396,6 +367,7 @@ class Dispatcher:
             lost = str(error)
         finally:
             self._inflight[hop.id] -= 1
+            waiting.hop = ""
             size_bytes = waiting.claim.entry.data.size_bytes
             self._observer.ended(hop, delivery.class_id, result, began, size_bytes, delivery.queue_id)
         if lost:
@@ -467,7 +439,7 @@ class Dispatcher:
                 if self._stopping:
                     return
                 await asyncio.sleep(SETTLE_RETRY_S)
-        self._active.pop(waiting.key, None)
+        self._leave(waiting)
         if not settlement.in_doubt_hop and settlement.state is not DeliveryState.QUEUED:
             self._doubts.pop(waiting.key, None)
         self._count(settlement.state)
@@ -476,8 +448,21 @@ class Dispatcher:
         self._observer.backlog_changed(waiting.claim.delivery.class_id)
         if settlement.reports or settlement.next_attempt_at is not None:
             self.note_unclaimed()
-        elif self._unclaimed and len(self._active) <= self._limits.active_max // 2:
+        elif self._unclaimed and self._shares().room(waiting.claim.delivery.class_id) >= self._batch_min:
             self._refill.set()
+
+    def _leave(self, waiting: Waiting) -> None:
+        """Out of memory."""
+        if self._active.pop(waiting.key, None) is not None:
+            class_id = waiting.claim.delivery.class_id
+            self._taken[class_id] -= 1
+            if not self._taken[class_id]:
+                del self._taken[class_id]
+
+    @property
+    def _batch_min(self) -> int:
+        """Not for every single place that becomes free is the disk asked."""
+        return max(1, min(REFILL_BATCH_MAX // 2, self._limits.active_max // 16))
 
     def _count(self, state: DeliveryState) -> None:
         match state:
@@ -536,7 +521,6 @@ class Dispatcher:
             try:
                 await self._wait_for_refill()
                 self._refill.clear()
-                self._unclaimed = False
                 await self._claim_while_room()
             except StoreError as error:
                 log.error("queue.claim_failed", reason=str(error))
@@ -545,18 +529,20 @@ class Dispatcher:
                 self._refill.set()
 
     async def _claim_while_room(self) -> None:
+        """Until nothing more is there, or what is there is of classes that have their share."""
+        self._dry = True
         while (room := self._limits.active_max - len(self._active)) > 0:
-            limit = min(REFILL_BATCH_MAX, room)
-            claims = await self._store.claim(limit, self._clock())
+            claims = await self._store.claim(min(REFILL_BATCH_MAX, room), self._clock(), shares=self._shares())
+            if not claims:
+                break
+            self._dry = False
             self.submit(claims)
-            if len(claims) < limit:
-                return
-        self._unclaimed = True
+        self._unclaimed = bool(self._store.queued_count)
 
     async def _wait_for_refill(self) -> None:
         due_at = await self._store.next_due_at()
         delay_s = None if due_at is None else max(0.0, (due_at - self._clock()).total_seconds())
-        if delay_s is not None and not self.has_room():
+        if delay_s is not None and self._dry:  # what is due is of a class that has its share
             delay_s = max(delay_s, SWEEP_S)
         limit_s = REFILL_IDLE_S if delay_s is None else min(delay_s, REFILL_IDLE_S)
         with contextlib.suppress(TimeoutError):

@@ -115,6 +115,7 @@ class Node:
             incarnation=incarnation,
             history_s=queue.history_s,
             entries_max=queue.entries_max,
+            history_max=queue.history_max,
             clock=lambda: datetime.now(UTC),
         )
         self.room = Room(

@@ -200,6 +200,8 @@ class QueueSettings(Section):
     retry_max_s: Annotated[float, Field(gt=0)] = 3600
     history_s: Seconds = 86400
     """Finished messages and transfer tokens are remembered this long."""
+    history_max: Annotated[int, Field(ge=0)] = 1_000_000
+    """And no more of them than this."""
     in_doubt_hold_s: Seconds = 30
     """After a lost final reply only the same next hop is tried for this long, if it comes back."""
     free_bytes_min: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024

@@ -111,12 +111,18 @@ def history(connection: Connection, name: str, spool: Path) -> MessageHistory | 
         raise StoreError(f"{queue_id} cannot be read: {error}") from error
 
 
+def find_spooled(connection: Connection) -> set[str]:
+    """Spool files that entries name."""
+    return {row[0] for row in connection.execute("SELECT spool FROM entry WHERE spool IS NOT NULL")}
+
+
 def count_everything(connection: Connection) -> Changes:
     """The totals by counting all rows: at opening, and for the test that compares."""
     changes = Changes()
     changes.entries, changes.bytes_stored = connection.execute(
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM entry WHERE finished_at IS NULL"
+        "SELECT count(*), coalesce(sum(e.size_bytes), 0) FROM body b JOIN entry e USING (queue_id)"
     ).fetchone()
+    changes.finished = connection.execute("SELECT count(*) FROM entry WHERE finished_at IS NOT NULL").fetchone()[0]
     rows: list[Row] = connection.execute(
         "SELECT class_id, received_at / 1000000, state, count(*) FROM delivery GROUP BY 1, 2, 3"
     ).fetchall()

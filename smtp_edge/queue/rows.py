@@ -20,7 +20,7 @@ from typing import Any
 from smtp_edge.envelope import BodyType, Envelope, MailData, Notify, Recipient
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE_BYTES = 8192
 CORRUPT = "corrupt"
 """State of a delivery whose entry cannot be read: out of everybody's way, counted, never attempted."""
@@ -33,6 +33,7 @@ CREATE TABLE entry (
 );
 CREATE UNIQUE INDEX entry_accept_key ON entry (accept_key) WHERE accept_key IS NOT NULL;
 CREATE INDEX entry_origin ON entry (origin);
+CREATE INDEX entry_spool ON entry (spool) WHERE spool IS NOT NULL;
 CREATE INDEX entry_finished ON entry (finished_at) WHERE finished_at IS NOT NULL;
 CREATE TABLE body (queue_id TEXT PRIMARY KEY, header_bytes INTEGER NOT NULL, content BLOB NOT NULL);
 CREATE TABLE delivery (
@@ -42,7 +43,7 @@ CREATE TABLE delivery (
     transfer_token TEXT NOT NULL, recipients TEXT NOT NULL,
     PRIMARY KEY (queue_id, copy)
 ) WITHOUT ROWID;
-CREATE INDEX delivery_queued ON delivery (queue_id) WHERE state = 'queued';
+CREATE INDEX delivery_class_queued ON delivery (class_id, received_at) WHERE state = 'queued';
 CREATE INDEX delivery_due ON delivery (due_at) WHERE state = 'deferred';
 CREATE INDEX delivery_class_due ON delivery (class_id, due_at) WHERE state = 'deferred';
 CREATE INDEX delivery_claimed ON delivery (queue_id) WHERE state = 'claimed';

@@ -43,8 +43,11 @@ from smtp_edge.queue.entry import (
 )
 from smtp_edge.queue.faults import Kind, Trouble, translate
 from smtp_edge.queue.lock import DirectoryLock
+from smtp_edge.queue.migrations import migrate
+from smtp_edge.queue.picking import pick
 from smtp_edge.queue.reserve import Reserve
-from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA, SCHEMA_VERSION, CorruptRow
+from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION, CorruptRow
+from smtp_edge.queue.shares import Shares
 from smtp_edge.queue.spool import (
     SPOOL,
     create_directories,
@@ -53,6 +56,7 @@ from smtp_edge.queue.spool import (
     translate_os_error,
     try_disk,
 )
+from smtp_edge.queue.statements import Claimant
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from smtp_edge.queue.tally import Changes, Tally
 from smtp_edge.queue.wal import WriteAheadLog
@@ -64,8 +68,9 @@ T = TypeVar("T")
 DATABASE = "queue.db"
 STEP_COUNT_MAX = 500
 """Entries pruned, or deliveries woken, in one transaction: fresh mail commits in between."""
-PRUNE_STEPS_MAX = 200
+PRUNE_STEPS_MAX = 2000
 """Steps of one `prune`; the rest waits for the next."""
+HISTORY_MAX = 1_000_000
 BUSY_TIMEOUT_S = 5.0
 
 
@@ -80,12 +85,15 @@ class SQLiteStore(MessageStore):
         history_s: float,
         entries_max: int,
         clock: Callable[[], datetime],
+        history_max: int = HISTORY_MAX,
     ) -> None:
         self._directory = directory.absolute()
         self._spool = self._directory / SPOOL
         self._incarnation = incarnation
+        self._asked: dict[str, str] = {}
+        """Of `pick`: how far the classes were asked. The writer's."""
         self._history = timedelta(seconds=history_s)
-        self._entries_max = entries_max
+        self._entries_max, self._history_max = entries_max, history_max
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
         self._reserve = Reserve(self._directory)
@@ -142,17 +150,12 @@ class SQLiteStore(MessageStore):
         self._reader = connection = self._connect()
         WriteAheadLog(connection, threading.Lock()).empty()
         connection.execute("BEGIN IMMEDIATE")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
-            raise StoreError(f"{self._directory / DATABASE} was written by another release (schema {version})")
-        if version == 0:
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        schema = migrate(connection, str(self._directory / DATABASE))
         voided = statements.void_claims(connection, self._clock())
         connection.execute("COMMIT")
-        known = {row[0] for row in connection.execute("SELECT spool FROM entry WHERE spool IS NOT NULL")}
-        orphans = remove_orphans(self._directory, known)
+        if schema not in (0, SCHEMA_VERSION):
+            log.warning("queue.migrated", schema_before=schema, schema=SCHEMA_VERSION)
+        orphans = remove_orphans(self._directory, questions.find_spooled(connection))
         sync_directory(self._directory)
         sync_directory(self._directory.parent)
         with contextlib.suppress(OSError):  # a start on a full disk delivers what is there
@@ -211,14 +214,15 @@ class SQLiteStore(MessageStore):
         finally:
             self._puts_pending -= 1
 
-    async def claim(self, limit: int, now_at: datetime) -> list[Claim]:
+    async def claim(self, limit: int, now_at: datetime, *, shares: Shares | None = None) -> list[Claim]:
         """See MessageStore."""
-        return await self._open_writer().submit(
-            lambda connection, changes: statements.claim(
-                connection, changes, limit, now_at, self._incarnation, self._spool
-            ),
-            on_abandoned=self._give_back,
-        )
+
+        def work(connection: sqlite3.Connection, changes: Changes) -> list[Claim]:
+            picked = pick(connection, limit, now_at, shares, self._asked)
+            self._asked = picked.after
+            return statements.claim(connection, changes, picked.picks, now_at, self._claimant)
+
+        return await self._open_writer().submit(work, on_abandoned=self._give_back)
 
     async def claim_early(
         self, class_id: str, limit: int, now_at: datetime, *, after: EarlyMark | None = None
@@ -226,7 +230,7 @@ class SQLiteStore(MessageStore):
         """See MessageStore."""
         return await self._open_writer().submit(
             lambda connection, changes: statements.claim_early(
-                connection, changes, class_id, limit, now_at, after, self._incarnation, self._spool
+                connection, changes, class_id, limit, now_at, after, self._claimant
             ),
             on_abandoned=self._give_back,
         )
@@ -270,11 +274,9 @@ class SQLiteStore(MessageStore):
         """See MessageStore. In bounded steps; a transfer token is forgotten with its entry."""
         removed = 0
         for _ in range(PRUNE_STEPS_MAX):
-            entries, rows = await self._open_writer().submit(
-                lambda connection, changes: statements.prune(
-                    connection, changes, now_at - self._history, STEP_COUNT_MAX
-                )
-            )
+            excess = max(0, self._tally.finished - self._history_max)
+            work = partial(statements.prune, before=now_at - self._history, excess=excess, limit=STEP_COUNT_MAX)
+            entries, rows = await self._open_writer().submit(work)
             removed += rows
             if entries < STEP_COUNT_MAX:
                 break
@@ -334,6 +336,11 @@ class SQLiteStore(MessageStore):
         return self._tally.moving
 
     @property
+    def queued_count(self) -> int:
+        """See MessageStore."""
+        return self._tally.queued
+
+    @property
     def entries_count(self) -> int:
         """See MessageStore."""
         return self._tally.entries
@@ -347,6 +354,10 @@ class SQLiteStore(MessageStore):
     def commits_count(self) -> int:
         """Transactions committed since the opening; for measurements."""
         return self._writer.commits if self._writer is not None else 0
+
+    @property
+    def _claimant(self) -> Claimant:
+        return Claimant(self._incarnation, self._spool)
 
     # -- threads -------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from smtp_edge.queue.entry import (
     Settlement,
     Stored,
 )
+from smtp_edge.queue.picking import Pick
 from smtp_edge.queue.rows import (
     BODY_COLUMNS,
     BODY_WIDTH,
@@ -58,7 +60,14 @@ _FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
 _TO_COME = "CASE WHEN due_at > :at THEN"
 _GIVEN_BACK = f"state = {_TO_COME} '{DEFERRED}' ELSE '{QUEUED}' END, due_at = {_TO_COME} due_at END"
 """Untouched: what was claimed before its time is deferred again."""
-_IDLE = f"'{QUEUED}', '{DEFERRED}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims, and where its spool files are."""
+
+    incarnation: str
+    spool: Path
 
 
 def put(
@@ -149,22 +158,15 @@ def _insert_delivery(
 # -- claims ------------------------------------------------------------------------------------------------------------
 
 
-def claim(
-    connection: Connection, changes: Changes, limit: int, at: datetime, incarnation: str, spool: Path
-) -> list[Claim]:
-    """Claim the oldest of what is queued, or deferred and due; sets aside what cannot be read."""
-    rows = connection.execute(
-        f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.state = '{QUEUED}'"
-        " ORDER BY d.queue_id LIMIT ?",
-        (limit,),
-    ).fetchall()
-    rows += connection.execute(
-        f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.state = '{DEFERRED}'"
-        " AND d.due_at <= ? ORDER BY d.due_at LIMIT ?",
-        (to_us(at), limit),
-    ).fetchall()
-    rows.sort(key=lambda row: (row[-1], row[0]))
-    return _claim_rows(connection, changes, rows[:limit], at, incarnation, spool)
+def claim(connection: Connection, changes: Changes, picks: Sequence[Pick], at: datetime, by: Claimant) -> list[Claim]:
+    """Claim what was picked, in that order; sets aside what cannot be read."""
+    rows = []
+    for found in picks:
+        rows += connection.execute(
+            f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.queue_id = ? AND d.copy = ?",
+            (found.queue_id, found.copy),
+        ).fetchall()
+    return _claim_rows(connection, changes, rows, at, by)
 
 
 def claim_early(
@@ -174,8 +176,7 @@ def claim_early(
     limit: int,
     at: datetime,
     after: EarlyMark | None,
-    incarnation: str,
-    spool: Path,
+    by: Claimant,
 ) -> list[Claim]:
     """Claim what is deferred and not due, in the order of the times, beginning after a mark."""
     mark = (to_us(after.due_at), after.queue_id, after.copy) if after is not None else (0, "", 0)
@@ -185,11 +186,11 @@ def claim_early(
         " ORDER BY d.due_at, d.queue_id, d.copy LIMIT ?",
         (class_id, to_us(at), *mark, limit),
     ).fetchall()
-    return _claim_rows(connection, changes, rows, at, incarnation, spool)
+    return _claim_rows(connection, changes, rows, at, by)
 
 
 def _claim_rows(
-    connection: Connection, changes: Changes, rows: Sequence[Row], at: datetime, incarnation: str, spool: Path
+    connection: Connection, changes: Changes, rows: Sequence[Row], at: datetime, by: Claimant
 ) -> list[Claim]:
     """A time that is to come stays with the claim: if it ends untouched, the delivery is deferred as it was."""
     claims: list[Claim] = []
@@ -197,14 +198,14 @@ def _claim_rows(
         queue_id, copy, class_id, _, before = columns[:5]
         try:
             delivery = decode_delivery(columns).but(state=DeliveryState.CLAIMED)
-            entry = _load_entry(connection, queue_id, spool)
+            entry = _load_entry(connection, queue_id, by.spool)
         except CorruptRow as error:
             set_aside(connection, changes, queue_id, copy, str(error))
             continue
         connection.execute(
             "UPDATE delivery SET state = ?, token = ?, claimed_by = ?, due_at = CASE WHEN due_at > ? THEN due_at END"
             " WHERE queue_id = ? AND copy = ?",
-            (CLAIMED, token + 1, incarnation, to_us(at), queue_id, copy),
+            (CLAIMED, token + 1, by.incarnation, to_us(at), queue_id, copy),
         )
         changes.add(class_id, received_us, before, CLAIMED)
         claims.append(Claim(entry, delivery, token + 1))
@@ -312,6 +313,7 @@ def _finish_if_done(connection: Connection, changes: Changes, queue_id: str, at:
     connection.execute("DELETE FROM body WHERE queue_id = ?", (queue_id,))
     connection.execute("UPDATE entry SET finished_at = ?, spool = NULL WHERE queue_id = ?", (to_us(at), queue_id))
     changes.entries -= 1
+    changes.finished += 1
     changes.bytes_stored -= size_bytes
     if spool is not None:
         changes.unlinked.append(spool)
@@ -363,17 +365,26 @@ def _move(
     return len(rows)
 
 
-def prune(connection: Connection, changes: Changes, before: datetime, limit: int) -> tuple[int, int]:
-    """Forget up to `limit` entries finished before a time; how many entries, and how many rows of all tables."""
+def prune(connection: Connection, changes: Changes, before: datetime, excess: int, limit: int) -> tuple[int, int]:
+    """Forget up to `limit` entries finished before a time, or the `excess` that were finished first.
+
+    How many entries, and how many rows of all tables.
+    """
     finished = connection.execute(
-        "SELECT queue_id FROM entry WHERE finished_at < ? ORDER BY finished_at LIMIT ?", (to_us(before), limit)
+        "SELECT queue_id, finished_at FROM entry WHERE finished_at IS NOT NULL ORDER BY finished_at LIMIT ?", (limit,)
     ).fetchall()
-    rows = 0
-    for (queue_id,) in finished:
-        for class_id, received_us, state in connection.execute(
-            "SELECT class_id, received_at, state FROM delivery WHERE queue_id = ?", (queue_id,)
-        ):
-            changes.add(class_id, received_us, state, "")
-        for table in ("note", "delivery", "entry"):
-            rows += connection.execute(f"DELETE FROM {table} WHERE queue_id = ?", (queue_id,)).rowcount
-    return len(finished), rows
+    before_us = to_us(before)
+    over = [queue_id for number, (queue_id, at_us) in enumerate(finished) if number < excess or at_us < before_us]
+    return len(over), sum(_forget(connection, changes, queue_id) for queue_id in over)
+
+
+def _forget(connection: Connection, changes: Changes, queue_id: str) -> int:
+    for class_id, received_us, state in connection.execute(
+        "SELECT class_id, received_at, state FROM delivery WHERE queue_id = ?", (queue_id,)
+    ):
+        changes.add(class_id, received_us, state, "")
+    changes.finished -= 1
+    return sum(
+        connection.execute(f"DELETE FROM {table} WHERE queue_id = ?", (queue_id,)).rowcount
+        for table in ("note", "delivery", "entry")
+    )

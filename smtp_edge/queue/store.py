@@ -25,6 +25,7 @@ from smtp_edge.queue.entry import (
 )
 from smtp_edge.queue.errors import StoreDoubt, StoreError, StoreFull
 from smtp_edge.queue.faults import Trouble
+from smtp_edge.queue.shares import Shares
 
 
 class MessageStore(Protocol):
@@ -43,8 +44,11 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def claim(self, limit: int, now_at: datetime) -> list[Claim]:
-        """Claim up to `limit` deliveries that are queued, or deferred and due, oldest first."""
+    async def claim(self, limit: int, now_at: datetime, *, shares: Shares | None = None) -> list[Claim]:
+        """Claim up to `limit` deliveries that are queued, or deferred and due: those that could go longest, first.
+
+        With `shares` no class gets more than its room.
+        """
         ...
 
     async def claim_early(
@@ -102,6 +106,11 @@ class MessageStore(Protocol):
 
     def moving(self) -> Mapping[str, int]:
         """Deliveries by class that would go now if they could; a view that changes with the store: asked often."""
+        ...
+
+    @property
+    def queued_count(self) -> int:
+        """Deliveries that wait on disk and could go now; from memory."""
         ...
 
     @property

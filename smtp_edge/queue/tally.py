@@ -42,6 +42,8 @@ class Changes:
     deliveries: list[Change] = field(default_factory=list)
     entries: int = 0
     """Entries that are not finished, more (or fewer)."""
+    finished: int = 0
+    """Entries that are, and are remembered."""
     bytes_stored: int = 0
     unlinked: list[str] = field(default_factory=list)
     """Spool files that no entry names any more; removed after the commit."""
@@ -83,6 +85,8 @@ class Tally:
     def __init__(self) -> None:
         self.entries = 0
         """Entries that are not finished."""
+        self.finished = 0
+        """Entries that are, and are remembered."""
         self._bytes_stored = 0
         self._states: Counter[str] = Counter()
         self._backlog: Counter[str] = Counter()
@@ -97,6 +101,7 @@ class Tally:
         touched: set[str] = set()
         for change in changes:
             self.entries += change.entries
+            self.finished += change.finished
             self._bytes_stored += change.bytes_stored
             for delivery in change.deliveries:
                 self._count(delivery, delivery.before, -delivery.count)
@@ -104,6 +109,11 @@ class Tally:
                 touched.add(delivery.class_id)
         for class_id in touched:
             self._forget_empty(class_id)
+
+    @property
+    def queued(self) -> int:
+        """Deliveries that could be claimed, whatever the time."""
+        return self._states[DeliveryState.QUEUED.value]
 
     def backlogs(self) -> dict[str, int]:
         """Undelivered deliveries by class, held ones not counted."""
