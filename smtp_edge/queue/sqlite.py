@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -42,6 +41,7 @@ from smtp_edge.queue.entry import (
     Stored,
 )
 from smtp_edge.queue.faults import Kind, Trouble, translate
+from smtp_edge.queue.gate import Gate
 from smtp_edge.queue.lock import DirectoryLock
 from smtp_edge.queue.migrations import migrate
 from smtp_edge.queue.picking import pick
@@ -66,12 +66,14 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 DATABASE = "queue.db"
-STEP_COUNT_MAX = 500
+STEP_COUNT_MAX = 200
 """Entries pruned, or deliveries woken, in one transaction: fresh mail commits in between."""
-PRUNE_STEPS_MAX = 2000
+PRUNE_STEPS_MAX = 5000
 """Steps of one `prune`; the rest waits for the next."""
 HISTORY_MAX = 1_000_000
 BUSY_TIMEOUT_S = 5.0
+COUNT_WAIT_S = 0.2
+"""So long a start waits for the totals; small queues are counted by then."""
 
 
 class SQLiteStore(MessageStore):
@@ -101,8 +103,8 @@ class SQLiteStore(MessageStore):
         self._puts_pending = 0
         self._writer: Writer | None = None
         self._reader: sqlite3.Connection | None = None
-        self._gate = threading.Lock()
-        """Held by whoever reads, and by a checkpoint."""
+        self._gate = Gate()
+        self._counting: asyncio.Task[None] | None = None
         self._reading = ThreadPoolExecutor(1, "queue-reader")
         self._giving_back: set[asyncio.Task[None]] = set()
 
@@ -112,14 +114,33 @@ class SQLiteStore(MessageStore):
         """See MessageStore. Also creates the directory (mode 0700) and removes orphaned spool files."""
         if self._writer is not None:
             raise StoreError(f"{self._directory} is open already")
-        changes, connection = await self._read(self._open)
-        self._tally.apply([changes])
+        connection, snapshot = await self._read(self._open)
         wal = WriteAheadLog(connection, self._gate)
         self._writer = Writer(connection, wal, self._try_disk, self._reserve.release, self._tally.apply, self._unlink)
         self._writer.start()
+        self._counting = asyncio.get_running_loop().create_task(self._count(snapshot, self._writer))
+        await asyncio.wait({self._counting}, timeout=COUNT_WAIT_S)
+
+    async def _count(self, snapshot: sqlite3.Connection, writer: Writer) -> None:
+        """The totals, of the instant before the first change: with history that takes longer than a start may.
+
+        Until they are there `summary` waits, and whoever does not ask for it sees nothing waiting.
+        """
+
+        def count() -> Changes:
+            with self._gate.reading(), contextlib.closing(snapshot):
+                return questions.count_everything(snapshot)
+
+        try:
+            self._tally.begin(await asyncio.to_thread(count))
+        except sqlite3.Error as error:
+            writer.report(error)
+            self._tally.begin(Changes())
 
     async def close(self) -> None:
         """See MessageStore; harmless when repeated."""
+        if self._counting is not None:
+            await self._counting
         await asyncio.gather(*self._giving_back, return_exceptions=True)
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -129,12 +150,13 @@ class SQLiteStore(MessageStore):
         self._lock.release()
         self._reading.shutdown(wait=False)
 
-    def _open(self) -> tuple[Changes, sqlite3.Connection]:
-        """The totals, and the connection for the writer."""
+    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """The connection for the writer, and one that sees the queue as it is now."""
         try:
             create_directories(self._directory)
             self._lock.acquire(self._incarnation)
-            return self._recover(), self._connect()
+            self._recover()
+            return self._connect(), self._take_snapshot()
         except BaseException as error:
             self._close_reader()
             self._lock.release()
@@ -142,13 +164,19 @@ class SQLiteStore(MessageStore):
                 raise translate_os_error(error, self._directory) from error
             raise
 
-    def _recover(self) -> Changes:
-        """Create or check the schema, void claims, remove orphans; the totals of what is there.
+    def _take_snapshot(self) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM entry LIMIT 1").fetchall()  # here the snapshot is taken
+        return connection
+
+    def _recover(self) -> None:
+        """Create or check the schema, void claims, remove orphans.
 
         First of all the log is emptied: what an earlier process could not sync may stand in it as if it were stored.
         """
         self._reader = connection = self._connect()
-        WriteAheadLog(connection, threading.Lock()).empty()
+        WriteAheadLog(connection, Gate()).empty()
         connection.execute("BEGIN IMMEDIATE")
         schema = migrate(connection, str(self._directory / DATABASE))
         voided = statements.void_claims(connection, self._clock())
@@ -160,9 +188,7 @@ class SQLiteStore(MessageStore):
         sync_directory(self._directory.parent)
         with contextlib.suppress(OSError):  # a start on a full disk delivers what is there
             self._reserve.hold()
-        changes = questions.count_everything(connection)
-        log.info("queue.open", entries=changes.entries, claims_voided=voided, orphans_removed=orphans)
-        return changes
+        log.info("queue.open", claims_voided=voided, orphans_removed=orphans)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -324,7 +350,9 @@ class SQLiteStore(MessageStore):
         return await self._ask(lambda connection: questions.history(connection, queue_id, self._spool))
 
     async def summary(self) -> QueueSummary:
-        """See MessageStore. Answered from memory."""
+        """See MessageStore. Answered from memory, once everything has been counted."""
+        if self._counting is not None:
+            await asyncio.shield(self._counting)
         return self._tally.summary()
 
     def backlog_counts(self) -> dict[str, int]:
@@ -372,7 +400,7 @@ class SQLiteStore(MessageStore):
             raise StoreError("the queue is not open")
 
         def ask() -> T:
-            with self._gate:
+            with self._gate.reading():
                 return question(reader)
 
         return await self._read(ask)

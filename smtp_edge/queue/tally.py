@@ -87,6 +87,7 @@ class Tally:
         """Entries that are not finished."""
         self.finished = 0
         """Entries that are, and are remembered."""
+        self._early: list[Changes] | None = []
         self._bytes_stored = 0
         self._states: Counter[str] = Counter()
         self._backlog: Counter[str] = Counter()
@@ -96,8 +97,16 @@ class Tally:
         """Deliveries in `MOVING_STATES` by class, as of any moment: a view, so that asking copies nothing."""
         self._ages: dict[str, Ages] = {}
 
+    def begin(self, base: Changes) -> None:
+        """What there was before the first commit has been counted; what was changed meanwhile is added."""
+        early, self._early = self._early or [], None
+        self.apply([base, *early])
+
     def apply(self, changes: Iterable[Changes]) -> None:
-        """Take in what commits changed."""
+        """Take in what commits changed. Before `begin` it is put by."""
+        if self._early is not None:
+            self._early += changes
+            return
         touched: set[str] = set()
         for change in changes:
             self.entries += change.entries
@@ -112,8 +121,8 @@ class Tally:
 
     @property
     def queued(self) -> int:
-        """Deliveries that could be claimed, whatever the time."""
-        return self._states[DeliveryState.QUEUED.value]
+        """Deliveries that could be claimed, whatever the time; before they are counted, it is as if there were one."""
+        return self._states[DeliveryState.QUEUED.value] if self._early is None else 1
 
     def backlogs(self) -> dict[str, int]:
         """Undelivered deliveries by class, held ones not counted."""

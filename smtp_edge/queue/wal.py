@@ -8,13 +8,15 @@ pages the log has is known only when it is copied, so that is learned: pages for
 from __future__ import annotations
 
 import sqlite3
-import threading
 
+from smtp_edge.queue.gate import Gate
 from smtp_edge.queue.rows import SCHEMA_VERSION
 from smtp_edge.queue.store import StoreError
 
 CHECKPOINT_PAGES = 4000
 """Log pages (32 MiB) between checkpoints, each of which costs two more syncs."""
+LATEST = 4
+"""When the log is so many times as long, a checkpoint waits for readers instead of coming back."""
 PAGES_PER_CHANGE = 8.0
 """At first; then what was seen."""
 PAGES_PER_CHANGE_MIN = 0.5
@@ -23,7 +25,7 @@ PAGES_PER_CHANGE_MIN = 0.5
 class WriteAheadLog:
     """See the module. `gate` keeps this process's readers out meanwhile."""
 
-    def __init__(self, connection: sqlite3.Connection, gate: threading.Lock) -> None:
+    def __init__(self, connection: sqlite3.Connection, gate: Gate) -> None:
         self._connection, self._gate = connection, gate
         self._changes = 0
         self._pages_per_change = PAGES_PER_CHANGE
@@ -31,11 +33,14 @@ class WriteAheadLog:
     def note(self, changes: int) -> None:
         """So many were committed; a checkpoint, if it is time. sqlite3.Error."""
         self._changes += changes
-        if self._changes * self._pages_per_change >= CHECKPOINT_PAGES:
-            self._copy()
+        pages = self._changes * self._pages_per_change
+        if pages >= CHECKPOINT_PAGES:
+            self._copy(wait=pages >= LATEST * CHECKPOINT_PAGES)
 
-    def _copy(self) -> None:
-        with self._gate:
+    def _copy(self, *, wait: bool) -> None:
+        with self._gate.alone(wait=wait) as alone:
+            if not alone:
+                return
             _, pages, copied = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if copied < pages:  # another program reads: later
             self._changes //= 2
@@ -45,7 +50,7 @@ class WriteAheadLog:
 
     def empty(self) -> None:
         """Copy all of it, sync the database, cut the log to nothing. sqlite3.Error, StoreError."""
-        with self._gate:
+        with self._gate.alone(wait=True):
             busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError("another program holds the queue's database: its log cannot be emptied")

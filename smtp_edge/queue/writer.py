@@ -125,6 +125,10 @@ class Writer:
         finally:
             self._pending.discard(job)
 
+    def report(self, error: Exception) -> None:
+        """A reader met an error: what it says of the disk counts as if a change had met it."""
+        self._note(error)
+
     def stop(self) -> None:
         """Commit what waits and end the thread; blocks."""
         self._waiting.put(None)

@@ -44,7 +44,7 @@ class MemoryStore(SQLiteStore):
         self._incarnation = f"{self._name}-{self._lives}"
         statements.void_claims(self._connection, self._clock())
         self._tally = Tally()
-        self._tally.apply([questions.count_everything(self._connection)])
+        self._tally.begin(questions.count_everything(self._connection))
         self._writer, self._reader = InlineWriter(self._connection, self._tally), self._connection
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -90,13 +91,13 @@ async def test_totals_in_memory_equal_those_of_the_rows(store: SQLiteStore, tmp_
         await store.release(claim.delivery.queue_id)
     with sqlite3.connect(tmp_path / "queue" / "queue.db") as connection:
         counted = Tally()
-        counted.apply([questions.count_everything(connection)])
+        counted.begin(questions.count_everything(connection))
     assert await store.summary() == counted.summary()
     assert store.backlog_counts() == counted.backlogs()
     await store.prune(AT + HISTORY * 2)
     with sqlite3.connect(tmp_path / "queue" / "queue.db") as connection:
         pruned = Tally()
-        pruned.apply([questions.count_everything(connection)])
+        pruned.begin(questions.count_everything(connection))
     assert await store.summary() == pruned.summary() != counted.summary()
 
 
@@ -429,4 +430,41 @@ async def test_a_start_believes_no_log_but_copies_it(tmp_path: Path) -> None:
     with sqlite3.connect(f"file:{tmp_path / 'killed' / 'queue.db'}?immutable=1", uri=True) as database:
         assert database.execute("SELECT queue_id FROM entry").fetchall() == [(new.entry.queue_id,)]
     database.close()
+    await store.close()
+
+
+async def test_totals_are_right_although_mail_came_while_they_were_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build_store(tmp_path / "queue")
+    await store.open()
+    claims = [(await store.put(build_new())).claims[0] for _ in range(5)]
+    await store.close()
+    counted, may_end = asyncio.Event(), threading.Event()
+    real = questions.count_everything
+
+    def slow(connection: sqlite3.Connection) -> Any:
+        changes = real(connection)
+        loop.call_soon_threadsafe(counted.set)
+        may_end.wait(10)
+        return changes
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(questions, "count_everything", slow)
+    monkeypatch.setattr(sqlite_module, "COUNT_WAIT_S", 0)
+    store = build_store(tmp_path / "queue")
+    await store.open()
+    await counted.wait()
+    (first, *_) = await store.claim(2, AT)
+    await store.settle([build_end(first)])
+    await store.put(build_new("other"), claim=False)
+    assert store.queued_count == 1
+    asking = asyncio.ensure_future(store.summary())
+    await asyncio.sleep(0)
+    assert not asking.done()
+    may_end.set()
+    summary = await asking
+    assert {item.class_id: item.count for item in summary.classes} == {"default": 4, "other": 1}
+    assert (summary.relayed, store.queued_count, store.entries_count) == (1, 4, 5)
+    assert claims
     await store.close()
