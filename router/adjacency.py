@@ -7,7 +7,7 @@ appear when a class needs them. Every change of a breaker's state passes `_note`
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeRecord, Snapshot
 from router.decision import Changes, EdgeState, ExitHop, Hop, HopKind, Outcome, Transition
@@ -39,22 +39,48 @@ class Adjacency:
         tags: Sequence[str] = (),
     ) -> None:
         """`tags`: of this node."""
-        self._direct_terms = Terms(tuple(sorted(tags)))
-        self._table, self._settings, self._rng = table, settings, rng
+        self._settings, self._rng = settings, rng
         self._edges: dict[Hop, Edge] = {}
         self._reported_down: dict[Hop, bool] = {}
         """Exits that most other relays report down: news once, not at every snapshot."""
         self._advertised: tuple[tuple[object, ...], ...] = ()
-        for exit_hop in exits:
-            self.add(
-                exit_hop.hop,
-                exit_hop.label,
-                now,
-                cost=exit_hop.cost,
-                window_max=exit_hop.window_max,
-                terms=exit_hop.terms,
-                reserve=exit_hop.reserve,
-            )
+        self.reconfigure(table, exits, now, tags=tags)
+
+    def reconfigure(
+        self,
+        table: RouteTable,
+        exits: Sequence[ExitHop],
+        now: float,
+        *,
+        tags: Sequence[str] = (),
+        anew: Collection[Hop] = (),
+    ) -> tuple[Hop, ...]:
+        """Go by another configuration: the exits that are new in it. Those that stay keep what was measured.
+
+        `anew`: those that are other machines now. Edges to domains' own exchangers go if no route delivers there.
+        """
+        self._table, self._direct_terms = table, Terms(tuple(sorted(tags)))
+        direct, wanted = any(rule.direct for rule in table.rules), {exit_hop.hop for exit_hop in exits}
+        for hop, edge in list(self._edges.items()):
+            if hop.kind is HopKind.MX:
+                edge.terms = self._direct_terms
+            leaves = not direct if hop.kind is HopKind.MX else hop not in wanted or hop in anew
+            if leaves and hop.kind is not HopKind.PEER:
+                del self._edges[hop]
+                self._reported_down.pop(hop, None)
+        return tuple(exit_hop.hop for exit_hop in exits if self._configure(exit_hop, now, begins=exit_hop.hop in anew))
+
+    def _configure(self, exit_hop: ExitHop, now: float, *, begins: bool) -> bool:
+        """True if the exit is new."""
+        edge = self._edges.get(exit_hop.hop)
+        new = edge is None
+        if edge is None:
+            edge = self.add(exit_hop.hop, exit_hop.label, now, window_max=exit_hop.window_max)
+            edge.began_at = now if begins else edge.began_at
+        edge.configure(
+            cost=exit_hop.cost, window_max=exit_hop.window_max, terms=exit_hop.terms, reserve=exit_hop.reserve
+        )
+        return new
 
     # -- which exist ---------------------------------------------------------------------------------------------------
 
@@ -76,22 +102,12 @@ class Adjacency:
         label: str,
         now: float,
         *,
-        cost: int = 0,
         window_max: int = DIRECT_WINDOW_MAX,
         terms: Terms = NO_TERMS,
-        reserve: float = 0.0,
     ) -> Edge:
         """A new edge of which nothing is known."""
         edge = self._edges[hop] = build_edge(
-            hop,
-            label,
-            cost=cost,
-            window_max=window_max,
-            settings=self._settings,
-            rng=self._rng,
-            now=now,
-            terms=terms,
-            reserve=reserve,
+            hop, label, window_max=window_max, settings=self._settings, rng=self._rng, now=now, terms=terms
         )
         return edge
 
@@ -125,7 +141,7 @@ class Adjacency:
     def record(self, outcome: Outcome, now: float) -> Changes:
         """An attempt or a probe ended. Nothing for an edge that is gone."""
         edge = self._edges.get(outcome.hop)
-        if edge is None:
+        if edge is None or outcome.began < edge.began_at:
             return Changes()
         before, was_first_trial = edge.breaker.state, edge.breaker.on_first_trial
         reason = edge.record(outcome, now)

@@ -75,6 +75,8 @@ class Edge:
     planned_until: float = -math.inf
     weight_level: float = 1.0
     advertised_mps: float = 0.0
+    began_at: float = -math.inf
+    """What began before says nothing of it: another machine had its name then."""
 
     @property
     def usable(self) -> bool:
@@ -176,6 +178,13 @@ class Edge:
         """Messages sent lately, fading."""
         return self.sent * math.exp(-max(0.0, now - self.sent_at) / SENT_DECAY_S)
 
+    def configure(self, *, cost: int, window_max: int, terms: Terms, reserve: float) -> None:
+        """The operator says otherwise; what was measured stands."""
+        self.cost, self.terms, self.reserve = cost, terms, reserve
+        self.window.size_max = window_max
+        self.window.size = min(self.window.size, window_max)
+        self.planned_until = -math.inf
+
     def record(self, outcome: Outcome, now: float) -> str | None:
         """Take an outcome into all estimators; the reason of a state change, if any."""
         if outcome.probe:
@@ -270,13 +279,12 @@ def build_edge(
     hop: Hop,
     label: str,
     *,
-    cost: int,
+    cost: int = 0,
     window_max: int,
     settings: RouterSettings,
     rng: random.Random,
     now: float,
     terms: Terms = NO_TERMS,
-    reserve: float = 0.0,
 ) -> Edge:
     """A new edge of which nothing is known."""
     window = Window(
@@ -287,6 +295,6 @@ def build_edge(
         latency_floor_s=settings.latency_floor_s,
     )
     breaker = Breaker(settings, rng, since=now)
-    edge = Edge(hop, label, cost, settings, breaker, window, terms=terms, reserve=reserve)
+    edge = Edge(hop, label, cost, settings, breaker, window, terms=terms)
     edge.availability.since = edge.reliability.since = edge.capacity.bin_began = edge.used_at = now
     return edge

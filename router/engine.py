@@ -16,7 +16,7 @@ policy, a state or a weight changed: never because of load or latency.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gossip.linkstate import LinkState, Load, NodeId, Snapshot
 from router.adjacency import Adjacency
@@ -39,7 +39,7 @@ from router.edge import HEADROOM_FULL, Edge
 from router.flow import compute_bound, compute_ranks, find_paths, rank_beside
 from router.forwarding import ClassView, ForwardingRule, build_view
 from router.planning import Planning
-from router.policy import DIRECT_PREFIX, DestinationClass, RouteTable
+from router.policy import DIRECT_PREFIX, DestinationClass, RouteRule, RouteTable
 from router.settings import RouterSettings
 from router.terms import Refusal
 from router.topology import Arc, Digests, Topology, build_topology, rank_key
@@ -65,7 +65,7 @@ class RoutingEngine:
         tags: Sequence[str] = (),
     ) -> None:
         """`tags`: of this node."""
-        self._node_id, self._node_name, self._table = NodeId(node_id), node_name, table
+        self._node_id, self._node_name = NodeId(node_id), node_name
         self._digests = Digests()
         self.planning = Planning(node_id, self._digests)
         self._adjacency = Adjacency(table, exits, settings, rng, now, tags=tags)
@@ -73,14 +73,40 @@ class RoutingEngine:
         self.headroom_permille = HEADROOM_FULL
         """How much more this node can take, for its advertisement."""
         self._forwarding = ForwardingRule(node_id, settings, self._backlogs)
-        self._delivers_direct = any(rule.direct for rule in table.rules)
         self._snapshot = Snapshot("")
         self._rank_key: tuple[object, ...] = ()
         self._own_weights: tuple[object, ...] = ()
         self._topology: Topology | None = None
         self._views: dict[str, ClassView] = {}
         self._pins: dict[str, Pin] = {}
+        self._take(table)
+
+    def _take(self, table: RouteTable) -> None:
+        self._table = table
+        self._delivers_direct = any(rule.direct for rule in table.rules)
         self._classes = {wanted.class_id: wanted for wanted in table.classes()}
+
+    def reconfigure(
+        self,
+        rules: Sequence[RouteRule],
+        exits: Sequence[ExitHop],
+        now: float,
+        *,
+        tags: Sequence[str] = (),
+        anew: Collection[Hop] = (),
+    ) -> Changes:
+        """Go by other routes, exits and tags from now on; `anew`: exits that are other machines than before.
+
+        Mail that is stored under a class that is no more has no exit here: whoever stores it gives it another class.
+        Pins and drains of what is no more are for whoever ordered them. Woken are the classes that have a new exit.
+        """
+        self._take(RouteTable(rules))
+        added = self._adjacency.reconfigure(self._table, exits, now, tags=tags, anew=anew)
+        self._rank_key = self._own_weights = ()
+        self._forget_ranks()
+        names = {hop.id for hop in added}
+        woken = tuple(sorted(name for name, wanted in self._classes.items() if names.intersection(wanted.exits)))
+        return Changes(woken=woken, routes_changed=True, links_changed=True)
 
     @property
     def draining(self) -> bool:

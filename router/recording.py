@@ -30,7 +30,7 @@ from router.settings import RouterSettings
 TOLD = (
     "apply", "peer_session", "set_backlog", "note_arrivals", "hear_backlog", "ensure_class", "pick", "decide", "begin",
     "record", "on_timer", "probes_due", "begin_plan", "plan_step", "links", "load", "rows", "explain", "what_if",
-    "drain_hop", "undrain_hop", "pin", "unpin",
+    "drain_hop", "undrain_hop", "pin", "unpin", "reconfigure",
 )  # fmt: skip
 DRAINING = "draining"
 DIGEST_SHOWN = 16
