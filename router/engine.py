@@ -4,7 +4,9 @@
     router.backlog       what waits here and at the neighbours
     router.topology      own edges and the link-state database as arcs
     router.flow          ranks, bound, bottleneck, paths (networkx)
-    router.planning      the joint plan of all mail, made off the message path
+    router.problem       what is to be planned: links and demands of the database
+    router.plan          the plan: a flow of least delay
+    router.planning      keeps it current, off the message path
     router.forwarding    the rule, per message
     router.candidates    the rule explained
     router.whatif        the rule as a fluid, on a changed copy of the view

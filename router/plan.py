@@ -11,21 +11,18 @@ costs
 so near its limit a link grows dear, and what is too much for all of them spreads instead of failing. The plan orders
 links, nothing more: `router.forwarding` follows it where a slot is free and the backlogs agree.
 
-Everybody computes the same plan from the same database: inputs are sorted and rounded, and no clock is read. A step is
-one class; between steps whoever drives `solve` may do something else.
+Equal problems have equal plans: no clock is read. A step is one class; between steps whoever drives `solve` may do
+something else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gossip.linkstate import ClassLoad, NodeRecord
-from router.decision import HopKind
-from router.topology import Arc
+from router.problem import SINK, TRIFLE_MPS, UNLIMITED, Commodity, Link, Problem
 
 SWEEPS_MAX = 20
 """Times that new paths are looked for, for every class."""
@@ -35,60 +32,11 @@ ROUNDS = 1
 """Times that mail is moved between the known paths after each search: cheaper than another search."""
 KNEE = 0.95
 """Share of the capacity from which the cost goes on as a parabola."""
-HOP_S = 0.05
-"""Delay of a link with rank weight 1 and no load: a transaction and a durable write."""
-CAPACITY_RATIO, DEMAND_RATIO = 1.1, 1.2
-"""Inputs are rounded to powers of these: what changes by less makes no new plan."""
-HEADROOM = 1.05
-"""A plan for exactly what arrives would leave no room for more."""
-DRAIN_S = 10.0
-"""A backlog is planned to be gone after this time, and at most by as much again as arrives and `DRAIN_MPS`."""
-DRAIN_MPS, DRAIN_FREE = 5.0, 5
-TRIFLE_MPS = 0.01
-"""What a plan leaves out."""
 DUST_MPS = 0.0001
 """What a path is given up for while the plan is made: with more, paths would come and go for ever."""
-UNLIMITED = math.inf
-SINK = "*"
-WORK_MAX = 2_000_000
-"""Classes x arcs x sweeps; beyond it only the classes with the largest demand are planned."""
 
 Path = tuple[int, ...]
 """Numbers of links."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An arc of the problem. Vertices are node ids, hop ids of exits, and `SINK`."""
-
-    tail: str
-    head: str
-    capacity_mps: float
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Commodity:
-    """The mail of one class."""
-
-    class_id: str
-    links: tuple[int, ...]
-    """Numbers of the links that it may use, ascending."""
-    demand: tuple[tuple[str, float], ...]
-    """(node id, messages per second), ascending."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a plan is a function of."""
-
-    links: tuple[Link, ...] = ()
-    commodities: tuple[Commodity, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal problems, so for equal plans; 16 hexadecimal digits."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,86 +51,6 @@ class Plan:
         found = {head: mps for (tail, head), mps in self.flows.get(class_id, {}).items() if tail == node_id}
         total = sum(found.values())
         return {head: mps / total for head, mps in sorted(found.items())} if total >= TRIFLE_MPS else {}
-
-
-# -- the problem -------------------------------------------------------------------------------------------------------
-
-
-def build_problem(classes: Mapping[str, Sequence[Arc]], nodes: Iterable[NodeRecord]) -> Problem:
-    """The problem of a database. `classes`: the arcs that each class may use, all as advertised by their origins.
-
-    An exit takes from all relays together the sum of what they measured there: when one gives it less, the others'
-    part grows. So mail waits at the exit, and not on the way of one relay to it. Classes without demand are left out.
-    """
-    demands = _demands(nodes)
-    wanted = [class_id for class_id in sorted(classes) if demands.get(class_id) and classes[class_id]]
-    wanted = _affordable(wanted, classes, demands)
-    arcs = sorted({(arc.origin, arc.hop): arc for name in wanted for arc in classes[name]}.items())
-    exits: dict[str, float] = {}
-    for (_, hop), arc in arcs:
-        if hop.kind is not HopKind.PEER:
-            exits[hop.id] = exits.get(hop.id, 0.0) + arc.capacity_mmps / 1000
-    links: list[Link] = []
-    number: dict[tuple[str, str], int] = {}
-    for (origin, hop), arc in arcs:
-        exit_ = hop.kind is not HopKind.PEER
-        head, capacity = (hop.id, UNLIMITED) if exit_ else (hop.name, _round(arc.capacity_mmps / 1000, CAPACITY_RATIO))
-        number[origin, head] = len(links)
-        links.append(Link(origin, head, capacity, HOP_S * arc.weight))
-    for hop_id, capacity in sorted(exits.items()):
-        number[hop_id, SINK] = len(links)
-        links.append(Link(hop_id, SINK, _round(capacity, CAPACITY_RATIO), 0.0))
-    return Problem(tuple(links), tuple(_commodity(name, classes[name], demands[name], number) for name in wanted))
-
-
-def _demands(nodes: Iterable[NodeRecord]) -> dict[str, dict[str, float]]:
-    """Class -> node id -> messages per second."""
-    found: dict[str, dict[str, float]] = {}
-    for node in nodes:
-        for load in node.load.classes:
-            wanted = _round(_demand(load), DEMAND_RATIO)
-            if wanted >= TRIFLE_MPS:
-                found.setdefault(load.class_id, {})[node.node_id] = wanted
-    return found
-
-
-def _demand(load: ClassLoad) -> float:
-    rate = load.ingress_mmps / 1000
-    return HEADROOM * rate + min(rate + DRAIN_MPS, max(0, load.backlog_count - DRAIN_FREE) / DRAIN_S)
-
-
-def _affordable(
-    names: list[str], classes: Mapping[str, Sequence[Arc]], demands: Mapping[str, Mapping[str, float]]
-) -> list[str]:
-    """Those with the largest demand, as many as may be planned."""
-    chosen: list[str] = []
-    work = 0
-    for name in sorted(names, key=lambda name: (-sum(demands[name].values()), name)):
-        work += SWEEPS_MAX * len(classes[name])
-        if work > WORK_MAX:
-            break
-        chosen.append(name)
-    return sorted(chosen)
-
-
-def _commodity(
-    name: str, arcs: Sequence[Arc], demand: Mapping[str, float], number: Mapping[tuple[str, str], int]
-) -> Commodity:
-    used = set()
-    for arc in arcs:
-        if arc.hop.kind is HopKind.PEER:
-            used.add(number[arc.origin, arc.hop.name])
-        else:
-            used |= {number[arc.origin, arc.hop.id], number[arc.hop.id, SINK]}
-    return Commodity(name, tuple(sorted(used)), tuple(sorted(demand.items())))
-
-
-def _round(value: float, ratio: float) -> float:
-    """The nearest power of the ratio; 0 for next to nothing."""
-    return float(ratio ** round(math.log(value) / math.log(ratio))) if value >= TRIFLE_MPS else 0.0
-
-
-# -- the solution ------------------------------------------------------------------------------------------------------
 
 
 def solve(problem: Problem, sweeps: int = SWEEPS_MAX) -> Generator[None, None, Plan]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from gossip.linkstate import Snapshot
 from router.decision import HopKind
-from router.plan import Plan, build_problem, solve
+from router.plan import Plan, solve
 from router.policy import DIRECT_PREFIX, DestinationClass
+from router.problem import build_problem
 from router.topology import Arc, Digests, build_topology
 
 PLAN_S = 1.0

@@ -21,9 +21,10 @@ import structlog
 
 from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, NodeId, NodeInfo, NodeRecord, Snapshot, Version
 from router.flow import compute_ranks, rank_beside
-from router.plan import HOP_S, SINK, UNLIMITED, Commodity, Link, Problem, build_problem, complete
+from router.plan import complete
 from router.planning import Planning
 from router.policy import DestinationClass
+from router.problem import HOP_S, SINK, UNLIMITED, Commodity, Link, Problem, build_problem
 from router.recording import replay
 from router.replay import recompute
 from router.topology import build_topology

@@ -13,21 +13,10 @@ import pytest
 from gossip.linkstate import ClassLoad, LinkState, Load, NodeRecord, Snapshot
 from router.decision import Decision, Hop, HopKind, Outcome, OutcomeKind, Query
 from router.engine import RoutingEngine
-from router.plan import (
-    KNEE,
-    SINK,
-    TRIFLE_MPS,
-    UNLIMITED,
-    Commodity,
-    Link,
-    Plan,
-    Problem,
-    build_problem,
-    complete,
-    solve,
-)
+from router.plan import KNEE, Plan, complete, solve
 from router.planning import ClassPlan, Planning
 from router.policy import DestinationClass
+from router.problem import SINK, TRIFLE_MPS, UNLIMITED, Commodity, Link, Problem, build_problem
 from router.terms import Policy
 from router.topology import Arc
 from tests.unit.router.test_engine import succeed
@@ -189,7 +178,7 @@ def test_small_changes_and_another_order_make_no_new_problem() -> None:
 def test_too_many_classes_are_planned_as_far_as_the_time_goes_the_largest_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("router.plan.WORK_MAX", 45)
+    monkeypatch.setattr("router.problem.WORK_MAX", 2)
     arcs = [arc(1, host("a"))]
     rates = {"small": 1_000, "large": 9_000, "middle": 5_000}
     node = loaded(1, *(ClassLoad(name, 0, 0, rate) for name, rate in rates.items()))
