@@ -193,7 +193,7 @@ class RoutingEngine:
         self.ensure_class(class_id)
         if class_id not in self._classes:
             return f"there is no class {class_id!r} here; there are: {', '.join(sorted(self._classes)) or 'none'}"
-        view = self._view(class_id, now)
+        view = self.view(class_id, now)
         if (refusal := view.refused.get(hop)) is not None:
             return f"the route's policy keeps {class_id} from {hop.id}: {refusal}"
         exits = [edge.hop.id for edge in view.exits]
@@ -227,9 +227,18 @@ class RoutingEngine:
         preferred = self._adjacency.get(query.prefer) if query.prefer is not None else None
         return self._forwarding.choose(query, view, preferred, now, self.planning.of_class(query.class_id))
 
+    def view(self, class_id: str, now: float) -> ClassView:
+        """What the rule reads for every message of a class: for other rules to compare with."""
+        return self._views.get(class_id) or self._build_view(class_id, now)
+
+    @property
+    def backlogs(self) -> Backlogs:
+        """What waits here and at the neighbours; for reading only."""
+        return self._backlogs
+
     def decide(self, query: Query, now: float) -> Decision:
         """The same choice, with every own edge as a candidate and its verdict. Not for every message."""
-        view = self._view(query.class_id, now)
+        view = self.view(query.class_id, now)
         chosen, rule = self._choose(query, view, now)
         no_transit = self._current_topology(now).no_transit
         plan = self.planning.of_class(query.class_id)
@@ -408,9 +417,6 @@ class RoutingEngine:
 
     def _arcs(self, wanted: DestinationClass, topology: Topology, now: float) -> Sequence[Arc]:
         return self._pinned(topology.of_class(wanted), wanted.class_id, now)
-
-    def _view(self, class_id: str, now: float) -> ClassView:
-        return self._views.get(class_id) or self._build_view(class_id, now)
 
     def _build_view(self, class_id: str, now: float) -> ClassView:
         wanted = self._class(class_id)

@@ -70,9 +70,12 @@ class SimulatedGossip:
         on_change: Callable[[Snapshot], None],
         on_session: Callable[[NodeId, bool, str], None],
         on_event: Callable[[Event], None] = lambda _: None,
+        distort: Callable[[LinkState], LinkState] = lambda link: link,
     ) -> None:
+        """`distort`: what a link is told to be, instead of what was measured."""
         self._clock, self._node = clock, clock.world.by_id[node_id]
         self._on_change, self._on_session, self._on_event = on_change, on_session, on_event
+        self._distort = distort
         self._told_soon = False
         self._node.on_effects = self._take
 
@@ -82,8 +85,8 @@ class SimulatedGossip:
 
     def publish_links(self, links: Sequence[LinkState]) -> None:
         """Advertise the own links."""
-        self._node.links = tuple(links)
-        self._publish(Kind.LINKS, shard_links(links)[0])
+        self._node.links = tuple(map(self._distort, links))
+        self._publish(Kind.LINKS, shard_links(self._node.links)[0])
 
     def publish_load(self, load: Load) -> None:
         """Advertise what waits here."""

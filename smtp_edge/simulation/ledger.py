@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from smtp_edge.client.attempt import Job
 
@@ -20,6 +22,10 @@ class Ledger:
     """Message -> when its submission began."""
     deliveries: dict[str, int] = field(default_factory=dict)
     """Message -> copies at smart hosts."""
+    arrived: dict[str, float] = field(default_factory=dict)
+    """Message -> when its first copy came."""
+    doubled_inside: int = 0
+    """Further copies that come from another queue entry than the first: the mesh itself had the message twice."""
     delays_s: list[float] = field(default_factory=list)
     """From submission to the first arrival, in the order of arrivals."""
     transfers: int = 0
@@ -28,15 +34,42 @@ class Ledger:
     """Times that a message was at a relay again, other than by a step back."""
     steps_back: int = 0
     """Out of a dead end, to the relay that first sent the message there."""
+    repeats: int = 0
+    """Times that a message went from one relay to another for the second time: a cycle begun again."""
+    longest: int = 0
+    """Most transfers that one message made."""
     by_host: dict[str, list[float]] = field(default_factory=dict)
     """Host -> times of arrivals."""
+    _entries: dict[str, str] = field(default_factory=dict)
+    """Message -> queue entry of the relay that delivered it first."""
+
+    def transferred(self, trace: Sequence[str], to: str) -> None:
+        """A relay took a message of another one, the last of the trace."""
+        self.transfers += 1
+        self.longest = max(self.longest, len(trace))
+        if to not in trace:
+            return
+        sender = trace[-1]
+        if trace[: trace.index(sender)][-1:] == (to,):
+            self.steps_back += 1
+        else:
+            self.revisits += 1
+        self.repeats += (sender, to) in pairwise(trace)
 
     def delivered(self, name: str, host: str, job: Job, now: float) -> None:
         """A smart host took a message."""
         self.deliveries[name] = self.deliveries.get(name, 0) + 1
         self.by_host.setdefault(host, []).append(now)
-        if self.deliveries[name] == 1 and name in self.accepted:
+        if self.deliveries[name] > 1:
+            self.doubled_inside += self._entries[name] != job.queue_id
+            return
+        self._entries[name], self.arrived[name] = job.queue_id, now
+        if name in self.accepted:
             self.delays_s.append(now - self.accepted[name])
+
+    def delays(self, since: float, until: float, now: float) -> list[float]:
+        """Of what was submitted in [since, until), by submission; what has not arrived yet is as late as it is old."""
+        return [self.arrived.get(name, now) - at for name, at in self.accepted.items() if since <= at < until]
 
     def count(self, since: float, until: float) -> int:
         """Arrivals in [since, until)."""

@@ -36,12 +36,13 @@ from router.topology import Arc
 from smtp_edge.client.attempt import Job
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
 from smtp_edge.reply import Reply
+from smtp_edge.settings import QueueSettings
 from smtp_edge.simulation.adapters import WorldClock
 from smtp_edge.simulation.gossip import GossipWorld
 from smtp_edge.simulation.ledger import Ledger
 from smtp_edge.simulation.loop import VirtualTimeLoop
 from smtp_edge.simulation.network import Network
-from smtp_edge.simulation.relay import SimulatedRelay, Strategy, Surroundings
+from smtp_edge.simulation.relay import QUEUE, SimulatedRelay, Strategy, Surroundings
 from smtp_edge.simulation.ways import ACCEPTED, GREYLISTED, TOO_LARGE, Server, Way
 
 WARM_UP_S = 3.0
@@ -49,21 +50,13 @@ WARM_UP_S = 3.0
 DOMAIN = "example.org"
 HEADER = b"Subject: simulated\r\n\r\n"
 SAMPLE_S = 0.5
+"""Between two samples, unless the mesh is told otherwise."""
 UNLIMITED_MMPS = 10**9
 WATCH_S = 0.005
 WATCHED_MAX_S = 30.0
 
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Clients of one relay."""
-
-    relay: str
-    rate_mps: float
-    domain: str
-    since: float
-    until: float
-    size_bytes: int
+Rate = float | Callable[[float], float]
+"""Messages a second; one that changes is a function of the mesh's time."""
 
 
 class MeshError(ValueError):
@@ -78,6 +71,19 @@ class Sample:
     bound_mps: float
     """What it could carry at most from the relays that clients use (max-flow over what works)."""
     queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """Who submit mail to one relay."""
+
+    relay: str
+    rate_mps: Rate
+    domain: str
+    since: float
+    until: float
+    size_bytes: int
+    even: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +106,18 @@ class Mesh:
         seed: int = 1,
         strategy: Strategy | None = None,
         gossip_delay_s: tuple[float, float] = (0.001, 0.001),
+        capacity_noise: float = 0.0,
         router: RouterSettings | None = None,
+        queue: QueueSettings = QUEUE,
         records: bool = False,
+        sample_s: float = SAMPLE_S,
     ) -> None:
-        """`records`: each relay keeps what its engine was told and answered (`SimulatedRelay.recordings`)."""
-        self._records = records
-        self._router = router or RouterSettings()
+        """`capacity_noise`: how wrong what relays tell of their links' capacities is (deviation of its logarithm).
+
+        `records`: each relay keeps what its engine was told and answered (`SimulatedRelay.recordings`).
+        """
+        self._records, self._sample_s, self._capacity_noise = records, sample_s, capacity_noise
+        self._router, self._queue = router or RouterSettings(), queue
         self._rng = random.Random(seed)
         self._seed, self._strategy, self._gossip_delay_s = seed, strategy, gossip_delay_s
         self._rules: list[RouteRule] = []
@@ -115,11 +127,13 @@ class Mesh:
         self._default_way = Way()
         self._terms: dict[str, Terms] = {}
         self._tags: dict[str, tuple[str, ...]] = {}
-        self._loads: list[Load] = []
+        self._loads: list[Clients] = []
         self._plan: list[tuple[float, Callable[[], None]]] = []
         self._loop = VirtualTimeLoop()
         self._began = 0.0
         self._built = False
+        self._bound_mps: float | None = None
+        """Until the next event."""
         self._watched: list[asyncio.Task[None]] = []
         self._restarts: Counter[str] = Counter()
         self.relays: dict[str, SimulatedRelay] = {}
@@ -128,7 +142,7 @@ class Mesh:
         self.events: list[tuple[float, str]] = []
         """(when, what) for timelines."""
         self.samples: list[Sample] = []
-        """Twice a second."""
+        """Every `sample_s`."""
 
     # -- the topology --------------------------------------------------------------------------------------------------
 
@@ -200,15 +214,19 @@ class Mesh:
     def load(
         self,
         relay: str,
-        rate_mps: float,
+        rate_mps: Rate,
         *,
         domain: str = DOMAIN,
         since: float = 0.0,
         until: float = float("inf"),
         size_bytes: int = 0,
+        even: bool = False,
     ) -> None:
-        """Clients submit mail to a relay: a Poisson stream. `size_bytes`: of each message, 0 = a short one."""
-        self._loads.append(Load(relay, rate_mps, domain, since, until, size_bytes))
+        """Clients submit mail to a relay: a Poisson stream, or evenly spaced.
+
+        `size_bytes`: of each message, 0 = a short one.
+        """
+        self._loads.append(Clients(relay, rate_mps, domain, since, until, size_bytes, even))
 
     def _new(self, name: str) -> None:
         if self._built:
@@ -361,6 +379,11 @@ class Mesh:
         return sum(self.ledger.deliveries.values()) - len(self.ledger.deliveries)
 
     @property
+    def doubled_inside(self) -> int:
+        """Those of them that the mesh is to blame for: there may be none, ever."""
+        return self.ledger.doubled_inside
+
+    @property
     def queued(self) -> int:
         """Deliveries in the queues of all relays, dead ones included."""
         return sum(relay.backlog() for relay in self.relays.values())
@@ -370,6 +393,14 @@ class Mesh:
         """Accepted messages that are neither delivered nor in a queue: there may be none, ever."""
         waiting = {name for relay in self.relays.values() for name in relay.messages()}
         return sum(name not in self.ledger.deliveries and name not in waiting for name in self.ledger.accepted)
+
+    def taken(self, here: str, there: str) -> int:
+        """Messages that a next hop accepted from a relay so far."""
+        return self._way_of(self._nodes[here], self._hop_id(there)).taken
+
+    def inflight(self, here: str, there: str) -> int:
+        """Transactions of a relay in flight on a next hop."""
+        return self.relays[here].inflight(self._hop_id(there))
 
     @property
     def reroute_s(self) -> float:
@@ -396,6 +427,11 @@ class Mesh:
 
     def bound_mps(self) -> float:
         """What could be carried now at most, from the relays that clients use: the max-flow over all that works."""
+        if self._bound_mps is None:
+            self._bound_mps = self._compute_bound()
+        return self._bound_mps
+
+    def _compute_bound(self) -> float:
         arcs = [arc for name, relay in self.relays.items() if relay.alive for arc in self._arcs_of(name)]
         exits = {
             f"host:{name}": _mmps(host.capacity_mps * host.speed * (1 - host.error_rate))
@@ -449,9 +485,11 @@ class Mesh:
             self._way_of,
             self._note_attempt,
             self._note_transfer,
-            self._strategy,
-            self._records,
-            self._router,
+            strategy=self._strategy,
+            records=self._records,
+            router=self._router,
+            queue=self._queue,
+            capacity_noise=self._capacity_noise,
             terms=self._terms,
         )
         for name, exits in self._exits.items():
@@ -461,13 +499,14 @@ class Mesh:
             await relay.start()
         await asyncio.sleep(WARM_UP_S)
         self._built, self._began = True, self._loop.time()
-        for load in self._loads:
+        for clients in self._loads:
+            self._known(clients.relay)
             rng = random.Random(self._rng.getrandbits(64))
-            self._known(load.relay)
-            self._watched.append(asyncio.create_task(self._submit_often(load, rng)))
+            self._watched.append(asyncio.create_task(self._submit_often(clients, rng)))
         for at, act in self._plan:
             self._loop.call_at(self._began + at, act)
-        self._watched.append(asyncio.create_task(self._sample_often()))
+        if self._sample_s:
+            self._watched.append(asyncio.create_task(self._sample_often()))
 
     def _server_of(self, hop_id: str) -> Server | None:
         kind, _, name = hop_id.partition(":")
@@ -492,6 +531,7 @@ class Mesh:
     def _at(self, at: float | None, act: Callable[[], None], text: str) -> None:
         def noted() -> None:
             self.events.append((self.now, text))
+            self._bound_mps = None
             act()
 
         if self._built:
@@ -503,22 +543,25 @@ class Mesh:
 
     # -- mail ----------------------------------------------------------------------------------------------------------
 
-    async def _submit_often(self, load: Load, rng: random.Random) -> None:
-        await asyncio.sleep(load.since)
-        number, body = 0, _body(load.size_bytes)
-        size = f"-{load.size_bytes}" if load.size_bytes else ""
-        while self.now < load.until:
-            await asyncio.sleep(rng.expovariate(load.rate_mps))
+    async def _submit_often(self, clients: Clients, rng: random.Random) -> None:
+        await asyncio.sleep(clients.since)
+        number, body = 0, _body(clients.size_bytes)
+        size = f"-{clients.size_bytes}" if clients.size_bytes else ""
+        name = f"{clients.relay}-{clients.domain}-{clients.since:g}{size}"
+        while True:
+            rate_mps = clients.rate_mps(self.now) if callable(clients.rate_mps) else clients.rate_mps
+            await asyncio.sleep(1 / rate_mps if clients.even else rng.expovariate(rate_mps))
+            if self.now >= clients.until:
+                return
             number += 1
-            name = f"{load.relay}-{load.domain}-{load.since:g}{size}-{number}"
-            task = asyncio.create_task(self._submit(load.relay, name, load.domain, body))
+            task = asyncio.create_task(self._submit(clients.relay, f"{name}-{number}", clients.domain, body))
             self._watched.append(task)
             task.add_done_callback(self._watched.remove)
 
     async def _sample_often(self) -> None:
         while True:
             self.samples.append(Sample(self.now, self.bound_mps(), self.queued))
-            await asyncio.sleep(SAMPLE_S)
+            await asyncio.sleep(self._sample_s)
 
     async def _submit(self, relay: str, name: str, domain: str, body: bytes) -> None:
         message = ReceivedMessage(
@@ -557,7 +600,11 @@ class Mesh:
         if not self.relays[name].alive:
             self._clock.world.restart(self._nodes[name])
             self._clock.arm()
-            self._watched.append(asyncio.ensure_future(self.relays[name].start(), loop=self._loop))
+            self._watched.append(self._loop.create_task(self._start(self.relays[name])))
+
+    async def _start(self, relay: SimulatedRelay) -> None:
+        await relay.start()
+        self._bound_mps = None
 
     def _drain(self, name: str, draining: bool) -> None:
         if name in self.relays:
@@ -587,12 +634,16 @@ class Mesh:
 
     def _heal(self) -> None:
         for way in self._ways.values():
-            way.blocked = False
+            way.unblock()
         self._clock.world.heal()
         self._clock.arm()
 
     def _block(self, here: str, there: str, *, blocked: bool) -> None:
-        self._way_of(self._nodes[here], self._hop_id(there)).blocked = blocked
+        way = self._way_of(self._nodes[here], self._hop_id(there))
+        if blocked:
+            way.blocked = True
+        else:
+            way.unblock()
 
     def _hop_id(self, name: str) -> str:
         return f"peer:{self._nodes[name]}" if name in self._nodes else f"host:{name}"
@@ -621,15 +672,7 @@ class Mesh:
         self.ledger.attempts += 1
 
     def _note_transfer(self, node: NodeId, job: Job) -> None:
-        self.ledger.transfers += 1
-        trace = job.transfer.trace if job.transfer is not None else ()
-        if node in trace:
-            sender = trace[-1]
-            came_from = trace[: trace.index(sender)][-1:]
-            if came_from == (node,):
-                self.ledger.steps_back += 1
-            else:
-                self.ledger.revisits += 1
+        self.ledger.transferred(job.transfer.trace if job.transfer is not None else (), node)
 
 
 def _mmps(capacity_mps: float) -> int:

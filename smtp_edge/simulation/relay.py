@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from gossip.linkstate import NodeId
+from gossip.linkstate import LinkState, NodeId
 from router.decision import EdgeState, ExitHop, Hop, HopKind, Pin
 from router.engine import RoutingEngine
 from router.policy import RouteTable
@@ -51,6 +51,8 @@ WALL_AT = datetime(2026, 1, 1, tzinfo=UTC)
 COMMIT_S = 0.002
 """Of the modelled disk: one group commit."""
 SLOTS = 20
+PRUNE_S = 3600.0
+"""Between two looks for finished messages whose history is over."""
 NOWHERE = Path("/nonexistent")
 """The simulated relay keeps mail data inline and asks no disk for room."""
 QUEUE = QueueSettings(free_bytes_min=0, connect_timeout_s=1.0, attempt_timeout_s=30.0)
@@ -72,6 +74,8 @@ class Surroundings:
     """Keep what every engine is told and answers (`router.recording`)."""
     router: RouterSettings = field(default_factory=RouterSettings)
     queue: QueueSettings = QUEUE
+    capacity_noise: float = 0.0
+    """Deviation of the logarithm by which advertised capacities are wrong."""
     terms: Mapping[str, Terms] = field(default_factory=dict)
     """Of hosts, by name."""
 
@@ -99,6 +103,8 @@ class SimulatedRelay:
         self.pins: dict[str, Pin] = {}
         self._around, self._rng = around, rng
         self._starts = 0
+        self._errors: dict[str, float] = {}
+        """Hop id -> factor by which its capacity is told wrong."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.store = self._new_store()
         self.counters = Counters()
@@ -116,6 +122,7 @@ class SimulatedRelay:
         self.alive, self.server.refusing = True, False
         self._spawn(self._shell.run())
         self._spawn(self._handover.run())
+        self._spawn(self._prune_often())
         await self._dispatcher.start()
         self._restore()
         self._shell.on_snapshot(self._gossip.snapshot())
@@ -227,7 +234,11 @@ class SimulatedRelay:
             now=self.now,
         )
         self._gossip = SimulatedGossip(
-            around.clock, self.node_id, on_change=self._shell.on_snapshot, on_session=self._shell.on_session
+            around.clock,
+            self.node_id,
+            on_change=self._shell.on_snapshot,
+            on_session=self._shell.on_session,
+            distort=self._distort if around.capacity_noise else lambda link: link,
         )
         self._build_queue()
 
@@ -317,6 +328,10 @@ class SimulatedRelay:
         """Names of the stored messages that are not finished: the local part of their senders."""
         return [claim.entry.envelope.sender.partition("@")[0] for claim in self.store.unfinished()]
 
+    def inflight(self, hop: str) -> int:
+        """Transactions in flight there; of a relay that died, as it died."""
+        return self._dispatcher.inflight_count(hop)
+
     def backlog(self) -> int:
         """Stored deliveries."""
         return sum(self.store.backlog_counts().values())
@@ -324,6 +339,17 @@ class SimulatedRelay:
     def _class_of(self, domain: str) -> str:
         found = self._around.table.classify(domain)
         return found.class_id if found is not None else f"unroutable:{domain}"
+
+    def _distort(self, link: LinkState) -> LinkState:
+        factor = self._errors.get(link.hop)
+        if factor is None:
+            factor = self._errors[link.hop] = self._rng.lognormvariate(0, self._around.capacity_noise)
+        return replace(link, capacity_mmps=round(link.capacity_mmps * factor))
+
+    async def _prune_often(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            await self.store.prune(self.wall())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

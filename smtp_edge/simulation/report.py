@@ -42,6 +42,9 @@ class Report:
     queued: int
     lost: int
     doubled: int
+    """Second copies at hosts, whoever is to blame."""
+    doubled_inside: int
+    """Those of them that the mesh is to blame for."""
     revisits: int
     steps_back: int
     transfers: int
@@ -69,6 +72,7 @@ def build_report(mesh: Mesh) -> Report:
         queued=mesh.queued,
         lost=mesh.lost,
         doubled=mesh.doubled,
+        doubled_inside=mesh.doubled_inside,
         revisits=mesh.ledger.revisits,
         steps_back=mesh.ledger.steps_back,
         transfers=mesh.ledger.transfers,
@@ -133,7 +137,7 @@ def _balance(report: Report) -> list[str]:
         f"accepted  {report.accepted}   delivered {report.delivered}   still queued {report.queued}   "
         f"refused at the door {report.refused}",
         f"lost      {report.lost}",
-        f"doubled   {report.doubled}",
+        f"doubled   {report.doubled_inside} inside the mesh, {report.doubled - report.doubled_inside} outside",
         f"delay     median {report.p50_s:.2f} s, 95 % within {report.p95_s:.2f} s; "
         f"{report.transfers} transfers between relays",
         f"loops     {report.revisits} transfers to a relay again, and {report.steps_back} steps back out of dead ends",

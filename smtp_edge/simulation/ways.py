@@ -18,7 +18,7 @@ from smtp_edge.reply import Reply
 from smtp_edge.transfer import parse_backlogs
 
 ROUND_TRIPS = 2
-"""Of a pipelined transaction on an open connection."""
+"""Of a pipelined transaction on an open connection; the last half of one is the answer to the final dot."""
 HANDSHAKES = 4
 """Round trips before the first MAIL: TCP, TLS, greeting and EHLO."""
 ACCEPTED = Reply(250, "Ok", "2.0.0")
@@ -51,7 +51,7 @@ class Server:
     """Counts restarts: connections of an earlier one are gone."""
     free_at: float = 0.0
     open: dict[asyncio.Future[bool], None] = field(default_factory=dict)
-    """Transactions in flight."""
+    """Transactions in flight up to their final dot, and those that hang: False breaks their connection."""
 
     def break_connections(self) -> None:
         """Reset whatever is open."""
@@ -76,6 +76,16 @@ class Way:
     """Share of transactions whose connection breaks after it, when the message was taken."""
     blocked: bool = False
     free_at: float = 0.0
+    taken: int = 0
+    """Messages that came through and were accepted."""
+    hanging: dict[asyncio.Future[bool], None] = field(default_factory=dict)
+    """What waits for the end of a block, or for the end of a silent server: True goes on, False ends it."""
+
+    def unblock(self) -> None:
+        """Segments come through again, as the senders' retransmission timers have it."""
+        self.blocked = False
+        for waiting in list(self.hanging):
+            _finish(waiting)
 
 
 class ModelledClient:
@@ -97,8 +107,8 @@ class ModelledClient:
         self._on_attempt = on_attempt
         self._idle: dict[str, tuple[int, int]] = {}
         """Hop id -> (generation of the server, open idle connections)."""
-        self._hanging: dict[str, set[asyncio.Future[None]]] = {}
-        """Hop id -> transactions that wait for what does not come."""
+        self._hanging: dict[str, dict[asyncio.Future[bool], None]] = {}
+        """Hop id -> transactions before their final dot that wait for what does not come."""
 
     async def attempt(self, target: Target, job: Job) -> AttemptResult:
         """One delivery."""
@@ -133,9 +143,8 @@ class ModelledClient:
     def forget(self, hop: Hop) -> None:
         """Close idle connections, end what hangs."""
         self._idle.pop(hop.id, None)
-        for hanging in self._hanging.pop(hop.id, ()):
-            if not hanging.done():
-                hanging.set_result(None)
+        for waiting in self._hanging.pop(hop.id, ()):
+            _finish(waiting, through=False)
 
     def _take(self, hop: str, server: Server) -> bool:
         generation, count = self._idle.get(hop, (0, 0))
@@ -158,7 +167,7 @@ class ModelledClient:
     async def _transact(self, server: Server, way: Way, job: Job, began: float) -> AttemptResult:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[bool] = loop.create_future()
-        wait_s = self._queue(server, way, began) + 2 * way.latency_s * ROUND_TRIPS
+        wait_s = self._queue(server, way, began) + way.latency_s * (2 * ROUND_TRIPS - 1)
         timer = loop.call_later(wait_s, _finish, done)
         server.open[done] = None
         try:
@@ -168,29 +177,48 @@ class ModelledClient:
             server.open.pop(done, None)
         if not alive:
             return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
-        if way.blocked or server.silent:
-            return await self._hang(server.hop.id, began + self._attempt_timeout_s - loop.time())
+        until = began + self._attempt_timeout_s
+        while way.blocked or server.silent:
+            if not await self._hang(server, way, until, self._hanging.setdefault(server.hop.id, {})):
+                late = loop.time() >= until
+                kind = OutcomeKind.TIMEOUT if late else OutcomeKind.DISCONNECTED
+                return AttemptResult(kind, reason="DATA: no reply" if late else "DATA: the connection ended")
         if self._rng.random() < server.error_rate:
             return AttemptResult(OutcomeKind.HOP_TEMPFAIL, (), BUSY, str(BUSY))
         if self._rng.random() < way.loss:
             return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
+        generation = server.generation
         reply = await server.accept(job, self._node_id)
-        if reply is None or self._rng.random() < way.lost_replies:
+        if reply is not None:
+            way.taken += reply.positive
+            await asyncio.sleep(way.latency_s)
+        if reply is None or server.generation != generation or self._rng.random() < way.lost_replies:
             return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: connection reset")
+        while way.blocked or server.silent:
+            if not await self._hang(server, way, until, {}):
+                return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: no reply")
         return self._result(reply, job, loop.time() - began)
 
-    async def _hang(self, hop: str, limit_s: float) -> AttemptResult:
-        """Nothing comes back before the final dot: until the time is over, or the relay gives up."""
-        hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._hanging.setdefault(hop, set()).add(hanging)
+    async def _hang(self, server: Server, way: Way, until: float, among: dict[asyncio.Future[bool], None]) -> bool:
+        """Nothing comes through: True once it does again; False if time is over, the server reset, or we gave up.
+
+        TCP sends again at doubling intervals, so what hung for a while comes through within as long again.
+        """
+        loop = asyncio.get_running_loop()
+        began, waiting = loop.time(), loop.create_future()
+        places = (way.hanging, server.open, among)
+        for place in places:
+            place[waiting] = None
+        timer = loop.call_at(until, _finish, waiting, False)
         try:
-            async with asyncio.timeout(max(0.0, limit_s)):
-                await hanging
-        except TimeoutError:
-            return AttemptResult(OutcomeKind.TIMEOUT, reason="DATA: no reply")
+            through = await waiting
         finally:
-            self._hanging.get(hop, set()).discard(hanging)
-        return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: the next hop is down")
+            timer.cancel()
+            for place in places:
+                place.pop(waiting, None)
+        if through:
+            await asyncio.sleep(min(until - loop.time(), self._rng.random() * (loop.time() - began)))
+        return bool(through)
 
     def _queue(self, server: Server, way: Way, now: float) -> float:
         """Seconds until the last byte is through: both the way and the server take one message after another."""
@@ -214,6 +242,6 @@ class ModelledClient:
         )
 
 
-def _finish(done: asyncio.Future[bool]) -> None:
+def _finish(done: asyncio.Future[bool], through: bool = True) -> None:
     if not done.done():
-        done.set_result(True)
+        done.set_result(through)

@@ -6,11 +6,12 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
 
-from gossip.linkstate import ClassLoad, LinkStatus, Load, NodeId
+from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, NodeId
 from router.decision import EdgeState, ExitHop, Hop, HopKind, OutcomeKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
@@ -177,6 +178,25 @@ def test_what_one_relay_measures_all_others_route_by_within_a_tenth_of_a_second(
         await until(lambda: all(relays[node].sees_exit_of(origin) is LinkStatus.DOWN for node in others), 0.1)
 
     run(main())
+
+
+def test_a_node_can_be_made_to_tell_its_links_wrong() -> None:
+    async def main() -> set[int]:
+        clock = WorldClock(GossipWorld.converged(2))
+        one, other = clock.world.nodes
+        liar = SimulatedGossip(
+            clock,
+            one,
+            on_change=lambda _: None,
+            on_session=lambda *_: None,
+            distort=lambda link: replace(link, capacity_mmps=2 * link.capacity_mmps),
+        )
+        liar.publish_links([LinkState("host:s1", LinkStatus.UP, 1000, 1000, 21_000, 5000, 10)])
+        await asyncio.sleep(1)
+        nodes = {node.node_id: node for node in clock.world.by_id[other].machine.snapshot(clock.now()).nodes}
+        return {link.capacity_mmps for link in nodes[one].links}
+
+    assert run(main()) == {42_000}
 
 
 def test_a_relay_that_dies_is_no_next_hop_for_anybody_within_half_a_second() -> None:

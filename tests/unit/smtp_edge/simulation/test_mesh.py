@@ -105,6 +105,62 @@ def test_lost_final_replies_of_a_host_double_mail_and_are_counted() -> None:
         assert mesh.lost == 0
 
 
+def test_what_a_short_break_of_a_way_holds_up_goes_on_after_it() -> None:
+    with Mesh(seed=4) as mesh:
+        mesh.host("s1", capacity_mps=100)
+        mesh.relay("a", exits=["s1"])
+        mesh.way("a", "s1", latency_s=0.05)
+        mesh.load("a", rate_mps=40, until=10)
+        mesh.block("a", "s1", at=5.0)
+        mesh.unblock("a", "s1", at=5.4)
+        mesh.run(12)
+        assert mesh.inflight("a", "s1") == 0
+        assert (mesh.lost, mesh.doubled, mesh.queued) == (0, 0, 0)
+        assert 0.4 < max(mesh.ledger.delays_s) < 2, (
+            "segments come again; nobody waits for the time-out of half a minute"
+        )
+
+
+def test_a_relay_that_dies_with_messages_on_their_way_out_sends_them_again_and_no_others() -> None:
+    with Mesh(seed=5) as mesh:
+        mesh.host("s1", capacity_mps=100)
+        mesh.relay("a", exits=["s1"])
+        mesh.relay("b")
+        mesh.way("a", "s1", latency_s=0.05)  # of what is in flight a quarter is taken and not yet answered
+        mesh.way("b", "a", latency_s=0.05)
+        mesh.load("b", rate_mps=40, until=25)
+        flying = 0
+        for turn in range(6):
+            mesh.run(3 + turn / 30)
+            flying += mesh.inflight("a", "s1")
+            mesh.kill("a")
+            mesh.run(1)
+            mesh.restart("a")
+        assert mesh.run_until(lambda: mesh.queued == 0, 240)
+        assert mesh.lost == 0
+        assert 0 < mesh.doubled <= flying
+        assert mesh.doubled_inside == 0
+
+
+def test_clients_may_come_evenly_and_in_waves(mesh: Mesh) -> None:
+    mesh.load("a", rate_mps=10, even=True, until=20)
+    mesh.load("b", rate_mps=lambda now: 5 if now < 10 else 15, even=True, until=20)
+    mesh.run(20)
+    came = {relay: [at for name, at in mesh.ledger.accepted.items() if name.startswith(f"{relay}-")] for relay in "ab"}
+    assert len(came["a"]) == pytest.approx(200, abs=1)
+    assert sum(at < 10 for at in came["b"]) == pytest.approx(50, abs=1)
+    assert sum(at >= 10 for at in came["b"]) == pytest.approx(150, abs=3)
+
+
+def test_what_has_not_arrived_counts_among_the_delays_as_late_as_it_is_old(mesh: Mesh) -> None:
+    mesh.load("c", rate_mps=10, until=2)
+    mesh.partition(["c"], ["a", "b"], at=0)
+    mesh.run(10)
+    assert not mesh.ledger.delays_s
+    assert min(mesh.ledger.delays(0, 2, mesh.now)) > 7
+    assert len(mesh.ledger.delays(0, 2, mesh.now)) == mesh.accepted
+
+
 def test_a_host_that_answers_half_with_errors_is_used_less_and_loses_nothing(mesh: Mesh) -> None:
     mesh.load("a", rate_mps=30, until=40)
     mesh.degrade("s2", speed=0.2, error_rate=0.5, at=10)

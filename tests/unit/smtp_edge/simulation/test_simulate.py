@@ -180,7 +180,8 @@ def test_the_stories_of_the_readme_stay_at_the_bound_and_lose_nothing(story: str
     """No herding, no oscillation: what piled up is carried off at the speed of everything, and no host is left out."""
     folder = Path("deploy/scenarios")
     report = json.loads(simulate(folder / "mesh.toml", "--scenario", folder / f"{story}.toml", "--json").stdout)
-    assert (report["lost"], report["doubled"]) == (0, 0)
+    assert (report["lost"], report["doubled_inside"]) == (0, 0)
+    assert report["doubled"] <= 5, "a host that dies between acceptance and answer gets the message again"
     assert report["revisits"] <= report["accepted"] / 1000
     calm = [after for before, after in pairwise(report["windows"]) if not (before["events"] or after["events"])]
     busy = [window for window in calm if window["queued"] > 100]
