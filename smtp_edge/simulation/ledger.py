@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-
-from smtp_edge.client.attempt import Job
 
 
 @dataclass
@@ -24,8 +23,8 @@ class Ledger:
     """Message -> copies at smart hosts."""
     arrived: dict[str, float] = field(default_factory=dict)
     """Message -> when its first copy came."""
-    doubled_inside: int = 0
-    """Further copies that come from another queue entry than the first: the mesh itself had the message twice."""
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """Message -> copies at smart hosts of whose acceptance no relay learnt: each is sent again, as SMTP has it."""
     delays_s: list[float] = field(default_factory=list)
     """From submission to the first arrival, in the order of arrivals."""
     transfers: int = 0
@@ -40,8 +39,6 @@ class Ledger:
     """Most transfers that one message made."""
     by_host: dict[str, list[float]] = field(default_factory=dict)
     """Host -> times of arrivals."""
-    _entries: dict[str, str] = field(default_factory=dict)
-    """Message -> queue entry of the relay that delivered it first."""
 
     def transferred(self, trace: Sequence[str], to: str) -> None:
         """A relay took a message of another one, the last of the trace."""
@@ -56,16 +53,19 @@ class Ledger:
             self.revisits += 1
         self.repeats += (sender, to) in pairwise(trace)
 
-    def delivered(self, name: str, host: str, job: Job, now: float) -> None:
+    def delivered(self, name: str, host: str, now: float) -> None:
         """A smart host took a message."""
         self.deliveries[name] = self.deliveries.get(name, 0) + 1
         self.by_host.setdefault(host, []).append(now)
-        if self.deliveries[name] > 1:
-            self.doubled_inside += self._entries[name] != job.queue_id
-            return
-        self._entries[name], self.arrived[name] = job.queue_id, now
-        if name in self.accepted:
-            self.delays_s.append(now - self.accepted[name])
+        if self.deliveries[name] == 1:
+            self.arrived[name] = now
+            if name in self.accepted:
+                self.delays_s.append(now - self.accepted[name])
+
+    @property
+    def doubled_inside(self) -> int:
+        """Further copies at smart hosts that no lost answer explains: the mesh itself had the message twice."""
+        return sum(max(0, copies - 1 - self.unanswered[name]) for name, copies in self.deliveries.items() if copies > 1)
 
     def delays(self, since: float, until: float, now: float) -> list[float]:
         """Of what was submitted in [since, until), by submission; what has not arrived yet is as late as it is old."""

@@ -171,7 +171,7 @@ class Mesh:
                 return TOO_LARGE
             if self.now - seen.setdefault(message, self.now) < greylist_s:
                 return GREYLISTED
-            self.ledger.delivered(message, name, job, self.now)
+            self.ledger.delivered(message, name, self.now)
             return ACCEPTED
 
         self._hosts[name] = Server(hop, accept, capacity_mps, error_rate)
@@ -210,6 +210,10 @@ class Mesh:
     ) -> None:
         """How the path from a relay to a next hop is (`ways.Way`)."""
         self._ways[here, there] = Way(latency_s, capacity_mps, loss=loss, lost_replies=lost_replies)
+
+    def apart(self, here: str, there: str) -> None:
+        """There is no way from a relay to another one, whatever is healed: they know of each other by gossip only."""
+        self._ways.setdefault((here, there), Way()).missing = True
 
     def load(
         self,
@@ -449,7 +453,7 @@ class Mesh:
         for hop in hops:
             hop_id = f"peer:{self._nodes[hop]}" if hop in self._nodes else f"host:{hop}"
             way, server = self._way_of(self._nodes[name], hop_id), self._server_of(hop_id)
-            if way.blocked or server is None or server.refusing or server.silent:
+            if way.closed or server is None or server.refusing or server.silent:
                 continue
             if hop in self.relays[name].drained or (hop in self.relays and self.relays[hop].draining):
                 continue
@@ -485,6 +489,7 @@ class Mesh:
             self._way_of,
             self._note_attempt,
             self._note_transfer,
+            self._note_unanswered,
             strategy=self._strategy,
             records=self._records,
             router=self._router,
@@ -673,6 +678,10 @@ class Mesh:
 
     def _note_transfer(self, node: NodeId, job: Job) -> None:
         self.ledger.transferred(job.transfer.trace if job.transfer is not None else (), node)
+
+    def _note_unanswered(self, hop_id: str, job: Job) -> None:
+        if hop_id.partition(":")[2] in self._hosts:
+            self.ledger.unanswered[_message_id(job)] += 1
 
 
 def _mmps(capacity_mps: float) -> int:

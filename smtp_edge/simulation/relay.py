@@ -69,6 +69,8 @@ class Surroundings:
     on_attempt: Callable[[NodeId, str, float], None]
     on_transfer: Callable[[NodeId, Job], None]
     """A relay took a message of another one."""
+    on_unanswered: Callable[[str, Job], None]
+    """A hop took a message, and whoever sent it never learnt so."""
     strategy: Strategy | None = None
     records: bool = False
     """Keep what every engine is told and answers (`router.recording`)."""
@@ -224,6 +226,7 @@ class SimulatedRelay:
             connect_timeout_s=around.queue.connect_timeout_s,
             attempt_timeout_s=around.queue.attempt_timeout_s,
             on_attempt=lambda hop, at: around.on_attempt(self.node_id, hop, at),
+            on_unanswered=around.on_unanswered,
         )
         self._shell = RoutingShell(
             self.engine,

@@ -75,11 +75,18 @@ class Way:
     lost_replies: float = 0.0
     """Share of transactions whose connection breaks after it, when the message was taken."""
     blocked: bool = False
+    missing: bool = False
+    """There is none, and never will be."""
     free_at: float = 0.0
     taken: int = 0
     """Messages that came through and were accepted."""
     hanging: dict[asyncio.Future[bool], None] = field(default_factory=dict)
     """What waits for the end of a block, or for the end of a silent server: True goes on, False ends it."""
+
+    @property
+    def closed(self) -> bool:
+        """Nothing comes through now."""
+        return self.blocked or self.missing
 
     def unblock(self) -> None:
         """Segments come through again, as the senders' retransmission timers have it."""
@@ -101,10 +108,14 @@ class ModelledClient:
         connect_timeout_s: float,
         attempt_timeout_s: float,
         on_attempt: Callable[[str, float], None],
+        on_unanswered: Callable[[str, Job], None],
     ) -> None:
+        """`on_unanswered`: a hop took a message and its answer got lost, or nobody is there to hear it."""
         self._node_id, self._server_of, self._way_to, self._rng = node_id, server_of, way_to, rng
         self._connect_timeout_s, self._attempt_timeout_s = connect_timeout_s, attempt_timeout_s
-        self._on_attempt = on_attempt
+        self._on_attempt, self._on_unanswered = on_attempt, on_unanswered
+        self._late: set[asyncio.Task[None]] = set()
+        """What arrives after our own end."""
         self._idle: dict[str, tuple[int, int]] = {}
         """Hop id -> (generation of the server, open idle connections)."""
         self._hanging: dict[str, dict[asyncio.Future[bool], None]] = {}
@@ -155,7 +166,7 @@ class ModelledClient:
         return True
 
     async def _connect(self, server: Server, way: Way) -> AttemptResult | None:
-        if way.blocked or server.silent:
+        if way.closed or server.silent:
             await asyncio.sleep(self._connect_timeout_s)
             return AttemptResult(OutcomeKind.CONNECT_FAILED, reason="connect: timed out")
         if server.refusing:
@@ -168,17 +179,22 @@ class ModelledClient:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[bool] = loop.create_future()
         wait_s = self._queue(server, way, began) + way.latency_s * (2 * ROUND_TRIPS - 1)
+        sent_at, generation = began + wait_s - way.latency_s, server.generation
         timer = loop.call_later(wait_s, _finish, done)
         server.open[done] = None
         try:
             alive = await done
+        except asyncio.CancelledError:
+            if loop.time() >= sent_at:
+                loop.call_at(began + wait_s, self._arrive_late, server, way, job, generation)
+            raise
         finally:
             timer.cancel()
             server.open.pop(done, None)
         if not alive:
             return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
         until = began + self._attempt_timeout_s
-        while way.blocked or server.silent:
+        while way.closed or server.silent:
             if not await self._hang(server, way, until, self._hanging.setdefault(server.hop.id, {})):
                 late = loop.time() >= until
                 kind = OutcomeKind.TIMEOUT if late else OutcomeKind.DISCONNECTED
@@ -187,17 +203,44 @@ class ModelledClient:
             return AttemptResult(OutcomeKind.HOP_TEMPFAIL, (), BUSY, str(BUSY))
         if self._rng.random() < way.loss:
             return AttemptResult(OutcomeKind.DISCONNECTED, reason="DATA: connection reset")
-        generation = server.generation
+        generation = server.generation  # it may have been started again while this hung
         reply = await server.accept(job, self._node_id)
-        if reply is not None:
-            way.taken += reply.positive
-            await asyncio.sleep(way.latency_s)
-        if reply is None or server.generation != generation or self._rng.random() < way.lost_replies:
+        if reply is None:
             return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: connection reset")
-        while way.blocked or server.silent:
-            if not await self._hang(server, way, until, {}):
-                return AttemptResult(OutcomeKind.IN_DOUBT, reason="final dot: no reply")
+        way.taken += reply.positive
+        fault: str | None = "nobody is left to hear it"
+        try:
+            fault = await self._hear(server, way, generation, until)
+        finally:
+            if fault is not None and reply.positive:
+                self._on_unanswered(server.hop.id, job)
+        if fault is not None:
+            return AttemptResult(OutcomeKind.IN_DOUBT, reason=f"final dot: {fault}")
         return self._result(reply, job, loop.time() - began)
+
+    def _arrive_late(self, server: Server, way: Way, job: Job, generation: int) -> None:
+        """Who sent it died when the final dot was on its way: it is taken all the same, and nobody hears the answer."""
+        if server.generation != generation or way.closed or server.silent or server.refusing:
+            return
+
+        async def take() -> None:
+            reply = await server.accept(job, self._node_id)
+            if reply is not None and reply.positive:
+                self._on_unanswered(server.hop.id, job)
+
+        task = asyncio.get_running_loop().create_task(take())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    async def _hear(self, server: Server, way: Way, generation: int, until: float) -> str | None:
+        """The answer's way back; None if it arrives."""
+        await asyncio.sleep(way.latency_s)
+        if server.generation != generation or self._rng.random() < way.lost_replies:
+            return "connection reset"
+        while way.closed or server.silent:
+            if not await self._hang(server, way, until, {}):
+                return "no reply"
+        return None
 
     async def _hang(self, server: Server, way: Way, until: float, among: dict[asyncio.Future[bool], None]) -> bool:
         """Nothing comes through: True once it does again; False if time is over, the server reset, or we gave up.

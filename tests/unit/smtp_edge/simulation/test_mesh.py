@@ -121,6 +121,15 @@ def test_what_a_short_break_of_a_way_holds_up_goes_on_after_it() -> None:
         )
 
 
+def test_relays_that_are_apart_stay_so_when_all_is_healed(mesh: Mesh) -> None:
+    mesh.apart("c", "a")
+    mesh.load("c", rate_mps=10, until=10)
+    mesh.partition(["c"], ["a", "b"], at=2)
+    mesh.heal(at=6)
+    mesh.run(30)
+    assert (mesh.taken("c", "a"), mesh.taken("c", "b")) == (0, mesh.accepted)
+
+
 def test_a_relay_that_dies_with_messages_on_their_way_out_sends_them_again_and_no_others() -> None:
     with Mesh(seed=5) as mesh:
         mesh.host("s1", capacity_mps=100)
