@@ -128,6 +128,7 @@ class SimulatedRelay:
         await self._dispatcher.start()
         self._restore()
         self._shell.on_snapshot(self._gossip.snapshot())
+        self._leave_missing()
         self._publish_info()
         self._gossip.publish_links(self.engine.links(self.now()))
 
@@ -171,6 +172,12 @@ class SimulatedRelay:
         for class_id, pin in self.pins.items():
             self._shell.act(self.engine.pin(class_id, pin.hop, pin.until, self.now()))
         self._apply_drain()
+
+    def _leave_missing(self) -> None:
+        """Peers that there is no way to are never tried, as if the operator had said so."""
+        for edge in self.engine.edges():
+            if self._around.way_of(self.node_id, edge.hop.id).missing:
+                self._shell.act(self.engine.drain_hop(edge.hop, "there is no way", self.now()))
 
     def _apply_drain(self) -> None:
         self.engine.draining = self._acceptor.draining = self.draining
