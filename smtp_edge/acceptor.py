@@ -6,7 +6,6 @@ storage. Until then the client owns the message and every answer is 4yz or 5yz; 
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -22,8 +21,8 @@ from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stor
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.reply import Reply
-from smtp_edge.routes import TRACE_ROOM_BYTES
 from smtp_edge.settings import QueueSettings
+from smtp_edge.sorting import Groups, Sorter, routed_bytes, split_token
 from smtp_edge.trace import build_received
 
 log = structlog.get_logger()
@@ -31,8 +30,6 @@ log = structlog.get_logger()
 BACKLOGS_TOLD_MAX = 9
 """Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
 DRAINED = Reply(451, "this relay is being drained", "4.3.2")
-Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
-"""Class id -> the class (None: no route takes it) and its recipients."""
 LARGEST_KEPT_S = 0.2
 AGE_MAX_S = 60 * 86400
 """A peer's XAGE beyond this is nonsense of a lying clock; such mail would be born expired."""
@@ -61,12 +58,9 @@ class QueueAcceptor:
     ) -> None:
         self._store = store
         self._spool = spool
-        self._table = table
         self._dispatcher = dispatcher
         self._observer = observer
         self._node_id = node_id
-        self._hostname = hostname
-        self._settings = settings
         self._counters = counters
         self._backlogs = backlogs
         self._new_queue_id = new_queue_id
@@ -77,6 +71,11 @@ class QueueAcceptor:
         """Peers' mail is refused; they hear of it by gossip, and this is for those that have not yet."""
         self._largest: list[str] = []
         self._largest_at = float("-inf")
+        self.configure(table, hostname=hostname, settings=settings)
+
+    def configure(self, table: RouteTable, *, hostname: str, settings: QueueSettings) -> None:
+        """Go by these from the next recipient on."""
+        self._sorter, self._hostname, self._settings = Sorter(table, hostname), hostname, settings
 
     def admit(self, size_bytes: int) -> Reply | None:
         """At MAIL: refuse early what could not be stored."""
@@ -91,7 +90,7 @@ class QueueAcceptor:
 
         `size_bytes`: as MAIL declared it.
         """
-        found = self._table.classify(self._domain(recipient), size_bytes + self._room(client))
+        found = self._sorter.classify(recipient, routed_bytes(size_bytes, bool(client.peer_id)))
         if found is None:
             if client.peer_id:
                 return Reply(451, "no route to this destination here", "4.4.4")
@@ -184,11 +183,6 @@ class QueueAcceptor:
             return Reply(451, "no exit here takes a message of this size", "4.3.4")
         return Reply(552, "message is larger than any exit to this destination takes", "5.3.4")
 
-    @staticmethod
-    def _room(client: Client) -> int:
-        """What has to be added to a message's size: from peers it has the trace fields already."""
-        return 0 if client.peer_id else TRACE_ROOM_BYTES
-
     def _build(self, message: ReceivedMessage, groups: Groups) -> NewEntry:
         at = self._clock()
         queue_id = self._new_queue_id(at)
@@ -231,16 +225,8 @@ class QueueAcceptor:
         return NewEntry(entry, deliveries)
 
     def _group(self, message: ReceivedMessage) -> Groups:
-        size_bytes = message.data.size_bytes + self._room(message.client)
-        groups: dict[str, tuple[DestinationClass | None, list[Recipient]]] = {}
-        for recipient in message.envelope.recipients:
-            found = self._table.classify(self._domain(recipient), size_bytes)
-            class_id = found.class_id if found else f"unroutable:{recipient.domain}"
-            groups.setdefault(class_id, (found, []))[1].append(recipient)
-        return {class_id: (found, tuple(members)) for class_id, (found, members) in groups.items()}
-
-    def _domain(self, recipient: Recipient) -> str:
-        return recipient.domain or self._hostname.lower()
+        size_bytes = routed_bytes(message.data.size_bytes, bool(message.client.peer_id))
+        return self._sorter.group(message.envelope.recipients, size_bytes)
 
     def _reply(self, message: ReceivedMessage, new: NewEntry, words: str, queue_id: str) -> Reply:
         text = f"Ok: {words} {queue_id}"
@@ -308,12 +294,3 @@ def accept_token(transfer: Transfer, node_id: str) -> str:
     """
     visits = transfer.trace.count(node_id)
     return f"{transfer.token}@{len(transfer.trace)}" if visits else transfer.token
-
-
-def split_token(token: str, recipients: Sequence[Recipient]) -> str:
-    """Token of a part of a message whose recipients part ways here.
-
-    Derived from the recipients, so that two relays that split differently never give one token to different parts.
-    """
-    digest = hashlib.sha256("\0".join(sorted(recipient.address for recipient in recipients)).encode())
-    return f"{token}.{digest.hexdigest()[:12]}"

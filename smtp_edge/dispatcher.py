@@ -119,8 +119,7 @@ class Dispatcher:
         self._observer = observer
         self._node_id = node_id
         self._target_of = target_of
-        self._reporting = reporting
-        self._limits = limits
+        self.configure(reporting, limits)
         self._counters = counters
         self._now = now
         self._rng = rng
@@ -138,6 +137,10 @@ class Dispatcher:
         self._refill = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
+
+    def configure(self, reporting: Reporting, limits: DispatcherLimits) -> None:
+        """Go by these from the next end of an attempt on."""
+        self._reporting, self._limits = reporting, limits
 
     # -- from outside --------------------------------------------------------------------------------------------------
 
@@ -195,6 +198,29 @@ class Dispatcher:
                 queue.waiting.clear()
                 queue.resting.clear()
 
+    def take_out(self, unwanted: Callable[[Claim], bool]) -> list[Waiting]:
+        """Give up what waits here and is unwanted: its claims are the caller's. What is under way ends by itself."""
+        taken: list[Waiting] = []
+        for line, queue in list(self._classes.items()):
+            found = [waiting for waiting in (*queue.waiting, *queue.resting) if unwanted(waiting.claim)]
+            for waiting in found:
+                (queue.waiting if waiting in queue.waiting else queue.resting).remove(waiting)
+                self._leave(waiting)
+            if found and queue.task is None and not (queue.waiting or queue.resting):
+                del self._classes[line]
+            taken += found
+        return taken
+
+    def take_back(self, taken: Iterable[Waiting]) -> None:
+        """What was taken out could not be put elsewhere."""
+        for waiting in taken:
+            self._enter(waiting)
+            self._requeue(waiting)
+
+    def holds(self, unwanted: Callable[[Claim], bool]) -> bool:
+        """Something unwanted is here, waiting or under way."""
+        return any(unwanted(waiting.claim) for waiting in self._active.values())
+
     def note_unclaimed(self) -> None:
         """Mail was stored without being claimed."""
         self._unclaimed = True
@@ -243,8 +269,7 @@ class Dispatcher:
         delivery = claim.delivery
         if delivery.in_doubt_hop.startswith(HopKind.PEER.value):
             waiting.prefer_until = self._doubts.setdefault(waiting.key, now + self._limits.in_doubt_hold_s)
-        self._active[waiting.key] = waiting
-        self._taken[delivery.class_id] = self._taken.get(delivery.class_id, 0) + 1
+        self._enter(waiting)
         self._queue_of(waiting.line).waiting.append(waiting)
         self._kick(waiting.line)
 
@@ -450,6 +475,12 @@ class Dispatcher:
             self.note_unclaimed()
         elif self._unclaimed and self._shares().room(waiting.claim.delivery.class_id) >= self._batch_min:
             self._refill.set()
+
+    def _enter(self, waiting: Waiting) -> None:
+        """Into memory."""
+        class_id = waiting.claim.delivery.class_id
+        self._active[waiting.key] = waiting
+        self._taken[class_id] = self._taken.get(class_id, 0) + 1
 
     def _leave(self, waiting: Waiting) -> None:
         """Out of memory."""

@@ -164,13 +164,41 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """A part of a delivery's recipients under its class."""
+
+    class_id: str
+    recipients: tuple[Recipient, ...]
+    transfer_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regrouping:
+    """A delivery gets another class, or is parted, because the routes are other ones. It ends a claim, if it names one.
+
+    Nothing is done if the delivery has other recipients by now, or is in other hands.
+    """
+
+    queue_id: str
+    copy: int
+    token: int
+    """Of the claim; 0 = it waits unclaimed."""
+    recipients: tuple[Recipient, ...]
+    """That it had when this was planned."""
+    groups: tuple[Group, ...]
+    """All of them again, in at least one part."""
+    notes: tuple[HistoryNote, ...] = ()
+    """Written to the message's history in the same commit, before that of the change."""
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryNote:
     """One line of a message's history."""
 
     at: datetime
     event: str
     """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`,
-    `duplicate`, `dropped` (failed, and the reverse-path is null)."""
+    `rerouted`, `duplicate`, `dropped` (failed, and the reverse-path is null)."""
     hop: str = ""
     reply: str = ""
     detail: str = ""

@@ -5,8 +5,9 @@ A row that does not decode is left out of lists; it is counted and logged when s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from sqlite3 import Connection
 
@@ -28,6 +29,8 @@ from smtp_edge.queue.rows import (
 from smtp_edge.queue.statements import accept_key
 from smtp_edge.queue.store import StoreError
 from smtp_edge.queue.tally import Change, Changes
+
+UNCLAIMED = tuple(state.value for state in (DeliveryState.QUEUED, DeliveryState.DEFERRED, DeliveryState.HELD))
 
 
 def next_due_at(connection: Connection) -> datetime | None:
@@ -72,14 +75,26 @@ def list_deliveries(
         " ORDER BY d.queue_id, d.copy LIMIT ?",
         (*values, limit),
     )
-    found: list[Claim] = []
-    for row in cursor:
+    return list(_decode_claims(cursor, spool))
+
+
+def _decode_claims(rows: Iterable[Row], spool: Path) -> Iterator[Claim]:
+    for row in rows:
         try:
             entry = decode_entry(row[:ENTRY_WIDTH], None, spool)
-            found.append(Claim(entry, decode_delivery(row[ENTRY_WIDTH:]), 0))
+            yield Claim(entry, decode_delivery(row[ENTRY_WIDTH:]), 0)
         except CorruptRow:  # counted and logged when it is claimed
             continue
-    return found
+
+
+def page(connection: Connection, after: tuple[str, int], limit: int, spool: Path) -> list[Claim]:
+    """Deliveries that wait unclaimed, with their entries, without mail data, in the order of their ids behind one."""
+    cursor = connection.execute(
+        f"SELECT {ENTRY_COLUMNS}, {DELIVERY_COLUMNS} FROM delivery d JOIN entry e USING (queue_id)"
+        " WHERE (d.queue_id, d.copy) > (?, ?) AND d.state IN (?, ?, ?) ORDER BY d.queue_id, d.copy",
+        (*after, *UNCLAIMED),
+    )
+    return list(islice(_decode_claims(cursor, spool), limit))
 
 
 def history(connection: Connection, name: str, spool: Path) -> MessageHistory | None:

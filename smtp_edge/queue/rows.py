@@ -115,6 +115,14 @@ def encode_recipients(recipients: Sequence[Recipient]) -> str:
     return json.dumps(_pack_recipients(recipients), separators=(",", ":"))
 
 
+def decode_recipients(text: str) -> tuple[Recipient, ...]:
+    """The recipients of a delivery. CorruptRow."""
+    try:
+        return _unpack_recipients(json.loads(text))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptRow(f"recipients: {error!r}") from error
+
+
 def encode_body(data: MailData) -> tuple[int, bytes]:
     """`header_bytes` and `content` of mail data: all of inline data, just the header of spooled data.
 

@@ -29,7 +29,7 @@ from typing import TypeVar
 import structlog
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue import questions, statements
+from smtp_edge.queue import questions, regroup, statements
 from smtp_edge.queue.entry import (
     Claim,
     DeliveryState,
@@ -37,6 +37,7 @@ from smtp_edge.queue.entry import (
     MessageHistory,
     NewEntry,
     QueueSummary,
+    Regrouping,
     Settlement,
     Stored,
 )
@@ -94,8 +95,7 @@ class SQLiteStore(MessageStore):
         self._incarnation = incarnation
         self._asked: dict[str, str] = {}
         """Of `pick`: how far the classes were asked. The writer's."""
-        self._history = timedelta(seconds=history_s)
-        self._entries_max, self._history_max = entries_max, history_max
+        self.configure(history_s=history_s, entries_max=entries_max, history_max=history_max)
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
         self._reserve = Reserve(self._directory)
@@ -107,6 +107,11 @@ class SQLiteStore(MessageStore):
         self._counting: asyncio.Task[None] | None = None
         self._reading = ThreadPoolExecutor(1, "queue-reader")
         self._giving_back: set[asyncio.Task[None]] = set()
+
+    def configure(self, *, history_s: float, entries_max: int, history_max: int) -> None:
+        """Go by these from now on."""
+        self._history = timedelta(seconds=history_s)
+        self._entries_max, self._history_max = entries_max, history_max
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -271,6 +276,15 @@ class SQLiteStore(MessageStore):
 
         await self._open_writer().submit(work)
 
+    async def regroup(self, items: Sequence[Regrouping]) -> int:
+        """See MessageStore."""
+        at = self._clock()
+        return await self._open_writer().submit(
+            lambda connection, changes: sum(
+                regroup.regroup(connection, changes, item, self._incarnation, at) for item in items
+            )
+        )
+
     async def wake(self, class_ids: Sequence[str], now_at: datetime) -> int:
         """See MessageStore. In bounded steps."""
         woken = 0
@@ -338,6 +352,10 @@ class SQLiteStore(MessageStore):
     async def data(self, queue_id: str) -> MailData:
         """See MessageStore. StoreError if it is unknown, finished or damaged."""
         return await self._ask(lambda connection: questions.mail_data(connection, queue_id, self._spool))
+
+    async def page(self, after: tuple[str, int], limit: int) -> list[Claim]:
+        """See MessageStore."""
+        return await self._ask(lambda connection: questions.page(connection, after, limit, self._spool))
 
     async def list(self, *, states: Sequence[DeliveryState] = (), class_id: str = "", limit: int = 100) -> list[Claim]:
         """See MessageStore. Without states: all not final. Mail data is left out (empty, with its true size)."""

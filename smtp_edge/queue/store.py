@@ -20,6 +20,7 @@ from smtp_edge.queue.entry import (
     MessageHistory,
     NewEntry,
     QueueSummary,
+    Regrouping,
     Settlement,
     Stored,
 )
@@ -66,6 +67,17 @@ class MessageStore(Protocol):
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Commit the ends of claims; those whose token is not current are ignored."""
+        ...
+
+    async def page(self, after: tuple[str, int], limit: int) -> list[Claim]:
+        """Deliveries that wait unclaimed (token 0, without mail data), in the order of queue id and copy, behind one.
+
+        To look at them all: each page begins behind the last of the one before, until there is none.
+        """
+        ...
+
+    async def regroup(self, items: Sequence[Regrouping]) -> int:
+        """Give deliveries other classes, or part them. What waited for its time is due now. How many were changed."""
         ...
 
     async def next_due_at(self) -> datetime | None:

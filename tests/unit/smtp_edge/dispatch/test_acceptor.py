@@ -88,9 +88,10 @@ async def test_no_route_is_final_for_clients_and_transient_for_peers(tmp_path: P
 def limited(bench: Bench, limit_bytes: int = 100_000) -> None:
     """Mail to small.test leaves by an exit with a limit, other mail by one without."""
     terms = (Terms(size_bytes_max=limit_bytes),)
-    bench.acceptor._table = RouteTable(
+    table = RouteTable(
         [RouteRule("small", ("small.test",), ("a",), Policy(), terms), RouteRule("rest", ("*",), ("b",))]
     )
+    bench.acceptor.configure(table, hostname="relay.test", settings=bench.settings)
 
 
 def body_of(size_bytes: int) -> bytes:

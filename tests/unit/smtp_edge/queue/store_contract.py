@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import ClassBacklog, DeliveryState, EarlyMark, Settlement
+from smtp_edge.queue.entry import Claim, ClassBacklog, DeliveryState, EarlyMark, Group, Regrouping, Settlement
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
 from tests.unit.smtp_edge.queue.builders import AT, IDS, build_deferral, build_end, build_new, build_note
 
@@ -388,3 +388,103 @@ class StoreContract:
             await store.put(build_new(queue_id=IDS.new(AT)))
         with pytest.raises(StoreError):
             await store.next_due_at()
+
+    # -- other classes -------------------------------------------------------------------------------------------------
+
+    async def test_pages_show_all_that_waits_unclaimed_once(self, store: MessageStore) -> None:
+        for _ in range(4):
+            await store.put(build_new("one", "two"), claim=False)
+        await store.claim(1, AT)
+        after, seen = ("", -1), []
+        while page := await store.page(after, 3):
+            after = (page[-1].delivery.queue_id, page[-1].delivery.copy)
+            seen += [(claim.delivery.queue_id, claim.delivery.copy, claim.token) for claim in page]
+        assert len(seen) == len(set(seen)) == 7
+        assert seen == sorted(seen)
+        assert {token for *_, token in seen} == {0}
+
+    async def test_a_delivery_that_waits_gets_another_class_and_is_due_at_once(self, store: MessageStore) -> None:
+        (claim,) = (await store.put(build_new("old"))).claims
+        await store.settle([build_deferral(claim, 30)])
+        (waiting,) = await store.page(("", -1), 10)
+        assert await store.regroup([build_regrouping(waiting, "new")]) == 1
+        assert store.backlog_counts() == {"new": 1}
+        (again,) = await store.claim(10, AT)
+        assert again.delivery.class_id == "new"
+        assert again.delivery.transfer_token == claim.delivery.transfer_token
+        assert (again.delivery.attempts, again.delivery.last_reply) == (1, "451 later")
+        history = await store.history(claim.delivery.queue_id)
+        assert history is not None
+        assert [(note.event, note.detail) for note in history.notes][-1] == ("rerouted", "old -> new")
+
+    async def test_a_delivery_is_parted_with_tokens_and_rows_of_their_own(self, store: MessageStore) -> None:
+        await store.put(build_new("old", "kept", addresses=("a@a.test", "b@b.test", "c@a.test")), claim=False)
+        waiting = (await store.page(("", -1), 10))[0]
+        assert await store.regroup([build_regrouping(waiting, "x", "y")]) == 1
+        found = [claim.delivery for claim in await store.list()]
+        parts = [(item.copy, item.class_id, [r.address for r in item.recipients]) for item in found]
+        assert parts == [
+            (0, "x", ["a@a.test", "c@a.test"]),
+            (1, "kept", ["a@a.test", "b@b.test", "c@a.test"]),
+            (2, "y", ["b@b.test"]),
+        ]
+        assert [item.transfer_token for item in found if item.class_id != "kept"] == ["t/x", "t/y"]
+        assert store.backlog_counts() == {"x": 1, "kept": 1, "y": 1}
+        assert store.entries_count == 1
+
+    async def test_the_message_is_done_when_all_its_parts_are(self, store: MessageStore) -> None:
+        await store.put(build_new("old", addresses=("a@a.test", "b@b.test")), claim=False)
+        await store.regroup([build_regrouping((await store.page(("", -1), 10))[0], "x", "y")])
+        first, second = await store.claim(10, AT)
+        await store.settle([build_end(first)])
+        assert store.entries_count == 1
+        await store.settle([build_end(second)])
+        assert (store.entries_count, store.backlog_counts()) == (0, {})
+
+    async def test_a_claim_ends_with_its_regrouping_and_only_the_current_one(self, store: MessageStore) -> None:
+        (claim,) = (await store.put(build_new("old"))).claims
+        assert await store.regroup([replace(build_regrouping(claim, "new"), token=claim.token + 1)]) == 0
+        assert await store.regroup([replace(build_regrouping(claim, "new"), token=0)]) == 0
+        assert await store.regroup([build_regrouping(claim, "new")]) == 1
+        await store.settle([build_end(claim)])  # too late
+        assert store.backlog_counts() == {"new": 1}
+
+    async def test_what_has_fewer_recipients_by_now_is_left_alone(self, store: MessageStore) -> None:
+        (claim,) = (await store.put(build_new("old", addresses=("a@a.test", "b@b.test")))).claims
+        plan = replace(build_regrouping(claim, "x", "y"), token=0)
+        await store.settle([build_deferral(claim, 1, recipients=(Recipient("b@b.test"),))])
+        assert await store.regroup([plan]) == 0
+        (left,) = await store.page(("", -1), 10)
+        assert [recipient.address for recipient in left.delivery.recipients] == ["b@b.test"]
+
+    async def test_what_is_held_stays_held(self, store: MessageStore) -> None:
+        new = build_new("old")
+        await store.put(new, claim=False)
+        await store.hold(new.entry.queue_id)
+        await store.regroup([build_regrouping((await store.page(("", -1), 10))[0], "new")])
+        assert await store.claim(10, AT) == []
+        (held,) = await store.list(states=[DeliveryState.HELD])
+        assert held.delivery.class_id == "new"
+
+    async def test_a_doubt_stays_with_what_is_whole_and_ends_with_what_is_parted(self, store: MessageStore) -> None:
+        for classes in (("new",), ("x", "y")):
+            (claim,) = (await store.put(build_new("old", addresses=("a@a.test", "b@b.test")))).claims
+            await store.settle([build_deferral(claim, 1, in_doubt_hop="peer:p")])
+            (waiting,) = [found for found in await store.page(("", -1), 10) if found.delivery.class_id == "old"]
+            await store.regroup([build_regrouping(waiting, *classes)])
+        doubts = {claim.delivery.class_id: claim.delivery.in_doubt_hop for claim in await store.list()}
+        assert doubts == {"new": "peer:p", "x": "", "y": ""}
+
+
+def build_regrouping(claim: Claim, *class_ids: str) -> Regrouping:
+    """Every recipient to one class, or each domain to one of several."""
+    recipients = claim.delivery.recipients
+    if len(class_ids) == 1:
+        groups = (Group(class_ids[0], recipients, claim.delivery.transfer_token),)
+    else:
+        domains = sorted({recipient.domain for recipient in recipients})
+        groups = tuple(
+            Group(name, tuple(item for item in recipients if item.domain == domain), f"t/{name}")
+            for name, domain in zip(class_ids, domains, strict=True)
+        )
+    return Regrouping(claim.delivery.queue_id, claim.delivery.copy, claim.token, recipients, groups)
