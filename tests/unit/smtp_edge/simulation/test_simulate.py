@@ -6,23 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import structlog
 from click.testing import CliRunner, Result
 
 from smtp_edge.cli import cli
-
-
-@pytest.fixture(autouse=True)
-def logs() -> Iterator[None]:
-    """The command is a process of its own for its user, and silences logs; here others want theirs back."""
-    yield
-    structlog.reset_defaults()
-
 
 MESH = """
 duration_s = 12
