@@ -63,17 +63,41 @@ class DeliveryClient:
         ways: Ways | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        self._identity = identity
+        self._pool = Pool(idle_s)
+        self._busy: dict[Hop, set[Transaction]] = {}
+        self.configure(
+            hostname=hostname,
+            connect_timeout_s=connect_timeout_s,
+            attempt_timeout_s=attempt_timeout_s,
+            settings=settings,
+            ways=ways or Ways(Resolver(), own_names=(hostname,), now=time.monotonic, rng=rng or random.Random()),
+        )
+
+    def configure(
+        self,
+        *,
+        hostname: str,
+        connect_timeout_s: float,
+        attempt_timeout_s: float,
+        settings: OutboundSettings | None,
+        ways: Ways,
+    ) -> None:
+        """Go by these from the next connection on; those that are open carry no further message, but between peers."""
         self._connector = Connector(
             hostname=hostname,
-            identity=identity,
+            identity=self._identity,
             connect_timeout_s=connect_timeout_s,
             settings=settings,
             on_fallback=_log_fallback,
         )
-        self._ways = ways or Ways(Resolver(), own_names=(hostname,), now=time.monotonic, rng=rng or random.Random())
-        self._attempt_timeout_s = attempt_timeout_s
-        self._pool = Pool(idle_s)
-        self._busy: dict[Hop, set[Transaction]] = {}
+        self._ways, self._attempt_timeout_s = ways, attempt_timeout_s
+        for hop in self._pool.hops():
+            if hop.kind is not HopKind.PEER:
+                self._pool.drop(hop)
+        for transactions in self._busy.values():
+            for transaction in transactions:
+                transaction.connection.pooled &= transaction.connection.target.hop.kind is HopKind.PEER
 
     async def attempt(self, target: Target, job: Job) -> AttemptResult:
         """Try once to hand a message to the target."""
@@ -142,9 +166,10 @@ class DeliveryClient:
                 async for place in places:
                     if place.host == host:  # its session broke or it could not take the message: the next host
                         continue
+                    connector = self._connector
                     found = await self._reach(target, place)
                     if isinstance(found, Connection):
-                        found.pooled = wish is not Wish.RELAX
+                        found.pooled = wish is not Wish.RELAX and connector is self._connector
                         found, host = await self._transact_fresh(found, job), place.host
                         if not _may_go_elsewhere(target, found):
                             return found

@@ -51,6 +51,10 @@ class Pool:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
+    def hops(self) -> list[Hop]:
+        """That have idle connections."""
+        return list(self._idle)
+
     def drop(self, hop: Hop) -> None:
         """Close what is idle on a hop."""
         for connection in self._idle.pop(hop, ()):

@@ -57,8 +57,8 @@ class PolicyKeeper:
         policies_max: int,
         wait_s: float,
     ) -> None:
-        self._resolver, self._fetcher, self._path = resolver, fetcher, path
-        self._clock, self._policies_max, self._wait_s = clock, policies_max, wait_s
+        self._path, self._clock = path, clock
+        self.configure(resolver, fetcher, policies_max=policies_max, wait_s=wait_s)
         self._known: OrderedDict[str, CachedPolicy] = OrderedDict()
         self._absent: OrderedDict[str, datetime] = OrderedDict()
         """Until when a domain counts as having no policy."""
@@ -68,6 +68,11 @@ class PolicyKeeper:
         self._turns = asyncio.Semaphore(LEARNING_MAX)
         self._saving: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+
+    def configure(self, resolver: Resolver, fetcher: Fetcher, *, policies_max: int, wait_s: float) -> None:
+        """Ask these from now on; what is known stays known."""
+        self._resolver, self._fetcher = resolver, fetcher
+        self._policies_max, self._wait_s = policies_max, wait_s
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
