@@ -24,7 +24,7 @@ from smtp_edge.client.contexts import Contexts, TlsRefused, describe_session, ju
 from smtp_edge.client.dialogue import Refused, ask_for_tls, log_in, say_hello
 from smtp_edge.client.limits import NO_LIMITS, Limits, parse_limits
 from smtp_edge.client.patience import Patience
-from smtp_edge.client.replies import ConnectionLost, ReplyStream, as_transport, clean_text
+from smtp_edge.client.replies import OUT_OF_TURN, ConnectionLost, ReplyStream, as_transport, clean_text
 from smtp_edge.client.tls_policy import CLEAR, Level, TlsDemand
 from smtp_edge.reply import Reply
 from smtp_edge.settings import OutboundSettings
@@ -185,6 +185,8 @@ class Connector:
         if target.user:
             stage[0] = "AUTH"
             await _log_in(stream, target, extensions)
+        if not stream.usable:  # one reply too many would be taken for the answer to MAIL
+            raise ConnectionLost(OUT_OF_TURN)
         return _adopt(stream, target, place, extensions, checked)
 
 

@@ -23,6 +23,7 @@ REPLIES_WAITING_MAX = 2000
 TEXT_MAX = 1000
 HELLO_TEXT_MAX = 16 * 1024
 """The answer to EHLO is read by us, not shown to people."""
+OUT_OF_TURN = "the remote answered what was not asked yet"
 
 _LINE = re.compile(rb"([2-5]\d\d)([ -]?)([^\r\n]*)\r?\n")
 _STATUS = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})(?: |$)")

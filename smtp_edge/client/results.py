@@ -42,7 +42,7 @@ class Progress:
         return recipients if self.chosen is None else [recipients[index] for index in self.chosen]
 
     def enter_doubt(self) -> None:
-        """The final dot is about to be written."""
+        """The final dot is written."""
         self.stage, self.dot_sent = "final dot", True
 
 
@@ -158,7 +158,7 @@ def _answers(job: Job, progress: Progress, reply: Reply, *, final: bool) -> list
         *progress.replies,
         *([reply if reply.code == 421 else None] * (named - len(progress.replies))),
     ]
-    if final or progress.stage in ("DATA", "BDAT"):
+    if final or progress.stage in ("DATA", "mail data", "BDAT"):
         return [reply if rcpt is not None and rcpt.positive else rcpt for rcpt in rcpts]
     if progress.stage == "RCPT" and progress.replies:  # nobody was accepted: there was no mail data
         return [None if rcpt is not None and rcpt.positive else rcpt for rcpt in rcpts]

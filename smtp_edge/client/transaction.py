@@ -21,18 +21,10 @@ from smtp_edge.client import results
 from smtp_edge.client.attempt import AttemptResult, Job
 from smtp_edge.client.connecting import Connection
 from smtp_edge.client.limits import NO_LIMITS, choose_recipients
-from smtp_edge.client.replies import ConnectionLost
+from smtp_edge.client.replies import ConnectionLost, ReplyStream
 from smtp_edge.client.results import Progress
 from smtp_edge.client.sending import send_chunks, send_stuffed
-from smtp_edge.client.wording import (
-    NO_EIGHT_BIT,
-    build_mail,
-    build_rcpt,
-    is_seven_bit,
-    needs_scan,
-    unable,
-    uses_bdat,
-)
+from smtp_edge.client.wording import build_mail, build_rcpt, needs_scan, scan, unable, uses_bdat
 from smtp_edge.envelope import Recipient
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import Reply
@@ -88,7 +80,7 @@ class Transaction:
 
     async def _scan(self) -> Reply | None:
         try:
-            return None if await asyncio.to_thread(is_seven_bit, self.job.data) else NO_EIGHT_BIT
+            return await asyncio.to_thread(scan, self.connection, self.job)
         except MailDataLost:
             self.connection.stream.abort()
             raise
@@ -128,9 +120,12 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
 
 
 async def _reset(connection: Connection, progress: Progress) -> None:
+    """Begin afresh after a transaction that ended early; a remote that will not is left."""
     if connection.needs_reset:
         connection.stream.write(b"RSET\r\n")
-        await connection.stream.read_reply()
+        reply = await connection.stream.read_reply()
+        if not reply.positive:
+            raise ConnectionLost(f"RSET: {reply}")
         progress.answered = True
         connection.needs_reset = False
 
@@ -216,12 +211,13 @@ async def _send_by_data(connection: Connection, job: Job, progress: Progress, da
     if not data_asked:
         connection.stream.write(b"DATA\r\n")
     go_ahead = await connection.stream.read_reply()
+    if go_ahead.code < 400 and go_ahead.code != 354:
+        raise ConnectionLost(f"no reply to DATA: {go_ahead}")
     if go_ahead.code != 354:
         connection.needs_reset = True
         return go_ahead
     progress.stage = "mail data"
-    await send_stuffed(connection.stream, job, progress.enter_doubt)
-    return None
+    return await send_stuffed(connection.stream, job, progress.enter_doubt)
 
 
 async def _send_by_bdat(connection: Connection, job: Job, progress: Progress, _data_asked: bool) -> Reply | None:
@@ -235,11 +231,19 @@ async def _read_final(connection: Connection, job: Job, progress: Progress) -> A
     """The reply to the dot; under LMTP one for each recipient that was accepted."""
     stream = connection.stream
     if connection.target.protocol != "lmtp":
-        reply = await stream.read_reply()
+        reply = await _read_verdict(stream)
         progress.took_s = time.monotonic() - progress.began
         return results.ended(connection, job, progress, reply, final=True)
     count = sum(reply.positive for reply in progress.replies)
     for _ in range(count):
-        progress.finals.append(await stream.read_reply())
+        progress.finals.append(await _read_verdict(stream))
     progress.took_s = time.monotonic() - progress.began
     return results.ended(connection, job, progress, results.best(progress.finals), final=True)
+
+
+async def _read_verdict(stream: ReplyStream) -> Reply:
+    """A reply that says yes or no. ConnectionLost for 3yz, which is neither: then the message is in doubt."""
+    reply = await stream.read_reply()
+    if 300 <= reply.code < 400:
+        raise ConnectionLost(f"no reply to mail data: {reply}")
+    return reply

@@ -16,12 +16,14 @@ A refusal of this table is our own (`AttemptResult.unable`): another hop may tak
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from smtp_edge.client.attempt import Job
 from smtp_edge.client.connecting import Connection
 from smtp_edge.envelope import NOTIFY_DEFAULT, BodyType, MailData, Notify, Recipient
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import Reply
+from smtp_edge.stuffing import DotCount
 from smtp_edge.transfer import build_parameters
 
 TOO_LARGE = Reply(552, "message is larger than the next hop takes", "5.3.4")
@@ -30,6 +32,8 @@ NO_BINARY = Reply(554, "the next hop does not take binary mail", "5.6.1")
 NO_UTF8 = Reply(553, "the next hop does not take internationalised addresses", "5.6.7")
 NO_REQUIRETLS = Reply(554, "the sender requires TLS all the way, which the next hop does not promise", "5.7.30")
 SCAN_BYTES = 256 * 1024
+SIZE_DIGITS_MAX = 20
+"""RFC 1870 section 4."""
 
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -37,9 +41,6 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 def unable(connection: Connection, job: Job) -> Reply | None:
     """Why the remote cannot take this message whatever we say; None if it can (`needs_scan` may have a say)."""
     envelope, extensions = job.envelope, connection.extensions
-    limit = extensions.get("size", "").strip()
-    if limit.isdigit() and 0 < int(limit) < size_of(job):
-        return TOO_LARGE
     if envelope.smtputf8 and "smtputf8" not in extensions and not _is_ascii(job):
         return NO_UTF8
     if envelope.body_type is BodyType.BINARY_MIME and not ("binarymime" in extensions and "chunking" in extensions):
@@ -50,22 +51,42 @@ def unable(connection: Connection, job: Job) -> Reply | None:
 
 
 def needs_scan(connection: Connection, job: Job) -> bool:
-    """True if the remote can take the message only if `is_seven_bit`."""
-    return job.envelope.body_type is BodyType.EIGHT_BIT_MIME and "8bitmime" not in connection.extensions
+    """True if all of the mail data must be read to know whether the remote takes it (`scan`)."""
+    eight_bit = job.envelope.body_type is BodyType.EIGHT_BIT_MIME and "8bitmime" not in connection.extensions
+    return eight_bit or 0 < size_limit(connection) < size_of(job)
 
 
-def is_seven_bit(data: MailData) -> bool:
-    """Read all of the mail data, from its file if need be."""
+def scan(connection: Connection, job: Job) -> Reply | None:
+    """Why the remote cannot take what is in the mail data, which is read, from its file if need be; None if it can.
+
+    Doubled dots do not count against SIZE (RFC 1870 section 6).
+    """
+    dots, seven_bit = DotCount(), True
+    for chunk in _chunks(job.data):
+        dots.feed(chunk)
+        seven_bit = seven_bit and chunk.isascii()
+    if 0 < size_limit(connection) < size_of(job) - dots.count:
+        return TOO_LARGE
+    eight_bit = job.envelope.body_type is BodyType.EIGHT_BIT_MIME and not seven_bit
+    return NO_EIGHT_BIT if eight_bit and "8bitmime" not in connection.extensions else None
+
+
+def _chunks(data: MailData) -> Iterator[bytes]:
     if data.path is None:
-        return (data.inline or b"").isascii()
+        yield data.inline or b""
+        return
     try:
         with data.path.open("rb") as file:
             while chunk := file.read(SCAN_BYTES):
-                if not chunk.isascii():
-                    return False
+                yield chunk
     except OSError as error:
         raise MailDataLost(f"its mail data cannot be read: {data.path.name}: {error.strerror}") from error
-    return True
+
+
+def size_limit(connection: Connection) -> int:
+    """The largest message that the remote says to take; 0 = it does not say."""
+    limit = connection.extensions.get("size", "").strip()
+    return int(limit) if limit.isascii() and limit.isdigit() and len(limit) <= SIZE_DIGITS_MAX else 0
 
 
 def uses_bdat(connection: Connection, job: Job) -> bool:
@@ -117,7 +138,7 @@ def notify_words(notify: Notify) -> str:
 
 
 def size_of(job: Job) -> int:
-    """Octets on the wire."""
+    """Octets on the wire, doubled dots and all: an estimate, from above."""
     return len(job.prefix) + job.data.size_bytes
 
 

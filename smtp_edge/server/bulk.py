@@ -96,20 +96,3 @@ class LineEnds:
 
 def _as_crlf(match: re.Match[bytes]) -> bytes:
     return b"\r\n.." if match.group(1) else b"\r\n"
-
-
-class DotCount:
-    """Counts the dots that stuffing has added."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._tail = b"\r\n"
-
-    def feed(self, chunk: bytes) -> None:
-        """Mail data, in order."""
-        self.count += self.peek(chunk)
-        self._tail = (self._tail + chunk[-2:])[-2:]
-
-    def peek(self, chunk: bytes) -> int:
-        """How many are in a chunk that would come next."""
-        return chunk.count(b"\r\n.") + (self._tail + chunk[:2]).count(b"\r\n.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from smtp_edge.server.bulk import LineEnds
+from smtp_edge.stuffing import DotStuffing
 
 
 class Conversion(Protocol):
@@ -29,20 +30,6 @@ class Conversion(Protocol):
     def finish(self) -> bytes:
         """The end; what was kept back."""
         ...
-
-
-class DotStuffing:
-    """Doubles each dot that begins a line."""
-
-    def __init__(self) -> None:
-        self._tail = b"\r\n"
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The chunk, stuffed. A line begins after CRLF, also after one that two chunks share, and at the very start."""
-        joined = self._tail + chunk
-        skip = len(self._tail)
-        self._tail = joined[-2:]
-        return joined.replace(b"\r\n.", b"\r\n..")[skip:]
 
 
 class TextChunks:

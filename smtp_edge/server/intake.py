@@ -15,10 +15,11 @@ import structlog
 from smtp_edge.envelope import MailData
 from smtp_edge.queue.store import StoreError, StoreFull
 from smtp_edge.reply import Reply
-from smtp_edge.server.bulk import DotCount, LineEnds
+from smtp_edge.server.bulk import LineEnds
 from smtp_edge.server.chunks import Conversion
 from smtp_edge.server.header import HeaderScan
 from smtp_edge.server.pressure import Memory
+from smtp_edge.stuffing import DotCount
 
 log = structlog.get_logger()
 

@@ -152,6 +152,7 @@ async def test_after_a_refusal_the_connection_is_in_step_again(
         (Script(final=DROP), OutcomeKind.IN_DOUBT),
         (Script(final=HANG), OutcomeKind.IN_DOUBT),
         (Script(final="gibberish"), OutcomeKind.IN_DOUBT),
+        (Script(final="354 go on"), OutcomeKind.IN_DOUBT),
     ],
 )
 async def test_broken_sessions_and_the_instant_of_doubt(
@@ -208,6 +209,33 @@ async def test_what_the_remote_does_not_take_is_not_sent(
         assert result.kind is OutcomeKind.MESSAGE_REFUSED
         assert [reply.status if reply else "" for reply in result.replies] == [status]
         assert server.seen.said("MAIL") == []
+
+
+@pytest.mark.parametrize("keywords", [("PIPELINING",), ("CHUNKING",)])
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_doubled_dots_do_not_count_against_the_size_that_a_remote_takes(
+    client: DeliveryClient, tmp_path: Path, keywords: tuple[str, ...], in_file: bool
+) -> None:
+    dotted = b"Subject: x\r\n\r\n" + b"..\r\n" * 50
+    what = job(body=dotted)
+    if in_file:
+        (tmp_path / "spooled").write_bytes(dotted)
+        what = replace(what, data=MailData(len(dotted), path=tmp_path / "spooled", header=b"Subject: x\r\n\r\n"))
+    size = len(PREFIX + dotted) - 50
+    async with smtp_server(Script(keywords=(*keywords, f"SIZE {size}"))) as server:
+        assert (await client.attempt(target(server), what)).kind is OutcomeKind.ACCEPTED
+    async with smtp_server(Script(keywords=(*keywords, f"SIZE {size - 1}"))) as server:
+        result = await client.attempt(target(server), what)
+        assert (str(result.reply), server.seen.said("MAIL")) == (
+            "552 5.3.4 message is larger than the next hop takes",
+            [],
+        )
+
+
+@pytest.mark.parametrize("said", ["SIZE", "SIZE 0", "SIZE x", "SIZE ٣", "SIZE " + "9" * 5000])
+async def test_a_size_that_makes_no_sense_is_no_limit(client: DeliveryClient, said: str) -> None:
+    async with smtp_server(Script(keywords=(said,))) as server:
+        assert (await client.attempt(target(server), job())).kind is not OutcomeKind.MESSAGE_REFUSED
 
 
 async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient) -> None:

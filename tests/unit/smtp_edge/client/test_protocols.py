@@ -14,8 +14,9 @@ from router.decision import OutcomeKind
 from smtp_edge.client.attempt import Job, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.client.limits import Limits, choose_recipients, parse_limits
-from smtp_edge.client.sending import CHUNK_BYTES, Unstuff
+from smtp_edge.client.sending import CHUNK_BYTES
 from smtp_edge.envelope import BodyType, MailData, Recipient
+from smtp_edge.stuffing import Unstuff
 from tests.unit.smtp_edge.client.certificates import issue, server_context
 from tests.unit.smtp_edge.client.servers import DROP, KEYWORDS, Script, smtp_server
 from tests.unit.smtp_edge.client.test_delivery import ANN, BOB, BODY, HOST, PREFIX, codes, job, target

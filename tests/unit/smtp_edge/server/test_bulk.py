@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtp_edge.server.bulk import DataReader, DotCount, LineEnds
+from smtp_edge.server.bulk import DataReader, LineEnds
+from smtp_edge.stuffing import DotCount
 
 PIECES = st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"a", b"\x00", b"\r\n.", b"\n."]), max_size=30)
 
