@@ -14,7 +14,7 @@ from router.decision import Changes, EdgeState, ExitHop, Hop, HopKind, Outcome, 
 from router.edge import Edge, build_edge
 from router.policy import RouteTable
 from router.settings import RouterSettings
-from router.terms import NO_TERMS, Terms
+from router.terms import KEEPS_ANY_FLOOR, NO_TERMS, Terms
 
 DIRECT_WINDOW_MAX = 20
 DIRECT_EDGES_MAX = 10_000
@@ -59,7 +59,7 @@ class Adjacency:
 
         `anew`: those that are other machines now. Edges to domains' own exchangers go if no route delivers there.
         """
-        self._table, self._direct_terms = table, Terms(tuple(sorted(tags)))
+        self._table, self._direct_terms = table, Terms(tuple(sorted(tags)), KEEPS_ANY_FLOOR)
         direct, wanted = any(rule.direct for rule in table.rules), {exit_hop.hop for exit_hop in exits}
         for hop, edge in list(self._edges.items()):
             if hop.kind is HopKind.MX:

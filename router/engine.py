@@ -85,6 +85,7 @@ class RoutingEngine:
 
     def _take(self, table: RouteTable) -> None:
         self._table = table
+        self._digests.compare_with(table.digest())
         self._delivers_direct = any(rule.direct for rule in table.rules)
         self._classes = {wanted.class_id: wanted for wanted in table.classes()}
 

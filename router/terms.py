@@ -8,6 +8,8 @@
     size           it takes no message of that size         never
 
 A domain's own exchangers have the tags of the relay that delivers to them: that is where the mail leaves the cluster.
+They promise no encryption, but who delivers to them holds the sessions to the `tls_min` of its own route: this relay to
+what it asks, another one to the same if its routes are the same (`routes_digest`), else to nobody knows what.
 Policies are applied to the topology before ranks are computed, not to single messages.
 """
 
@@ -87,6 +89,8 @@ class Policy:
         return None
 
 
+KEEPS_ANY_FLOOR = TlsLevel.VERIFIED
+"""Of deliveries to a domain's own exchangers by a relay that has the same routes: none asks for more."""
 ANY_WAY = Policy()
 """Asks for nothing."""
 NO_TERMS = Terms()

@@ -14,7 +14,7 @@ from gossip.linkstate import LinkState, LinkStatus, NodeInfo, NodeRecord, Snapsh
 from router.decision import Hop, HopKind
 from router.edge import ATTEMPTS_MAX, WEIGHT_STEP, Edge
 from router.policy import DIRECT_PREFIX, DestinationClass
-from router.terms import ANY_WAY, NO_TERMS, Policy, Refusal, Terms
+from router.terms import ANY_WAY, KEEPS_ANY_FLOOR, NO_TERMS, Policy, Refusal, Terms
 
 DIRECT_CAPACITY_MMPS = 10_000
 """Capacity assumed for a delivery to a domain's own exchangers that nobody has measured."""
@@ -53,6 +53,8 @@ class Topology:
     """(node id, hop id) of links that their origin advertises as closed."""
     tags: dict[str, tuple[str, ...]]
     """Of the nodes other than this, by node id."""
+    same_routes: frozenset[str] = frozenset()
+    """Nodes other than this whose routes are those of this one."""
     senders: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     """Relay -> (relay that may send to it, weight of that arc)."""
     _exits: dict[str, list[Arc]] = field(default_factory=dict)
@@ -97,9 +99,12 @@ class Topology:
         measured |= {origin for origin, hop_id in self.closed if hop_id == wanted.class_id}
         hop = Hop.parse(wanted.class_id)
         return [
-            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,), Terms(self.tags.get(node, ())))
+            Arc(node, hop, 1.0, DIRECT_CAPACITY_MMPS, (wanted.class_id,), self._direct_terms(node))
             for node in sorted(self.direct_mx - measured)
         ]
+
+    def _direct_terms(self, node: str) -> Terms:
+        return direct_terms(self.tags.get(node, ()), same_routes=node in self.same_routes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +124,24 @@ class Digests:
     """Each node's digest, worked out once for each record: most news are loads, and leave the links as they were."""
 
     def __init__(self) -> None:
+        self._routes_digest = ""
         self._by_node: dict[str, Digest] = {}
 
     def of(self, node: NodeRecord) -> Digest:
         """Made anew if the record is another one."""
         found = self._by_node.get(node.node_id)
         if found is None or found.links is not node.links or found.info is not node.info:
-            found = self._by_node[node.node_id] = _digest(node)
+            found = self._by_node[node.node_id] = _digest(node, same_routes=self.has_same_routes(node))
         return found
+
+    def compare_with(self, routes_digest: str) -> None:
+        """These are the routes of this node now; before the first call nobody's are known to be the same."""
+        self._routes_digest = routes_digest
+        self._by_node.clear()
+
+    def has_same_routes(self, node: NodeRecord) -> bool:
+        """Its routes are those of this node."""
+        return bool(self._routes_digest) and node.info.routes_digest == self._routes_digest
 
     def forget(self, node_id: str) -> None:
         """The node left."""
@@ -163,6 +178,7 @@ def build_topology(
         direct_mx=frozenset(node.node_id for node in others if node.info.direct_mx),
         closed=frozenset(pair for node in others for pair in digests.of(node).closed),
         tags={node.node_id: node.info.tags for node in others},
+        same_routes=frozenset(node.node_id for node in others if digests.has_same_routes(node)),
         senders=senders,
         _exits=exits,
     )
@@ -183,7 +199,7 @@ def rank_key(snapshot: Snapshot, digests: Digests | None = None) -> tuple[object
     return tuple(digests.of(node).key for node in snapshot.nodes)
 
 
-def _digest(node: NodeRecord) -> Digest:
+def _digest(node: NodeRecord, *, same_routes: bool) -> Digest:
     links = tuple(
         (link.hop, link.status in CLOSED, _weight(link), link.classes, link.tags, link.tls, link.size_bytes_max)
         for link in node.links
@@ -191,19 +207,25 @@ def _digest(node: NodeRecord) -> Digest:
     return Digest(
         info=node.info,
         links=node.links,
-        key=(node.node_id, takes_nothing(node.info), node.info.direct_mx, node.info.tags, links),
-        arcs=tuple(sorted(_advertised(node), key=_by_ends)),
+        key=(node.node_id, takes_nothing(node.info), node.info.direct_mx, node.info.tags, same_routes, links),
+        arcs=tuple(sorted(_advertised(node, same_routes=same_routes), key=_by_ends)),
         closed=tuple((node.node_id, link.hop) for link in node.links if link.status in CLOSED),
     )
 
 
-def _advertised(node: NodeRecord) -> Iterable[Arc]:
+def _advertised(node: NodeRecord, *, same_routes: bool) -> Iterable[Arc]:
     for link in node.links:
         if link.status in CLOSED:
             continue
         hop = Hop.parse(link.hop)
-        terms = Terms(node.info.tags) if hop.kind is HopKind.MX else _terms(link)
+        direct = hop.kind is HopKind.MX
+        terms = direct_terms(node.info.tags, same_routes=same_routes) if direct else _terms(link)
         yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes, terms)
+
+
+def direct_terms(tags: tuple[str, ...], *, same_routes: bool) -> Terms:
+    """What a domain's own exchangers are when another node delivers to them."""
+    return Terms(tags, KEEPS_ANY_FLOOR if same_routes else NO_TERMS.tls)
 
 
 def _terms(link: LinkState) -> Terms:

@@ -12,13 +12,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from router.policy import MX_VIA
-from router.terms import Terms
+from router.terms import KEEPS_ANY_FLOOR, Terms
 from smtp_edge import relations_inbound
 from smtp_edge.mistake import Mistake
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
 from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
 
 PORT_MAX = 65535
+SMTP_PORT = 25
 DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
@@ -61,6 +62,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     metrics = settings.metrics.listen
     if metrics and not ip_address(_host(metrics)).is_loopback:
         yield f"metrics.listen {metrics} is not loopback: whoever reaches it reads next hops, classes and queue totals"
+    yield from _warn_passwords(settings.smart_host)
     yield from _warn_direct(settings)
 
 
@@ -127,10 +129,7 @@ def _check_policies(settings: Settings) -> Iterator[Mistake]:
         both = sorted(set(route.require_tags) & set(route.forbid_tags))
         if both:
             yield Mistake(f"{key}.forbid_tags", f"{', '.join(both)} is required as well: nothing can be both")
-        if route.via == (MX_VIA,) and route.tls_min != "none":
-            text = '"mx" promises no encryption, a domain may offer none; demand it of exchangers by [[tls]]'
-            yield Mistake(f"{key}.tls_min", text)
-        elif not route.transit and not both and (reasons := _refusals(settings, route)):
+        if not route.transit and not both and (reasons := _refusals(settings, route)):
             text = f"no own exit meets the policy, and transit = false forbids others: {reasons}"
             yield Mistake(key, text, rests_on=("smart_host", "node"))
 
@@ -144,7 +143,7 @@ def _warn_policies(settings: Settings) -> Iterator[str]:
 def _refusals(settings: Settings, route: RouteSettings) -> str:
     """Why none of its own exits may be used; empty if one may, or if it names none."""
     hosts = {host.name: build_terms(host) for host in settings.smart_host}
-    hosts[MX_VIA] = Terms(tuple(sorted(settings.node.tags)))  # a domain's exchangers: the tags of who delivers there
+    hosts[MX_VIA] = Terms(tuple(sorted(settings.node.tags)), KEEPS_ANY_FLOOR)  # exchangers: the tags of who delivers
     policy = build_policy(route)
     found = {name: policy.refuse_exit(hosts[name]) for name in route.via if name in hosts}
     if not found or None in found.values():
@@ -253,6 +252,9 @@ def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
         yield Mistake(f"{key}.socket", "and host: a host is reached by one of them")
     if host.socket is not None and host.tls not in ("none", "opportunistic"):
         yield Mistake(f"{key}.tls", f'is "{host.tls}", but a Unix socket has no TLS; leave the key out')
+    if host.protocol == "lmtp" and host.socket is None and host.port == SMTP_PORT:
+        text = "is 25, SMTP's, where LMTP must never be spoken (RFC 2033 section 5): name the store's, often 24"
+        yield Mistake(f"{key}.port", text)
     if host.socket is not None and host.user:
         yield Mistake(f"{key}.user", "is of no use with socket: a password only goes over TLS")
     if 0 < host.size_bytes_max < SIZE_BYTES_MIN:
@@ -284,6 +286,13 @@ def _check_direct(settings: Settings) -> Iterator[Mistake]:
     address = settings.dsn.double_bounces_to
     if address and not (address.isascii() and address.isprintable() and " " not in address and "@" in address[1:-1]):
         yield Mistake("dsn.double_bounces_to", f"{address!r} is no mailbox; write postmaster@example.org")
+
+
+def _warn_passwords(hosts: tuple[SmartHostSettings, ...]) -> Iterator[str]:
+    for host in hosts:
+        if host.user and host.tls in ("opportunistic", "encrypted"):
+            text = f'tls = "{host.tls}" shows the password to whoever answers; "starttls" verifies'
+            yield f"smart host {host.name}: {text}"
 
 
 def _warn_direct(settings: Settings) -> Iterator[str]:

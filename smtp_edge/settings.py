@@ -108,6 +108,7 @@ class RouteSettings(Section):
     """An exit or relay that lacks one is outside: mail neither leaves by it nor passes through it."""
     forbid_tags: Tags = ()
     tls_min: Literal["none", "encrypted", "verified"] = "none"
+    """Smart hosts that promise less are outside; with `mx`, sessions with exchangers have it at least."""
     transit: bool = True
     """False: own exits only, never through other relays."""
 

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gossip.identity import Identity
-from router.policy import MX_VIA
+from router.policy import MX_VIA, RouteTable
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.client.resolver import Resolver
 from smtp_edge.client.sts_fetch import HttpsFetcher
 from smtp_edge.client.sts_keeper import FILE, PolicyKeeper
+from smtp_edge.client.tls_policy import Level
 from smtp_edge.client.ways import Ways
+from smtp_edge.routes import build_table
 from smtp_edge.settings import Settings
 
 
@@ -99,12 +101,14 @@ class Outbound:
         )
 
     def _build_ways(self, settings: Settings, resolver: Resolver, hostname: str) -> Ways:
+        table = build_table(settings)
         return Ways(
             resolver,
             settings=settings.mx,
             tls=settings.tls,
             policies=self._keeper,
             own_names=(hostname, *settings.mx.own_names),
+            route_floor=lambda domain: find_floor(table, domain),
             now=time.monotonic,
             rng=self._rng,
         )
@@ -130,3 +134,9 @@ def _heeds_policies(settings: Settings) -> bool:
 def _fetcher(settings: Settings, resolver: Resolver) -> HttpsFetcher:
     sts = settings.mta_sts
     return HttpsFetcher(resolver, timeout_s=sts.timeout_s, ca=sts.ca, port=sts.port)
+
+
+def find_floor(table: RouteTable, domain: str) -> Level:
+    """`tls_min` of the route by which mail goes to the exchangers of a domain."""
+    rule = table.find_rule(domain)
+    return Level[rule.policy.tls_min.name] if rule is not None and rule.direct else Level.NONE

@@ -1,6 +1,7 @@
 """How a session with a next hop must be secured: what the operator, the domain and the message ask for. Pure.
 
-The operator sets a floor: `tls` of a smart host, `[[tls]]` for the exchangers of domains (else opportunistic).
+The operator sets a floor: `tls` of a smart host; for the exchangers of domains `[[tls]]` (else opportunistic), or
+`tls_min` of the route if that is higher.
 
     floor           TLS offered, sound     TLS offered, broken           TLS not offered
     none            not used               not used                      clear
@@ -67,6 +68,10 @@ class Floor:
     level: Level = Level.OPPORTUNISTIC
     names: tuple[str, ...] = ()
     ca: Path | None = None
+
+    def raised_to(self, level: Level) -> Floor:
+        """At least this level; names and authority stay."""
+        return replace(self, level=level) if level > self.level else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
     hop                  hosts                      addresses                         TLS
     peer                 its mesh address           the machine's resolver            the cluster's own
     smart host           the configured one         the machine's resolver (1)        its `tls` word
-    exchangers (MX)      mx.py                      resolver.py, hosts.txt unheeded   [[tls]], DANE, MTA-STS
+    exchangers (MX)      mx.py                      resolver.py, hosts.txt unheeded   [[tls]], route, DANE, MTA-STS
 
 (1) resolver.py for `tls = "dane"`, because only that knows DNSSEC.
 
@@ -78,11 +78,13 @@ class Ways:
         tls: Sequence[TlsSettings] = (),
         policies: Policies | None = None,
         own_names: Sequence[str] = (),
+        route_floor: Callable[[str], Level] = lambda _domain: Level.NONE,
         now: Callable[[], float],
         rng: random.Random,
     ) -> None:
+        """`route_floor`: what the route of a domain asks of its exchangers."""
         self._resolver, self._settings = resolver, settings or MxSettings()
-        self._floors = FloorTable(tls)
+        self._floors, self._route_floor = FloorTable(tls), route_floor
         self._policies = policies
         self._own_names = frozenset(name.lower().rstrip(".") for name in own_names if name)
         self._now, self._rng = now, rng
@@ -149,7 +151,7 @@ class Ways:
         exchangers = await find_exchangers(
             domain, self._resolver, self._rng, own_names=self._own_names, hosts_max=settings.hosts_max
         )
-        floor = self._floors.find(domain)
+        floor = self._floors.find(domain).raised_to(self._route_floor(domain))
         wants_policy = self._policies is not None and floor.level is not Level.NONE and not exchangers.literal
         policy = await self._policies.find(domain) if wants_policy and self._policies is not None else None
         left = settings.addresses_max

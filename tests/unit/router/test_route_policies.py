@@ -231,6 +231,34 @@ def test_a_domains_exchangers_have_the_tags_of_the_relay_that_delivers() -> None
     assert ways(engines["us"], "mx:example.org") == [peer(2).id]
 
 
+def test_the_floor_of_a_direct_route_is_kept_by_relays_with_the_same_routes() -> None:
+    table = RouteTable([RouteRule(CLASS, ("*",), ("mx",), Policy(tls_min=TlsLevel.VERIFIED))])
+    engine = RoutingEngine(
+        node_id=node_id(1),
+        node_name="r1",
+        table=table,
+        exits=(),
+        settings=RouterSettings(),
+        rng=random.Random(1),
+        now=0.0,
+    )
+    seen = LinkState("mx:example.org", LinkStatus.UP, 1000, 1000, 1000, 10)
+
+    def node(number: int, digest: str, *links: LinkState) -> NodeRecord:
+        info = NodeInfo(f"r{number}", "g", "m", direct_mx=True, routes_digest=digest)
+        return NodeRecord(NodeId(node_id(number)), info, links, age_s=0.1)
+
+    same, other = table.digest(), RouteTable([RouteRule(CLASS, ("*",), ("mx",))]).digest()
+    engine.apply(
+        Snapshot("view", (node(2, same), node(3, other), node(4, same, seen), node(5, other, seen), node(6, ""))), 0.0
+    )
+    assert ways(engine, "mx:example.org") == ["mx:example.org", peer(2).id, peer(4).id]
+    engine.apply(Snapshot("later", (node(2, other), node(4, same, seen))), 1.0)
+    assert ways(engine, "mx:example.org") == ["mx:example.org", peer(4).id]
+    engine.reconfigure([RouteRule(CLASS, ("*",), ("mx",), Policy(tls_min=TlsLevel.ENCRYPTED))], (), 2.0)
+    assert ways(engine, "mx:example.org") == ["mx:example.org"]
+
+
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 SMALL, LARGE = Terms(size_bytes_max=MIB), Terms(size_bytes_max=5 * MIB)

@@ -17,11 +17,16 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
+from gossip.linkstate import TlsLevel
 from router.decision import Hop, OutcomeKind
+from router.policy import RouteRule, RouteTable
+from router.terms import Policy as RoutePolicy
 from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.client.mta_sts import Mode, Policy
+from smtp_edge.client.outbound import find_floor
 from smtp_edge.client.shunned import SHUN_S, Shunned
+from smtp_edge.client.tls_policy import Level
 from smtp_edge.client.ways import Ways
 from smtp_edge.envelope import BodyType, MailData
 from smtp_edge.settings import MxSettings, OutboundSettings, TlsSettings
@@ -84,6 +89,7 @@ async def lab(
     *,
     secure: set[str] | None = None,
     tls: Sequence[TlsSettings] = (),
+    route_floor: Level = Level.NONE,
     policies: Policies | None = None,
     mx: MxSettings | None = None,
     outbound: OutboundSettings | None = None,
@@ -97,6 +103,7 @@ async def lab(
             tls=tls,
             policies=policies,
             own_names=("relay.test",),
+            route_floor=lambda _: route_floor,
             now=time.monotonic,
             rng=random.Random(1),
         )
@@ -316,6 +323,42 @@ def expect_refusal(result: AttemptResult, servers: Sequence[SmtpServer]) -> None
     assert result.reply is not None
     assert (result.reply.status, result.own_reply) == ("4.7.5", True)
     assert [server.seen.said("MAIL") for server in servers] == [[] for _ in servers]
+
+
+@pytest.mark.parametrize(
+    ("level", "route", "outcome"),
+    [
+        ("none", Level.ENCRYPTED, ""),
+        ("opportunistic", Level.ENCRYPTED, ""),
+        ("opportunistic", Level.VERIFIED, "verified"),
+        ("encrypted", Level.VERIFIED, "verified"),
+        ("verified", Level.ENCRYPTED, "verified"),
+    ],
+)
+async def test_of_the_floors_of_route_and_domain_the_higher_one_counts(
+    keys: Keys, level: str, route: Level, outcome: str
+) -> None:
+    async with (
+        smtp_servers(keys.script()) as servers,
+        lab(TWO, servers[0].port, tls=keys.trusted(level) if level != "none" else [], route_floor=route) as made,
+    ):
+        result = await made.send()
+        assert result.kind is ACCEPTED
+        assert result.tls.split(" ")[2:] == ([outcome] if outcome else [])
+    async with smtp_servers(Script()) as servers, lab(TWO, servers[0].port, route_floor=route) as made:
+        expect_refusal(await made.send(), servers)
+
+
+def test_a_route_asks_only_for_its_own_domains() -> None:
+    table = RouteTable(
+        [
+            RouteRule("strict", ("a.test",), ("mx",), RoutePolicy(tls_min=TlsLevel.VERIFIED)),
+            RouteRule("host", ("b.test",), ("up",), RoutePolicy(tls_min=TlsLevel.VERIFIED)),
+            RouteRule("rest", ("*",), ("mx",)),
+        ]
+    )
+    asked = [find_floor(table, domain) for domain in ("a.test", "b.test", "c.test")]
+    assert asked == [Level.VERIFIED, Level.NONE, Level.NONE]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[smart_host]]", '[[smart_host]]\npassword_file = "ca.crt"', "smart_host[0].user: is required with password_file"),
         ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "ca.crt"\ntls = "none"', 'smart_host[0].tls: is "none", so the password would travel in the clear; set "starttls" or "implicit"'),
         ("[[smart_host]]", '[[smart_host]]\ntls_ca = "ca.crt"', 'smart_host[0].tls_ca: is of no use with tls = "opportunistic"; only "starttls" and "implicit" verify'),
+        ('host = "smtp', 'protocol = "lmtp"\nhost = "smtp', "smart_host[0].port: is 25, SMTP's, where LMTP must never be spoken (RFC 2033 section 5): name the store's, often 24"),
         ("[[smart_host]]", "[[smart_host]]\nsize_bytes_max = 9", "smart_host[0].size_bytes_max: 9 is less than every server must take; 65536 or more, or 0 for any size"),
         ("[[smart_host]]", "[[smart_host]]\nreserve = 1", "smart_host[0].reserve: must be at least 0 and at most 0.9, not 1"),
         # policies
@@ -128,7 +129,6 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[route]]", '[[route]]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: require_tags eu: it lacks eu"),
         ("[[route]]", '[[route]]\ntls_min = "verified"\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: up: tls_min verified: it promises none"),
         ("[[route]]", '[[route]]\ntls_min = "strong"', "route[0].tls_min: must be one of 'none', 'encrypted' or 'verified', not 'strong'"),
-        ('via = ["up"]', 'via = ["mx"]\ntls_min = "encrypted"', 'route[0].tls_min: "mx" promises no encryption, a domain may offer none; demand it of exchangers by [[tls]]'),
         ('via = ["up"]', 'via = ["mx"]\nforbid_tags = ["us"]\nrequire_tags = ["eu"]\ntransit = false', "route[0]: no own exit meets the policy, and transit = false forbids others: mx: require_tags eu: it lacks eu"),
         ("[node]", "[admin]\nadvertise = 'relay'\n[node]", "admin.advertise: 'relay' is not HOST:PORT"),
         # the rest
@@ -172,6 +172,12 @@ def test_a_policy_that_only_other_relays_can_meet_is_told(node: Path) -> None:
 def test_a_tls_floor_is_met_by_a_host_that_verifies(node: Path) -> None:
     floor = GOOD.replace("[[route]]", '[[route]]\ntls_min = "verified"\ntransit = false')
     assert warnings(node, floor.replace("[[smart_host]]", '[[smart_host]]\ntls = "starttls"')) == []
+
+
+@pytest.mark.parametrize("transit", ["true", "false"])
+def test_direct_delivery_keeps_whatever_floor_the_route_sets(node: Path, transit: str) -> None:
+    direct = GOOD.replace('via = ["up"]', f'via = ["mx"]\ntls_min = "verified"\ntransit = {transit}')
+    assert warnings(node, direct) == ["smart host up is in no route: it carries nothing"]
 
 
 def test_a_listener_that_takes_less_than_it_says_is_told(node: Path) -> None:
@@ -235,6 +241,7 @@ def test_what_follows_from_a_mistake_is_not_reported_too(node: Path) -> None:
         ('["127.0.0.0/8"]', '["0.0.0.0/0"]', "listener smtp (127.0.0.1:2525) is an open relay: allow_networks holds every address"),
         ('[[listener]]\nallow_networks = ["127.0.0.0/8"]', "", "listener smtp (127.0.0.1:2525) relays for nobody: set allow_networks, relay_domains or auth_users"),
         ("[node]", "[metrics]\nlisten = '0.0.0.0:9427'\n[node]", "metrics.listen 0.0.0.0:9427 is not loopback: whoever reaches it reads next hops, classes and queue totals"),
+        ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "ca.crt"', 'smart host up: tls = "opportunistic" shows the password to whoever answers; "starttls" verifies'),
         ("[node]", "[[smart_host]]\nname = 'x'\nhost = 'x'\n[node]", "smart host x is in no route: it carries nothing"),
         ("[[route]]", '[[route]]\nname = "all"\nvia = ["up"]\n[[route]]', "route default never sees *: route all takes it before"),
     ],
