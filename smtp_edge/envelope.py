@@ -30,6 +30,8 @@ class Notify(enum.Flag):
     SUCCESS = enum.auto()
     FAILURE = enum.auto()
     DELAY = enum.auto()
+    STATED = enum.auto()
+    """The client said the default in so many words, and a next hop must hear it again (RFC 3461 section 5.2.1)."""
 
 
 NOTIFY_DEFAULT = Notify.FAILURE | Notify.DELAY

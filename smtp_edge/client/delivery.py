@@ -34,7 +34,7 @@ from smtp_edge.client.results import merge
 from smtp_edge.client.tls_policy import TlsDemand, Wish, wish_of
 from smtp_edge.client.transaction import Stale, Transaction
 from smtp_edge.client.ways import Absent, Ways
-from smtp_edge.client.wording import NO_REQUIRETLS
+from smtp_edge.client.wording import NO_REQUIRETLS, NO_TLS
 from smtp_edge.reply import Reply
 from smtp_edge.settings import OutboundSettings
 
@@ -178,7 +178,7 @@ class DeliveryClient:
             return _no_exchanger(error, job)
         fault = _sum_up(faults)
         if wish is Wish.REQUIRE and fault.kind is OutcomeKind.TLS_FAILED:
-            return _refused(NO_REQUIRETLS, job, fault.reason)
+            return _refused(NO_TLS if fault.remote else NO_REQUIRETLS, job, fault.reason)
         return fault
 
     async def _reach(self, target: Target, place: Place | Absent) -> Connection | AttemptResult:

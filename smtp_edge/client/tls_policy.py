@@ -40,7 +40,7 @@ from smtp_edge.client.dane import NOT_APPLICABLE, DanePlan, DaneVerdict, Tlsa
 from smtp_edge.client.mta_sts import Mode, Policy, permits_host
 from smtp_edge.envelope import Envelope
 
-_TLS_REQUIRED_NO = re.compile(rb"^tls-required[ \t]*:[ \t]*no[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_TLS_REQUIRED_NO = re.compile(rb"^tls-required[ \t]*:[ \t]*(?:\r\n[ \t]+)?no[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
 class Level(enum.IntEnum):

@@ -7,7 +7,8 @@
     SMTPUTF8, beyond ASCII SMTPUTF8               5.6.7
     SMTPUTF8, all ASCII    SMTPUTF8               sent without
     larger than SIZE       -                      5.3.4
-    REQUIRETLS             REQUIRETLS, or a verified certificate    5.7.30
+    REQUIRETLS             REQUIRETLS             5.7.30
+    REQUIRETLS             a verified session     5.7.10
     DSN parameters         DSN                    left out; success is reported by us (`relayed`)
 
 A refusal of this table is our own (`AttemptResult.unable`): another hop may take the message.
@@ -31,6 +32,7 @@ NO_EIGHT_BIT = Reply(554, "the next hop does not take 8-bit mail", "5.6.3")
 NO_BINARY = Reply(554, "the next hop does not take binary mail", "5.6.1")
 NO_UTF8 = Reply(553, "the next hop does not take internationalised addresses", "5.6.7")
 NO_REQUIRETLS = Reply(554, "the sender requires TLS all the way, which the next hop does not promise", "5.7.30")
+NO_TLS = Reply(554, "the sender requires TLS all the way, and no session with the next hop can be secured", "5.7.10")
 SCAN_BYTES = 256 * 1024
 SIZE_DIGITS_MAX = 20
 """RFC 1870 section 4."""
@@ -45,8 +47,11 @@ def unable(connection: Connection, job: Job) -> Reply | None:
         return NO_UTF8
     if envelope.body_type is BodyType.BINARY_MIME and not ("binarymime" in extensions and "chunking" in extensions):
         return NO_BINARY
-    if envelope.requiretls and envelope.sender and not (connection.verified and "requiretls" in extensions):
-        return NO_REQUIRETLS
+    if envelope.requiretls and envelope.sender:
+        if not connection.verified:
+            return NO_TLS
+        if "requiretls" not in extensions:
+            return NO_REQUIRETLS
     return None
 
 

@@ -22,7 +22,8 @@ OWN_DIAGNOSTIC = "x-smtpmesh"
 
 def build_message_fields(entry: Entry, hostname: str) -> list[str]:
     """The block about the message."""
-    fields = [f"Reporting-MTA: dns; {hostname}"]
+    kind = "dns" if "." in hostname else "x-local-hostname"
+    fields = [f"Reporting-MTA: {kind}; {hostname}"]
     if entry.envelope.envid:
         fields.insert(0, f"Original-Envelope-Id: {to_ascii(decode_xtext(entry.envelope.envid))}")
     return [*fields, f"Arrival-Date: {format_datetime(entry.received_at)}"]

@@ -31,7 +31,10 @@ _ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(r"[!-<>-~\x80-\U0010ffff]+")
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-Fa-f]{2})+")
-_ORCPT = re.compile(r"[A-Za-z0-9-]{1,40};[!-~\x80-\U0010ffff]+")
+_ORCPT = re.compile(
+    r"(?:(?!utf-8;)[A-Za-z0-9-]{1,40};(?:[!-*,-<>-~]|\+[0-9A-Fa-f]{2})+|utf-8;[!-<>-~\x80-\U0010ffff]+)", re.IGNORECASE
+)
+"""xtext, but for the type of RFC 6533 section 3, which has an encoding of its own."""
 _FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f]")
 _JOINERS = str.maketrans("", "", "\u200c\u200d")
 """Unprintable, and part of words in some scripts."""
@@ -247,4 +250,4 @@ def _parse_notify(value: str) -> Notify:
     chosen = Notify.NEVER
     for word in words:
         chosen |= NOTIFY_WORDS[word]
-    return chosen
+    return chosen | Notify.STATED if chosen is NOTIFY_DEFAULT else chosen

@@ -23,6 +23,7 @@ NOTIFY = [
     Notify.SUCCESS | Notify.FAILURE,
     Notify.DELAY,
     Notify.SUCCESS | Notify.FAILURE | Notify.DELAY,
+    Notify.FAILURE | Notify.DELAY | Notify.STATED,
 ]
 ANN = Recipient("ann@example.org", "rfc822;Ann+2BList@example.org", Notify.SUCCESS | Notify.FAILURE)
 UTF8 = Recipient("j\xf6rg@ex\xe4mple.org", "utf-8;j\xf6rg@ex\xe4mple.org", Notify.NEVER)

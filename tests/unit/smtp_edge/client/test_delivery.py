@@ -197,7 +197,7 @@ async def test_a_spool_file_is_streamed(client: DeliveryClient, tmp_path: Path) 
         ((), job(body_type=BodyType.EIGHT_BIT_MIME, body=EIGHT_BIT), "5.6.3"),
         (("CHUNKING", "8BITMIME"), job(body_type=BodyType.BINARY_MIME), "5.6.1"),
         (("BINARYMIME", "8BITMIME"), job(body_type=BodyType.BINARY_MIME), "5.6.1"),
-        (("REQUIRETLS",), job(requiretls=True), "5.7.30"),
+        (("REQUIRETLS",), job(requiretls=True), "5.7.10"),
         ((), job(Recipient("j\xf6rg@example.org"), smtputf8=True), "5.6.7"),
     ],
 )
@@ -252,6 +252,24 @@ async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient
             "ENVID=E1",
         ]
         assert server.seen.said("RCPT") == ["RCPT TO:<j\xf6rg@example.org> NOTIFY=SUCCESS ORCPT=rfc822;x@y"]
+
+
+async def test_wishes_that_nobody_stated_are_not_stated_to_the_next_hop(client: DeliveryClient) -> None:
+    stated = Recipient("bob@example.org", notify=Notify.FAILURE | Notify.DELAY | Notify.STATED)
+    async with smtp_server(Script(keywords=("DSN",))) as server:
+        await client.attempt(target(server), job(ANN, stated))
+        assert server.seen.said("MAIL") == ["MAIL FROM:<sue@example.net>"]
+        assert server.seen.said("RCPT") == [
+            "RCPT TO:<ann@example.org>",
+            "RCPT TO:<bob@example.org> NOTIFY=FAILURE,DELAY",
+        ]
+    async with smtp_server(Script(keywords=())) as server:
+        wishes = job(Recipient("bob@example.org", "rfc822;x@y", Notify.NEVER), ret="HDRS", envid="E1")
+        await client.attempt(target(server), wishes)
+        assert [*server.seen.said("MAIL"), *server.seen.said("RCPT")] == [
+            "MAIL FROM:<sue@example.net>",
+            "RCPT TO:<bob@example.org>",
+        ]
 
 
 async def test_mail_marked_8bit_that_is_ascii_goes_out_as_7bit(client: DeliveryClient, tmp_path: Path) -> None:

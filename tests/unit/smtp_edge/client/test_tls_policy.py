@@ -134,6 +134,7 @@ def test_the_operators_names_and_authority_are_those_of_the_demand() -> None:
         (b"Subject: x\r\n\r\n", Wish.NOTHING),
         (b"TLS-Required: No\r\n\r\n", Wish.RELAX),
         (b"Subject: x\r\ntls-required:no \r\n\r\n", Wish.RELAX),
+        (b"TLS-Required:\r\n No\r\n\r\n", Wish.RELAX),
         (b"TLS-Required: Yes\r\n\r\n", Wish.NOTHING),
         (b"X-TLS-Required: No\r\n\r\n", Wish.NOTHING),
         (b"Subject: a\r\n TLS-Required: No\r\n\r\n", Wish.NOTHING),

@@ -354,3 +354,8 @@ def test_report_looks_as_it_did(action: Action) -> None:
     if "SMTPMESH_WRITE_GOLDEN" in os.environ:
         file.write_bytes(content)
     assert content == file.read_bytes()
+
+
+def test_a_relay_without_a_full_name_does_not_claim_to_stand_in_dns() -> None:
+    message, _ = fields(report(build_entry(), reporter=replace(REPORTER, hostname="relay")))
+    assert message["Reporting-MTA"] == "x-local-hostname; relay"

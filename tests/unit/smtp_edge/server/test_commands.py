@@ -108,6 +108,7 @@ def test_requiretls_is_not_known_in_the_clear() -> None:
     [
         ({}, (Notify.FAILURE | Notify.DELAY, "")),
         ({"NOTIFY": "never"}, (Notify.NEVER, "")),
+        ({"NOTIFY": "delay,FAILURE"}, (Notify.FAILURE | Notify.DELAY | Notify.STATED, "")),
         ({"NOTIFY": "SUCCESS,delay"}, (Notify.SUCCESS | Notify.DELAY, "")),
         ({"ORCPT": "rfc822;Ann+2B@x"}, (Notify.FAILURE | Notify.DELAY, "rfc822;Ann+2B@x")),
         ({"ORCPT": "utf-8;jörg@x"}, (Notify.FAILURE | Notify.DELAY, "utf-8;jörg@x")),
@@ -122,6 +123,7 @@ def test_parameters_of_rcpt(parameters: dict[str, str | None], expected: tuple[N
     "parameters",
     [
         {"NOTIFY": None}, {"NOTIFY": "NEVER,SUCCESS"}, {"NOTIFY": "MAYBE"}, {"NOTIFY": ","}, {"ORCPT": None},
+        {"ORCPT": "rfc822;a+b@x"}, {"ORCPT": "rfc822;jörg@x"},
         {"ORCPT": "Ann@x"}, {"ORCPT": ";Ann@x"}, {"ORCPT": "rfc822;"}, {"ORCPT": "rfc822;" + "a" * 500},
     ],
 )  # fmt: skip
