@@ -192,7 +192,7 @@ def test_check_config_reports_every_file_that_does_not_work(first: Path) -> None
         "[[smart_host]]",
         "[[sink]]\nuse = 'nowhere:Nothing'\n[[listener]]\nname = 'tls'\nlisten = '127.0.0.1:0'\ntls = 'starttls'\n"
         "certificate = 'node.crt'\nkey = 'ca.key'\nauth_users = 'users'\n[[smart_host]]\nuser = 'u'\n"
-        "password_file = 'empty'\n",
+        "password_file = 'empty'\ntls = 'starttls'\n",
         1,
     )
     config.write_text(text)

@@ -66,9 +66,10 @@ def test_what_is_repaired_has_whole_line_ends_and_no_lone_dot(
     ends = LineEnds(repair=True, stuffed=stuffed)
     repaired = b"".join(ends.feed(part) for part in cut(sent, sizes)) + ends.finish()
     assert repaired.count(b"\r") == repaired.count(b"\n") == repaired.count(b"\r\n")
-    if stuffed and b"\r\n.\r\n" not in b"\r\n" + sent:
+    ended = stuffed and b"\r\n.\r\n" in b"\r\n" + sent  # the reader would have stopped there
+    if stuffed and not ended:
         assert b"\r\n.\r\n" not in b"\r\n" + repaired
-    if not ends.bare:
+    if not ends.bare and not ended:
         assert repaired == sent
 
 
