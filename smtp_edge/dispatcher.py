@@ -31,13 +31,13 @@ from router.forwarding import EVERY_WAY_BACK
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
 from smtp_edge.envelope import Transfer
-from smtp_edge.lines import ClassQueue, Line, Standing, Waiting, explain_standing
-from smtp_edge.queue.entry import Claim, DeliveryState, Settlement, utc_now
+from smtp_edge.lines import ClassQueue, Key, Line, Standing, Waiting, explain_standing
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Settlement, utc_now
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.shares import Shares
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.settlement import UNTOLD, Reporting, keep_schedule, note_of_attempt, plan_parking, plan_settlement
-from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
+from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Unreachable
 from smtp_edge.sinks.bindings import SinkChain
 
 log = structlog.get_logger()
@@ -125,11 +125,11 @@ class Dispatcher:
         self._rng = rng
         self._clock = clock
         self._classes: dict[Line, ClassQueue] = {}
-        self._active: dict[tuple[str, int], Waiting] = {}
+        self._active: dict[Key, Waiting] = {}
         self._taken: dict[str, int] = {}
         """Class id -> how many of those are of it."""
         self._inflight: dict[str, int] = {}
-        self._doubts: dict[tuple[str, int], float] = {}
+        self._doubts: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unclaimed = True
         self._dry = False
@@ -182,6 +182,27 @@ class Dispatcher:
         """Take over claims of what is not due, for peers only."""
         for claim in claims:
             self._admit(claim, early=True)
+
+    def request_of(self, claim: Claim) -> RouteRequest:
+        """What is asked of route sinks about a delivery, whether or not it is in memory."""
+        delivery = claim.delivery
+        waiting = self._active.get((delivery.queue_id, delivery.copy))
+        return self._request(waiting if waiting is not None else Waiting(claim, self._now()))
+
+    def count_of(self, class_id: str) -> int:
+        """Deliveries of a class in memory."""
+        return self._taken.get(class_id, 0)
+
+    def hand_over(self, claims: Iterable[Claim], hop: str, note: HistoryNote) -> None:
+        """Take over claims that the operator moves to a peer; what it does not take goes back to disk as it was."""
+        for claim in claims:
+            self._admit(claim, early=True, only=hop)
+            self._active[claim.delivery.queue_id, claim.delivery.copy].notes.append(note)
+
+    def forget_doubts(self, taken: Iterable[Waiting]) -> None:
+        """What was taken out has come to its end: nobody waits any more for who may have it."""
+        for waiting in taken:
+            self._doubts.pop(waiting.key, None)
 
     def early_room(self) -> int:
         """How many more of those may come: due mail has the other half of the memory."""
@@ -263,9 +284,9 @@ class Dispatcher:
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
-    def _admit(self, claim: Claim, *, early: bool = False) -> None:
+    def _admit(self, claim: Claim, *, early: bool = False, only: str = "") -> None:
         now = self._now()
-        waiting = Waiting(claim, now, early=early)
+        waiting = Waiting(claim, now, early=early, only=only)
         delivery = claim.delivery
         if delivery.in_doubt_hop.startswith(HopKind.PEER.value):
             waiting.prefer_until = self._doubts.setdefault(waiting.key, now + self._limits.in_doubt_hold_s)
@@ -302,7 +323,7 @@ class Dispatcher:
         """Ask for the first few deliveries; True if one was started, settled, or laid to rest."""
         moved = False
         for waiting in [queue.waiting[i] for i in range(min(HEADS_SCANNED_MAX, len(queue.waiting)))]:
-            answer = await self._sinks.route(self._request(waiting))
+            answer = await self._ask(waiting)
             match answer:
                 case Route():
                     target = self._first_free(waiting, queue, answer)
@@ -323,6 +344,12 @@ class Dispatcher:
                 queue.resting.append(waiting)
                 moved = True
         return moved
+
+    async def _ask(self, waiting: Waiting) -> Route | Unreachable:
+        if waiting.only:
+            until, _ = waiting.avoid.get(waiting.only, (0.0, 0.0))
+            return Route((NextHop(waiting.only),)) if until <= self._now() else Unreachable(f"{waiting.only} failed")
+        return await self._sinks.route(self._request(waiting))
 
     def _is_held_alone(self, waiting: Waiting) -> bool:
         now = self._now()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from smtp_edge.queue.entry import Claim, HistoryNote
 
+Key = tuple[str, int]
+"""Queue id and copy of a delivery."""
 Line = tuple[str, bool]
 """A class, and whether its deliveries are early: these must not stand before those that an exit would take."""
 
@@ -31,6 +33,8 @@ class Waiting:
     """While `now` is below it, only the hop that is in doubt may be tried."""
     early: bool = False
     """Its next attempt is not due: only a peer may take it."""
+    only: str = ""
+    """The operator moves it to this hop: no other is asked, and nobody is asked which."""
     hop: str = ""
     """Where it is being attempted; empty while it waits."""
     hop_since: float = 0.0
@@ -41,7 +45,7 @@ class Waiting:
         return self.claim.delivery.class_id, self.early
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """Queue id and copy."""
         return self.claim.delivery.queue_id, self.claim.delivery.copy
 

@@ -47,12 +47,15 @@ from smtp_edge.counters import Counters
 from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.dsn import Reporter
 from smtp_edge.handover import HandOver, may_leave
+from smtp_edge.lines import Standing
 from smtp_edge.logs import configure_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
 from smtp_edge.orders import FILE as ORDERS_FILE
 from smtp_edge.orders import OrdersError
+from smtp_edge.postmaster import Postmaster
 from smtp_edge.pressure import Pressure
+from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool, read_whole
@@ -66,6 +69,7 @@ from smtp_edge.server.listener import Listener, MeshListener, Surroundings
 from smtp_edge.server.pressure import Memory
 from smtp_edge.settings import Settings
 from smtp_edge.settlement import Reporting
+from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
 from smtp_edge.sinks.mesh import MeshRouter
 
@@ -208,6 +212,7 @@ class Node:
             now=self.now,
             rng=random.Random(),
         )
+        self.postmaster = Postmaster(self.store, self._dispatcher, reporting)
         self._routing.connect(self._dispatcher, self._gossip)
         self._handover = HandOver(
             self.store, self._dispatcher, may_leave=lambda class_id: may_leave(self.engine, class_id, self.now())
@@ -378,6 +383,18 @@ class Node:
     def snapshot(self) -> Snapshot:
         """The link-state database."""
         return self._gossip.snapshot()
+
+    def standing(self, queue_id: str, copy: int) -> Standing | None:
+        """Where a delivery in memory is."""
+        return self._dispatcher.standing(queue_id, copy)
+
+    def request_of(self, claim: Claim) -> RouteRequest:
+        """What route sinks are asked about a delivery."""
+        return self._dispatcher.request_of(claim)
+
+    def count_in_memory(self, class_id: str) -> int:
+        """Deliveries of a class in memory."""
+        return self._dispatcher.count_of(class_id)
 
     def sessions(self) -> tuple[SessionStatus, ...]:
         """Gossip sessions."""

@@ -12,6 +12,7 @@ from router.planning import Planning
 from smtp_edge.admin.events import Told
 from smtp_edge.orders import Order, Orders, PinOrder
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
+from smtp_edge.queue.survey import Damaged
 from smtp_edge.room import Room
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
@@ -251,6 +252,17 @@ def convert_delivery(claim: Claim) -> pb.QueuedDelivery:
         last_reply=delivery.last_reply,
         in_doubt_hop=delivery.in_doubt_hop,
         trace=list(entry.trace),
+    )
+
+
+def convert_damaged(item: Damaged) -> pb.DamagedDelivery:
+    """A delivery that cannot be read."""
+    return pb.DamagedDelivery(
+        queue_id=item.queue_id,
+        copy=item.copy,
+        class_id=item.class_id,
+        received_at=convert_time(item.received_at),
+        reason=item.reason,
     )
 
 

@@ -1,10 +1,10 @@
-"""The servicer: each call reads the node's view on its event loop and converts. Orders are in `orders.py`."""
+"""The servicer: each call reads the node's view on its event loop and converts. Orders are in `orders.py`, the queue in
+`queue.py`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,23 +16,21 @@ from smtp_edge.admin import convert
 from smtp_edge.admin.client import NODE_HEADER
 from smtp_edge.admin.events import FeedError
 from smtp_edge.admin.hypotheses import HypothesisError, Names, convert_answer, read_hypothesis
-from smtp_edge.admin.orders import OrdersService, fail, node_names
+from smtp_edge.admin.orders import fail, node_names
+from smtp_edge.admin.queue import QueueService
 from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.server.commands import SyntaxFault, parse_mailbox
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[object, object]
 
-LISTED_DEFAULT = 100
-LISTED_MAX = 10_000
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class AdminService(OrdersService):
+class AdminService(QueueService):
     """Implements smtpmesh.admin.v1.Admin."""
 
     def __init__(self, view: NodeView, roles: Roles) -> None:
@@ -151,30 +149,6 @@ class AdminService(OrdersService):
             for link in node.links
         ]
         return pb.ListLinksResponse(database_root=snapshot.root, links=links)
-
-    async def GetQueue(self, request: pb.GetQueueRequest, context: Context) -> pb.GetQueueResponse:
-        """Totals and the oldest deliveries."""
-        states: list[DeliveryState] = []
-        for word in request.states:
-            try:
-                states.append(DeliveryState(word))
-            except ValueError:
-                known = ", ".join(state.value for state in DeliveryState)
-                await fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"no state {word!r}; there are: {known}")
-        store = self._view.store
-        response = convert.convert_summary(await store.summary(), datetime.now(UTC))
-        limit = min(LISTED_MAX, request.limit or LISTED_DEFAULT)
-        claims = await store.list(states=states, class_id=request.class_id, limit=limit)
-        response.deliveries.extend(convert.convert_delivery(claim) for claim in claims)
-        return response
-
-    async def GetMessage(self, request: pb.GetMessageRequest, context: Context) -> pb.GetMessageResponse:
-        """One message's history."""
-        history = await self._view.store.history(request.queue_id)
-        if history is None:
-            text = f"no message {request.queue_id!r} here: unknown, or finished longer ago than queue.history_s"
-            await fail(context, grpc.StatusCode.NOT_FOUND, text)
-        return convert.convert_history(history)
 
     async def GetGossipStats(self, request: pb.GetGossipStatsRequest, context: Context) -> pb.GetGossipStatsResponse:
         """Gossip in numbers."""

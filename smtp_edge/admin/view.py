@@ -12,14 +12,18 @@ from router.engine import RoutingEngine
 from router.policy import RouteTable
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.counters import Counters
+from smtp_edge.lines import Standing
 from smtp_edge.operations import Operations
+from smtp_edge.postmaster import Postmaster
+from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.store import MessageStore
 from smtp_edge.room import Room
 from smtp_edge.settings import Settings
+from smtp_edge.sinks.api import RouteRequest
 
 
 class NodeView(Protocol):
-    """Read only but for `operations`, on the node's event loop."""
+    """Read only but for `operations` and `postmaster`, on the node's event loop."""
 
     @property
     def identity(self) -> Identity: ...
@@ -46,8 +50,25 @@ class NodeView(Protocol):
         ...
 
     @property
+    def postmaster(self) -> Postmaster:
+        """Takes orders about the queue."""
+        ...
+
+    def standing(self, queue_id: str, copy: int) -> Standing | None:
+        """Where a delivery in memory is, and why; None for one that is not."""
+        ...
+
+    def request_of(self, claim: Claim) -> RouteRequest:
+        """What is asked of route sinks about a delivery, as it is now."""
+        ...
+
+    def count_in_memory(self, class_id: str) -> int:
+        """Deliveries of a class in memory."""
+        ...
+
+    @property
     def operations(self) -> Operations:
-        """Takes orders: the only thing here that changes anything."""
+        """Takes orders about the node, its hosts and routes."""
         ...
 
     def client_sessions(self) -> int:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,12 +19,16 @@ from smtp_edge.cli.common import (
     EXIT_NOT_DONE,
     EXIT_UNREACHABLE,
     JSON,
+    Duration,
     fail,
     load_settings,
     open_client,
     show,
 )
+from smtp_edge.cli.health import health
 from smtp_edge.cli.orders import host_group, node_group, pin, unpin
+from smtp_edge.cli.queue import queue_group, why
+from smtp_edge.cli.send import send
 from smtp_edge.cli.simulate import simulate
 from smtp_edge.cli.whatif import Rate, Slow, show_what_if
 
@@ -37,7 +39,7 @@ def cli() -> None:
     """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
 
 
-for added in (simulate, node_group, host_group, pin, unpin):
+for added in (simulate, node_group, host_group, pin, unpin, queue_group, why, send, health):
     cli.add_command(added)
 
 
@@ -189,11 +191,17 @@ def hash_password() -> None:
 
 
 @cli.command()
+@click.option("--wait", is_flag=True, help="Until the node serves and has its sessions; exit code 75 if it does not.")
+@click.option("--timeout", type=Duration(), default="60s", show_default=True, help="With --wait: at most so long.")
 @CONFIG
 @ADMIN
 @JSON
-def status(config: Path, admin: str | None, as_json: bool) -> None:
+def status(wait: bool, timeout: float, config: Path, admin: str | None, as_json: bool) -> None:
     """Who the node is and what it has done since its start."""
+    if wait:
+        from smtp_edge.cli.waiting import wait_ready
+
+        wait_ready(config, admin, timeout)
     show(config, admin, as_json, "GetStatus", {}, "show_status")
 
 
@@ -309,57 +317,6 @@ def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ..
     except CallError as error:
         fail(str(error), EXIT_NOT_DONE)
     fail("the node has stopped", EXIT_UNREACHABLE)
-
-
-def queue_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What narrows a list of the queue."""
-    for option in (
-        click.option(
-            "--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many."
-        ),
-        click.option("--state", "states", multiple=True, help="Only deliveries in this state. May be repeated."),
-        click.option("--class", "class_id", default="", help="Only deliveries of this class."),
-        JSON,
-        ADMIN,
-        CONFIG,
-    ):
-        command = option(command)
-    return command
-
-
-@cli.group(invoke_without_command=True)
-@queue_options
-@click.pass_context
-def queue(context: click.Context, /, **values: Any) -> None:
-    """What waits here: totals by class, and the oldest deliveries. `queue show ID` tells one message's history."""
-    if context.invoked_subcommand is None:
-        _show_queue(**values)
-    else:  # options may stand before or after the second word
-        context.default_map = dict.fromkeys(("list", "show"), values)
-
-
-@queue.command("list")
-@queue_options
-def queue_list(**values: Any) -> None:
-    """The same as `queue` alone."""
-    _show_queue(**values)
-
-
-@queue.command("show")
-@click.argument("queue_id")
-@CONFIG
-@ADMIN
-@JSON
-def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) -> None:
-    """One message: its recipients, where it stands, and everything that happened to it here."""
-    show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
-
-
-def _show_queue(
-    config: Path, admin: str | None, as_json: bool, class_id: str, states: tuple[str, ...], limit: int
-) -> None:
-    request = {"class_id": class_id, "states": list(states), "limit": limit}
-    show(config, admin, as_json, "GetQueue", request, "show_queue")
 
 
 def _say_watching(name: str) -> None:

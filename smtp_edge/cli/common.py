@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,11 @@ import click
 
 EXIT_NOT_DONE = 1
 EXIT_UNREACHABLE = 3
+EXIT_TRY_AGAIN = 75
 EXIT_BAD_CONFIGURATION = 78
+
+UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 Shower = Callable[[Any], str]
 """An answer of the admin service as text."""
@@ -30,6 +35,22 @@ ADMIN = click.option(
     help="Where the node's admin service is: unix:PATH or HOST:PORT. [env SMTPMESH_ADMIN; else from --config]",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """`90s`, `30m`, `2h`, `1d`; a number alone is seconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As seconds."""
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value))
+        found = float(match[1]) * UNITS_S[match[2] or "s"] if match is not None else 0.0
+        if found <= 0:
+            self.fail(f"{value!r} is no duration; say 90s, 30m, 2h or 1d", param, ctx)
+        return found
 
 
 def show(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from smtp_edge.cli.common import (
     EXIT_NOT_DONE,
     EXIT_UNREACHABLE,
     JSON,
+    Duration,
     fail,
     load_for_reading,
     open_client,
@@ -26,27 +26,9 @@ from smtp_edge.cli.common import (
 POLL_S = 1.0
 SAID_S = 10.0
 """A line of progress at least this often while one waits."""
-UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 EVERYWHERE = click.option(
     "--everywhere", is_flag=True, help="Ask every node of the cluster whose admin service can be reached from here."
 )
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]
-    """`90s`, `30m`, `2h`, `1d`; a number alone is seconds."""
-
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As seconds."""
-        if isinstance(value, float):
-            return value
-        match = _DURATION.fullmatch(str(value))
-        found = float(match[1]) * UNITS_S[match[2] or "s"] if match is not None else 0.0
-        if found <= 0:
-            self.fail(f"{value!r} is no duration; say 90s, 30m, 2h or 1d", param, ctx)
-        return found
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------

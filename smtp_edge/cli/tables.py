@@ -42,11 +42,11 @@ def show_status(answer: Any) -> str:
         ("node", f"{answer.name}  {answer.node_id}"),
         ("cluster", answer.cluster_id),
         ("version", answer.version),
-        ("up for", _duration(answer.uptime_s)),
+        ("up for", duration(answer.uptime_s)),
         ("database", answer.database_root),
-        ("accepted", _count(answer.accepted, "message")),
+        ("accepted", count_of(answer.accepted, "message")),
         ("relayed", f"{answer.relayed} {'delivery' if answer.relayed == 1 else 'deliveries'}"),
-        ("repeats", f"{_count(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
+        ("repeats", f"{count_of(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
         *(("listens", listener) for listener in answer.listeners),
         ("room", _room(answer.room)),
         *_order_rows(answer.orders),
@@ -79,7 +79,7 @@ def show_progress(answer: Any) -> str:
     words += [f"{answer.in_doubt} in doubt"]
     words += [f"{answer.held} held"] if answer.held else []
     words += [f"{answer.corrupt} damaged"] if answer.corrupt else []
-    words += [f"{_count(answer.sessions, 'client')} still submitting"] if answer.sessions else []
+    words += [f"{count_of(answer.sessions, 'client')} still submitting"] if answer.sessions else []
     return ", ".join(words)
 
 
@@ -88,7 +88,7 @@ def show_left(answer: Any) -> str:
     lines = [f"class {item.class_id}: {item.waiting} waiting: {item.reason}" for item in answer.classes]
     lines += [f"{answer.held} held by an operator"] if answer.held else []
     lines += [f"{answer.corrupt} damaged: they cannot be read, look into the log"] if answer.corrupt else []
-    lines += [f"{_count(answer.sessions, 'client')} still submitting"] if answer.sessions else []
+    lines += [f"{count_of(answer.sessions, 'client')} still submitting"] if answer.sessions else []
     lines += [
         f"  {item.queue_id} {item.state}, next attempt {item.next_attempt_at or 'now'}: {item.reason}"
         for item in answer.deliveries
@@ -101,7 +101,7 @@ def show_routes(answer: Any) -> str:
     parts = [f"routing table of {answer.node_name}, database {answer.database_root}{_plan(answer)}"]
     for route in answer.routes:
         parts.append(f"\nclass {route.class_id}: {route.backlog} waiting, {route.rule}{_pinned(route)}")
-        parts.append(_hops_table(route.next_hops))
+        parts.append(_hopstable(route.next_hops))
     if not answer.routes:
         parts.append("\nno class yet: classes of direct delivery appear with their first mail")
     parts += _footnote(hop for route in answer.routes for hop in route.next_hops)
@@ -113,7 +113,7 @@ def _plan(answer: Any) -> str:
 
 
 def _pinned(route: Any) -> str:
-    return f" (pinned to {route.pinned_to} for {_duration(route.pinned_s)} more)" if route.pinned_to else ""
+    return f" (pinned to {route.pinned_to} for {duration(route.pinned_s)} more)" if route.pinned_to else ""
 
 
 def show_explanation(answer: Any) -> str:
@@ -124,7 +124,7 @@ def show_explanation(answer: Any) -> str:
         f"{answer.address} is of the class {answer.class_id} (route {answer.matched_rule})",
         f"next hop now: {where}; rule: {answer.route.rule}{_pinned(answer.route)}",
         "",
-        _hops_table(answer.route.next_hops),
+        _hopstable(answer.route.next_hops),
         *_footnote(answer.route.next_hops),
         "",
         f"at most {answer.bound_mps:.1f} msg/s from here to the exits"
@@ -154,14 +154,14 @@ def _show_nodes(answer: Any, more_head: Sequence[str], more: Sequence[Sequence[s
         (
             node.name,
             node.state,
-            _duration(node.since_s),
+            duration(node.since_s),
             *extra,
             node.software.removeprefix("smtpmesh/") or "-",
             (answer.database_root if node.self else node.root)[:ROOT_SHOWN] or "-",
             {True: "yes", False: "no"}[node.in_sync] if node.HasField("in_sync") else "-",
             _latency(node.lag_s if node.HasField("lag_s") else None),
             _round_trip(node.round_trip_s if node.HasField("round_trip_s") else None),
-            "-" if node.self else _duration(node.age_s),
+            "-" if node.self else duration(node.age_s),
             sum(backlog.count for backlog in node.backlogs),
             _names(node.sources),
         )
@@ -172,7 +172,7 @@ def _show_nodes(answer: Any, more_head: Sequence[str], more: Sequence[Sequence[s
         "in sync", "lag", "rtt", "heard", "waiting", "according to",
     )  # fmt: skip
     notes = [f"{node.name}: {note}" for node in answer.nodes if (note := _note(node))]
-    return "\n".join([_table(head, rows), "", *notes, *([""] if notes else []), f"database {answer.database_root}"])
+    return "\n".join([table(head, rows), "", *notes, *([""] if notes else []), f"database {answer.database_root}"])
 
 
 def show_gossip_stats(answer: Any) -> str:
@@ -183,26 +183,26 @@ def show_gossip_stats(answer: Any) -> str:
     )
     health = [
         ("own timer", f"{_latency(answer.own_lag_s)} late; patience with others x {answer.patience:.1f}"),
-        ("damped", f"{_count(answer.damped, 'link')} held back because they flap"),
-        ("quarantined", f"{_count(answer.quarantined, 'peer')} not listened to"),
+        ("damped", f"{count_of(answer.damped, 'link')} held back because they flap"),
+        ("quarantined", f"{count_of(answer.quarantined, 'peer')} not listened to"),
     ]
     state = [
         ("members", f"{answer.members}, {answer.unreachable} of them unreachable"),
         ("sessions", f"{answer.sessions} of {answer.sessions_wanted} wanted; {answer.eager_sessions} carry bodies"),
         (
             "database",
-            f"{_count(answer.database_records, 'record')}, {_count(answer.stones, 'stone')}, root {answer.root}",
+            f"{count_of(answer.database_records, 'record')}, {count_of(answer.stones, 'stone')}, root {answer.root}",
         ),
-        ("outbox", f"{_count(answer.outbox_records, 'record')} waiting to be sent"),
+        ("outbox", f"{count_of(answer.outbox_records, 'record')} waiting to be sent"),
         ("epoch", str(answer.epoch)),
     ]
     frames = [(kind, answer.frames_sent.get(kind, 0), answer.frames_received.get(kind, 0)) for kind in kinds]
     frames += [("all", sent, received), ("bytes", answer.bytes_sent, answer.bytes_received)]
     return "\n\n".join(
         [
-            _pairs(state),
-            _pairs(health),
-            _table(("frames", "sent", "received"), frames),
+            pairs(state),
+            pairs(health),
+            table(("frames", "sent", "received"), frames),
             _tally("records offered by others", answer.records),
             _tally("own versions issued", answer.originated),
             _tally("events", answer.events),
@@ -212,7 +212,7 @@ def show_gossip_stats(answer: Any) -> str:
 
 def show_event(answer: Any) -> str:
     """One line; one more before it if events were lost."""
-    lost = f"({_count(answer.lost, 'event')} lost here: read too slowly)\n" if answer.lost else ""
+    lost = f"({count_of(answer.lost, 'event')} lost here: read too slowly)\n" if answer.lost else ""
     through = f"through {_name(answer.peer)}" if answer.HasField("peer") else ""
     words = "  ".join(word for word in (answer.text, through) if word)
     return f"{lost}{answer.at}  {answer.kind:<{KIND_WIDTH}}  {_name(answer.node):<{NAME_WIDTH}}  {words}".rstrip()
@@ -236,35 +236,7 @@ def show_links(answer: Any) -> str:
         for link in answer.links
     ]
     head = ("from", "to", "kind", "state", "available", "reliable", "capacity", "latency", "samples", "classes")
-    return f"{_table(head, rows)}\n\ndatabase {answer.database_root}"
-
-
-def show_queue(answer: Any) -> str:
-    """What waits."""
-    totals = [
-        (item.class_id, item.count, item.deferred, _duration(item.oldest_s) if item.count else "-")
-        for item in answer.classes
-    ]
-    lines = [_table(("class", "waiting", "deferred", "oldest"), totals) if totals else "nothing waits"]
-    lines.append(
-        f"\nheld {answer.held}, damaged {answer.corrupt}, {answer.bytes_stored} bytes; "
-        f"finished and remembered: relayed {answer.relayed}, failed {answer.failed}, expired {answer.expired}"
-    )
-    if answer.deliveries:
-        rows = [
-            (
-                item.queue_id,
-                item.state,
-                item.attempts,
-                item.sender or "<>",
-                _some(item.recipients),
-                item.next_attempt_at or "now",
-                item.last_reply[:60] or "-",
-            )
-            for item in answer.deliveries
-        ]
-        lines.append("\n" + _table(("id", "state", "tries", "from", "to", "next", "last reply"), rows))
-    return "\n".join(lines)
+    return f"{table(head, rows)}\n\ndatabase {answer.database_root}"
 
 
 def show_message(answer: Any) -> str:
@@ -275,10 +247,10 @@ def show_message(answer: Any) -> str:
     ]
     for item in answer.deliveries:
         waits = f", next attempt {item.next_attempt_at}" if item.next_attempt_at else ""
-        lines.append(f"  {item.state:<9} {_some(item.recipients)}  ({_count(item.attempts, 'attempt')}{waits})")
+        lines.append(f"  {item.state:<9} {some(item.recipients)}  ({count_of(item.attempts, 'attempt')}{waits})")
     lines.append("")
     rows = [(note.at, note.event, note.hop or "-", note.reply or note.detail) for note in answer.history]
-    lines.append(_table(("at", "event", "hop", "what"), rows))
+    lines.append(table(("at", "event", "hop", "what"), rows))
     return "\n".join(lines)
 
 
@@ -289,7 +261,7 @@ def _share(hop: Any) -> float:
     return float(hop.plan_share if hop.hop.startswith("peer:") else hop.plan_share * hop.share)
 
 
-def _hops_table(hops: Iterable[Any]) -> str:
+def _hopstable(hops: Iterable[Any]) -> str:
     rows = [
         (
             hop.label,
@@ -312,14 +284,14 @@ def _hops_table(hops: Iterable[Any]) -> str:
         "next hop", "kind", "verdict", "state", "share", "available", "reliable",
         "capacity", "latency", "in use", "backlog", "gain", "because",
     )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _footnote(hops: Iterable[Any]) -> list[str]:
     return ["", "? = assumed, not measured yet"] if any(not hop.capacity_proven for hop in hops) else []
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; the last one runs free."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
@@ -328,7 +300,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
-def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one on each line."""
     return "\n".join(f"{name:<{PAIR_WIDTH}}{value}" for name, value in rows)
 
 
@@ -358,7 +331,8 @@ def _round_trip(round_trip_s: float | None) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the unit that fits."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -373,7 +347,8 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1024:.0f} KiB"
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """`1 link`, `2 links`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -398,6 +373,7 @@ def _names(nodes: Sequence[Any]) -> str:
     return f"{', '.join(shown)}{more}" if shown else "-"
 
 
-def _some(addresses: Sequence[str]) -> str:
+def some(addresses: Sequence[str]) -> str:
+    """The first of some addresses, and how many more."""
     more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
     return f"{addresses[0]}{more}" if addresses else "-"

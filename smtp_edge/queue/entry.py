@@ -161,6 +161,16 @@ class Settlement:
     """Written to the message's history in the same commit."""
     reports: tuple[NewEntry, ...] = ()
     """DSNs that take over responsibility; committed with the settlement, or neither is."""
+    class_id: str = ""
+    """Another class than it had; empty: the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An operator's end of what was found in some state: applied only if state and token are still as found."""
+
+    before: DeliveryState
+    settlement: Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +208,7 @@ class HistoryNote:
     at: datetime
     event: str
     """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`,
-    `rerouted`, `duplicate`, `dropped` (failed, and the reverse-path is null)."""
+    `retried`, `removed`, `moved`, `rerouted`, `duplicate`, `dropped` (failed, and the reverse-path is null)."""
     hop: str = ""
     reply: str = ""
     detail: str = ""

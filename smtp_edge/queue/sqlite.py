@@ -29,11 +29,13 @@ from typing import TypeVar
 import structlog
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue import questions, regroup, statements
+from smtp_edge.queue import decisions, questions, regroup, statements, survey
 from smtp_edge.queue.entry import (
     Claim,
+    Decision,
     DeliveryState,
     EarlyMark,
+    HistoryNote,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -45,9 +47,11 @@ from smtp_edge.queue.faults import Kind, Trouble, translate
 from smtp_edge.queue.gate import Gate
 from smtp_edge.queue.lock import DirectoryLock
 from smtp_edge.queue.migrations import migrate
-from smtp_edge.queue.picking import pick
+from smtp_edge.queue.picking import Pick, pick
 from smtp_edge.queue.reserve import Reserve
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION, CorruptRow
+from smtp_edge.queue.selection import Selection
+from smtp_edge.queue.shape import Shape, ShapeBy
 from smtp_edge.queue.shares import Shares
 from smtp_edge.queue.spool import (
     SPOOL,
@@ -59,6 +63,7 @@ from smtp_edge.queue.spool import (
 )
 from smtp_edge.queue.statements import Claimant
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from smtp_edge.queue.survey import FIRST, Damaged, Page, Place
 from smtp_edge.queue.tally import Changes, Tally
 from smtp_edge.queue.wal import WriteAheadLog
 from smtp_edge.queue.writer import Writer
@@ -255,6 +260,14 @@ class SQLiteStore(MessageStore):
 
         return await self._open_writer().submit(work, on_abandoned=self._give_back)
 
+    async def claim_these(self, keys: Sequence[tuple[str, int]], now_at: datetime) -> list[Claim]:
+        """See MessageStore."""
+        picks = [Pick(0, *key) for key in keys]
+        return await self._open_writer().submit(
+            lambda connection, changes: statements.claim(connection, changes, picks, now_at, self._claimant),
+            on_abandoned=self._give_back,
+        )
+
     async def claim_early(
         self, class_id: str, limit: int, now_at: datetime, *, after: EarlyMark | None = None
     ) -> list[Claim]:
@@ -296,18 +309,25 @@ class SQLiteStore(MessageStore):
                 woken += step
         return woken
 
-    async def hold(self, queue_id: str) -> int:
+    async def change(self, decided: Sequence[Decision]) -> list[bool]:
         """See MessageStore."""
         at = self._clock()
         return await self._open_writer().submit(
-            lambda connection, changes: statements.hold(connection, changes, queue_id, at)
+            lambda connection, changes: [
+                decisions.apply(connection, changes, decision, self._incarnation, at) for decision in decided
+            ]
         )
 
-    async def release(self, queue_id: str) -> int:
+    async def revive(self, queue_ids: Sequence[str], note: HistoryNote) -> int:
         """See MessageStore."""
-        at = self._clock()
         return await self._open_writer().submit(
-            lambda connection, changes: statements.release(connection, changes, queue_id, at)
+            lambda connection, changes: decisions.revive(connection, changes, queue_ids, note)
+        )
+
+    async def bury(self, queue_ids: Sequence[str], note: HistoryNote) -> int:
+        """See MessageStore."""
+        return await self._open_writer().submit(
+            lambda connection, changes: decisions.bury(connection, changes, queue_ids, note)
         )
 
     async def prune(self, now_at: datetime) -> int:
@@ -362,6 +382,26 @@ class SQLiteStore(MessageStore):
         return await self._ask(
             lambda connection: questions.list_deliveries(connection, states, class_id, limit, self._spool)
         )
+
+    async def find(self, selection: Selection, limit: int, *, after: Place = FIRST, with_data: bool = False) -> Page:
+        """See MessageStore."""
+        return await self._ask(
+            lambda connection: survey.find(connection, selection, limit, after, self._spool, with_data=with_data)
+        )
+
+    async def damaged(self, limit: int) -> tuple[Damaged, ...]:
+        """See MessageStore."""
+        return await self._ask(lambda connection: survey.find_damaged(connection, limit))
+
+    async def shape(self, by: ShapeBy, states: Sequence[DeliveryState], at: datetime) -> Shape:
+        """See MessageStore. Page by page: other questions are answered in between."""
+        shape, after = Shape(), FIRST
+        while True:
+            page = partial(survey.add_page, shape=shape, by=by, states=states, at=at, after=after)
+            found = await self._ask(page)
+            if found is None:
+                return shape
+            after = found
 
     async def history(self, queue_id: str) -> MessageHistory | None:
         """See MessageStore."""

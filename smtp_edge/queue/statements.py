@@ -53,8 +53,8 @@ Connection = sqlite3.Connection
 FRESH_TOKEN = 1
 """Fencing token of a delivery that is born claimed."""
 NOTE_CHARACTERS_MAX = 1000
-QUEUED, CLAIMED, DEFERRED, HELD = (
-    state.value for state in (DeliveryState.QUEUED, DeliveryState.CLAIMED, DeliveryState.DEFERRED, DeliveryState.HELD)
+QUEUED, CLAIMED, DEFERRED = (
+    state.value for state in (DeliveryState.QUEUED, DeliveryState.CLAIMED, DeliveryState.DEFERRED)
 )
 _FINAL = ", ".join(f"'{state}'" for state in FINAL_STATES)
 _TO_COME = "CASE WHEN due_at > :at THEN"
@@ -163,7 +163,8 @@ def claim(connection: Connection, changes: Changes, picks: Sequence[Pick], at: d
     rows = []
     for found in picks:
         rows += connection.execute(
-            f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.queue_id = ? AND d.copy = ?",
+            f"SELECT {DELIVERY_COLUMNS}, d.token, d.received_at FROM delivery d WHERE d.queue_id = ? AND d.copy = ?"
+            f" AND d.state IN ('{QUEUED}', '{DEFERRED}')",
             (found.queue_id, found.copy),
         ).fetchall()
     return _claim_rows(connection, changes, rows, at, by)
@@ -268,13 +269,27 @@ def settle(connection: Connection, changes: Changes, settlement: Settlement, inc
     else:
         after = settlement.state.value
         _end_claim(connection, settlement, at)
-    changes.add(row[0], row[1], CLAIMED, after)
+    class_id, received_us, _ = row
+    if settlement.class_id and settlement.class_id != class_id:
+        _move(connection, changes, settlement, class_id, received_us)
+        class_id = settlement.class_id
+    changes.add(class_id, received_us, CLAIMED, after)
     for note in settlement.notes:
         add_note(connection, settlement.queue_id, note)
     for report in settlement.reports:
         insert(connection, changes, report, key=None, incarnation="", at=at)
     if settlement.state.final:
-        _finish_if_done(connection, changes, settlement.queue_id, at)
+        finish_if_done(connection, changes, settlement.queue_id, at)
+
+
+def _move(connection: Connection, changes: Changes, settlement: Settlement, class_id: str, received_us: int) -> None:
+    """To another class; it is still claimed."""
+    connection.execute(
+        "UPDATE delivery SET class_id = ? WHERE queue_id = ? AND copy = ?",
+        (settlement.class_id, settlement.queue_id, settlement.copy),
+    )
+    changes.add(class_id, received_us, CLAIMED, "")
+    changes.add(settlement.class_id, received_us, "", CLAIMED)
 
 
 def _end_claim(connection: Connection, settlement: Settlement, at: datetime) -> None:
@@ -300,16 +315,17 @@ def _end_claim(connection: Connection, settlement: Settlement, at: datetime) -> 
     )
 
 
-def _finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> None:
+def finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> None:
     """Once every delivery is final, the mail data goes and the history's retention begins."""
     open_row = connection.execute(
         f"SELECT 1 FROM delivery WHERE queue_id = ? AND state NOT IN ({_FINAL}) LIMIT 1", (queue_id,)
     ).fetchone()
-    if open_row is not None:
-        return
-    size_bytes, spool = connection.execute(
-        "SELECT size_bytes, spool FROM entry WHERE queue_id = ?", (queue_id,)
+    row = connection.execute(
+        "SELECT size_bytes, spool FROM entry WHERE queue_id = ? AND finished_at IS NULL", (queue_id,)
     ).fetchone()
+    if open_row is not None or row is None:
+        return
+    size_bytes, spool = row
     connection.execute("DELETE FROM body WHERE queue_id = ?", (queue_id,))
     connection.execute("UPDATE entry SET finished_at = ?, spool = NULL WHERE queue_id = ?", (to_us(at), queue_id))
     changes.entries -= 1
@@ -325,7 +341,7 @@ def add_note(connection: Connection, queue_id: str, note: HistoryNote) -> None:
     connection.execute("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", (queue_id, to_us(note.at), *texts))
 
 
-# -- changes by operators and by time ----------------------------------------------------------------------------------
+# -- changes by time ----------------------------------------------------------------------------------
 
 
 def wake(connection: Connection, _: Changes, class_id: str, at: datetime, limit: int) -> int:
@@ -335,34 +351,6 @@ def wake(connection: Connection, _: Changes, class_id: str, at: datetime, limit:
         f" WHERE state = '{DEFERRED}' AND class_id = :class_id AND due_at > :at ORDER BY due_at LIMIT :limit)",
         {"at": to_us(at), "class_id": class_id, "limit": limit},
     ).rowcount
-
-
-def hold(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> int:
-    """Hold what waits."""
-    return _move(connection, changes, queue_id, (QUEUED, DEFERRED), HELD, HistoryNote(at, "held", detail="by operator"))
-
-
-def release(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> int:
-    """Queue what is held or deferred."""
-    note = HistoryNote(at, "released", detail="by operator")
-    return _move(connection, changes, queue_id, (HELD, DEFERRED), QUEUED, note)
-
-
-def _move(
-    connection: Connection, changes: Changes, queue_id: str, before: tuple[str, str], after: str, note: HistoryNote
-) -> int:
-    rows = connection.execute(
-        "SELECT copy, class_id, received_at, state FROM delivery WHERE queue_id = ? AND state IN (?, ?)",
-        (queue_id, *before),
-    ).fetchall()
-    for copy, class_id, received_us, state in rows:
-        connection.execute(
-            "UPDATE delivery SET state = ?, due_at = NULL WHERE queue_id = ? AND copy = ?", (after, queue_id, copy)
-        )
-        changes.add(class_id, received_us, state, after)
-    if rows:
-        add_note(connection, queue_id, note)
-    return len(rows)
 
 
 def prune(connection: Connection, changes: Changes, before: datetime, excess: int, limit: int) -> tuple[int, int]:

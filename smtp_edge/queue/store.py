@@ -14,9 +14,11 @@ from typing import Protocol
 from smtp_edge.envelope import MailData
 from smtp_edge.queue.entry import (
     Claim,
+    Decision,
     Delivery,
     DeliveryState,
     EarlyMark,
+    HistoryNote,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -26,7 +28,10 @@ from smtp_edge.queue.entry import (
 )
 from smtp_edge.queue.errors import StoreDoubt, StoreError, StoreFull
 from smtp_edge.queue.faults import Trouble
+from smtp_edge.queue.selection import Selection
+from smtp_edge.queue.shape import Shape, ShapeBy
 from smtp_edge.queue.shares import Shares
+from smtp_edge.queue.survey import FIRST, Damaged, Page, Place
 
 
 class MessageStore(Protocol):
@@ -49,6 +54,13 @@ class MessageStore(Protocol):
         """Claim up to `limit` deliveries that are queued, or deferred and due: those that could go longest, first.
 
         With `shares` no class gets more than its room.
+        """
+        ...
+
+    async def claim_these(self, keys: Sequence[tuple[str, int]], now_at: datetime) -> list[Claim]:
+        """Claim these deliveries (queue id, copy), as far as they are queued or deferred, due or not.
+
+        As with `claim_early` they keep their time.
         """
         ...
 
@@ -92,12 +104,31 @@ class MessageStore(Protocol):
         """Mail data of a stored entry."""
         ...
 
-    async def hold(self, queue_id: str) -> int:
-        """Hold what is not in flight; returns how many deliveries."""
+    async def find(self, selection: Selection, limit: int, *, after: Place = FIRST, with_data: bool = False) -> Page:
+        """A page of what an operator means, in the order of ids, with current tokens, without claiming.
+
+        Mail data is left out (empty, with its true size) unless asked for.
+        """
         ...
 
-    async def release(self, queue_id: str) -> int:
-        """Make held or deferred deliveries due now; returns how many."""
+    async def change(self, decided: Sequence[Decision]) -> list[bool]:
+        """Commit what an operator decided; False for each delivery that is no longer as it was found."""
+        ...
+
+    async def damaged(self, limit: int) -> tuple[Damaged, ...]:
+        """Deliveries that were set aside because they cannot be read, oldest first."""
+        ...
+
+    async def revive(self, queue_ids: Sequence[str], note: HistoryNote) -> int:
+        """Queue damaged deliveries of these messages again; returns how many."""
+        ...
+
+    async def bury(self, queue_ids: Sequence[str], note: HistoryNote) -> int:
+        """Give damaged deliveries of these messages up; returns how many."""
+        ...
+
+    async def shape(self, by: ShapeBy, states: Sequence[DeliveryState], at: datetime) -> Shape:
+        """How many deliveries wait, by name and age. Without states: all not final."""
         ...
 
     async def list(self, *, states: Sequence[DeliveryState] = (), class_id: str = "", limit: int = 100) -> list[Claim]:

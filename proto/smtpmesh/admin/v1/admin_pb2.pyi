@@ -1007,25 +1007,85 @@ class GetQueueRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     CLASS_ID_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """deliveries listed; 0 = 100"""
     class_id: _builtins.str
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """more of what narrows the list"""
+
     def __init__(
         self,
         *,
         limit: _builtins.int = ...,
         class_id: _builtins.str = ...,
         states: _abc.Iterable[_builtins.str] | None = ...,
+        selection: Global___Selection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "limit", b"limit", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "limit", b"limit", "selection", b"selection", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetQueueRequest: _TypeAlias = GetQueueRequest  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    """Which deliveries are meant. What is named of several kinds must hold together; of one kind, any."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_IDS_FIELD_NUMBER: _builtins.int
+    CLASS_IDS_FIELD_NUMBER: _builtins.int
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    SENDERS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    OLDER_S_FIELD_NUMBER: _builtins.int
+    YOUNGER_S_FIELD_NUMBER: _builtins.int
+    older_s: _builtins.float
+    """received longer ago; 0: any"""
+    younger_s: _builtins.float
+    """received less long ago; 0: any"""
+    @_builtins.property
+    def queue_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """here, or the origin that names a message across the mesh"""
+
+    @_builtins.property
+    def class_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of recipients"""
+
+    @_builtins.property
+    def senders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """an address, @domain, or <>"""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty: all that are not final"""
+
+    def __init__(
+        self,
+        *,
+        queue_ids: _abc.Iterable[_builtins.str] | None = ...,
+        class_ids: _abc.Iterable[_builtins.str] | None = ...,
+        domains: _abc.Iterable[_builtins.str] | None = ...,
+        senders: _abc.Iterable[_builtins.str] | None = ...,
+        states: _abc.Iterable[_builtins.str] | None = ...,
+        older_s: _builtins.float = ...,
+        younger_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_ids", b"class_ids", "domains", b"domains", "older_s", b"older_s", "queue_ids", b"queue_ids", "senders", b"senders", "states", b"states", "younger_s", b"younger_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
 @_typing.final
 class QueuedDelivery(_message.Message):
@@ -1045,6 +1105,8 @@ class QueuedDelivery(_message.Message):
     LAST_REPLY_FIELD_NUMBER: _builtins.int
     IN_DOUBT_HOP_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     queue_id: _builtins.str
     copy: _builtins.int
     class_id: _builtins.str
@@ -1059,6 +1121,10 @@ class QueuedDelivery(_message.Message):
     last_hop: _builtins.str
     last_reply: _builtins.str
     in_doubt_hop: _builtins.str
+    stage: _builtins.str
+    """in memory: attempted, waiting, resting; empty: on disk"""
+    reason: _builtins.str
+    """why it is not gone yet"""
     @_builtins.property
     def recipients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1080,14 +1146,49 @@ class QueuedDelivery(_message.Message):
         last_reply: _builtins.str = ...,
         in_doubt_hop: _builtins.str = ...,
         trace: _abc.Iterable[_builtins.str] | None = ...,
+        stage: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "class_id", b"class_id", "copy", b"copy", "in_doubt_hop", b"in_doubt_hop", "last_hop", b"last_hop", "last_reply", b"last_reply", "next_attempt_at", b"next_attempt_at", "queue_id", b"queue_id", "received_at", b"received_at", "recipients", b"recipients", "sender", b"sender", "size_bytes", b"size_bytes", "state", b"state", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "class_id", b"class_id", "copy", b"copy", "in_doubt_hop", b"in_doubt_hop", "last_hop", b"last_hop", "last_reply", b"last_reply", "next_attempt_at", b"next_attempt_at", "queue_id", b"queue_id", "reason", b"reason", "received_at", b"received_at", "recipients", b"recipients", "sender", b"sender", "size_bytes", b"size_bytes", "stage", b"stage", "state", b"state", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueuedDelivery: _TypeAlias = QueuedDelivery  # noqa: Y015
+
+@_typing.final
+class DamagedDelivery(_message.Message):
+    """A delivery that cannot be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_ID_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    CLASS_ID_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    queue_id: _builtins.str
+    copy: _builtins.int
+    class_id: _builtins.str
+    received_at: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        queue_id: _builtins.str = ...,
+        copy: _builtins.int = ...,
+        class_id: _builtins.str = ...,
+        received_at: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_id", b"class_id", "copy", b"copy", "queue_id", b"queue_id", "reason", b"reason", "received_at", b"received_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DamagedDelivery: _TypeAlias = DamagedDelivery  # noqa: Y015
 
 @_typing.final
 class GetQueueResponse(_message.Message):
@@ -1101,6 +1202,7 @@ class GetQueueResponse(_message.Message):
     CORRUPT_FIELD_NUMBER: _builtins.int
     BYTES_STORED_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     held: _builtins.int
     relayed: _builtins.int
     failed: _builtins.int
@@ -1111,6 +1213,10 @@ class GetQueueResponse(_message.Message):
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassBacklog]: ...
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueuedDelivery]: ...
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedDelivery]:
+        """the oldest of what was set aside"""
+
     def __init__(
         self,
         *,
@@ -1122,14 +1228,332 @@ class GetQueueResponse(_message.Message):
         corrupt: _builtins.int = ...,
         bytes_stored: _builtins.int = ...,
         deliveries: _abc.Iterable[Global___QueuedDelivery] | None = ...,
+        damaged: _abc.Iterable[Global___DamagedDelivery] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_stored", b"bytes_stored", "classes", b"classes", "corrupt", b"corrupt", "deliveries", b"deliveries", "expired", b"expired", "failed", b"failed", "held", b"held", "relayed", b"relayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_stored", b"bytes_stored", "classes", b"classes", "corrupt", b"corrupt", "damaged", b"damaged", "deliveries", b"deliveries", "expired", b"expired", "failed", b"failed", "held", b"held", "relayed", b"relayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetQueueResponse: _TypeAlias = GetQueueResponse  # noqa: Y015
+
+@_typing.final
+class WhyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_ID_FIELD_NUMBER: _builtins.int
+    queue_id: _builtins.str
+    """or origin"""
+    def __init__(
+        self,
+        *,
+        queue_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queue_id", b"queue_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyRequest: _TypeAlias = WhyRequest  # noqa: Y015
+
+@_typing.final
+class WhyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_ID_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    queue_id: _builtins.str
+    node_name: _builtins.str
+    sender: _builtins.str
+    received_at: _builtins.str
+    expires_at: _builtins.str
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryReason]: ...
+    def __init__(
+        self,
+        *,
+        queue_id: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        sender: _builtins.str = ...,
+        received_at: _builtins.str = ...,
+        expires_at: _builtins.str = ...,
+        deliveries: _abc.Iterable[Global___DeliveryReason] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "expires_at", b"expires_at", "node_name", b"node_name", "queue_id", b"queue_id", "received_at", b"received_at", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyResponse: _TypeAlias = WhyResponse  # noqa: Y015
+
+@_typing.final
+class DeliveryReason(_message.Message):
+    """One delivery of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    answer: _builtins.str
+    """the reason, in one sentence"""
+    next: _builtins.str
+    """what happens next, and when"""
+    @_builtins.property
+    def delivery(self) -> Global___QueuedDelivery: ...
+    @_builtins.property
+    def route(self) -> Global___RouteEntry:
+        """candidates for exactly this delivery; absent: nothing is to be decided"""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___HopNeed]:
+        """for each candidate what it would take"""
+
+    def __init__(
+        self,
+        *,
+        delivery: Global___QueuedDelivery | None = ...,
+        answer: _builtins.str = ...,
+        next: _builtins.str = ...,
+        route: Global___RouteEntry | None = ...,
+        needs: _abc.Iterable[Global___HopNeed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "route", b"route"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "delivery", b"delivery", "needs", b"needs", "next", b"next", "route", b"route"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryReason: _TypeAlias = DeliveryReason  # noqa: Y015
+
+@_typing.final
+class HopNeed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOP_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    NEED_FIELD_NUMBER: _builtins.int
+    hop: _builtins.str
+    label: _builtins.str
+    need: _builtins.str
+    """empty: nothing, it would be taken"""
+    def __init__(
+        self,
+        *,
+        hop: _builtins.str = ...,
+        label: _builtins.str = ...,
+        need: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hop", b"hop", "label", b"label", "need", b"need"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HopNeed: _TypeAlias = HopNeed  # noqa: Y015
+
+@_typing.final
+class GetShapeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    """recipient (domains), sender (domains), class; empty: recipient"""
+    limit: _builtins.int
+    """rows; 0 = 50"""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty: all that are not final"""
+
+    def __init__(
+        self,
+        *,
+        by: _builtins.str = ...,
+        states: _abc.Iterable[_builtins.str] | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "limit", b"limit", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetShapeRequest: _TypeAlias = GetShapeRequest  # noqa: Y015
+
+@_typing.final
+class GetShapeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_S_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    names: _builtins.int
+    """rows there would be without a limit"""
+    @_builtins.property
+    def bounds_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """ages; what is older stands in a last column"""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShapeRow]:
+        """most deliveries first"""
+
+    @_builtins.property
+    def all(self) -> Global___ShapeRow:
+        """of each delivery once"""
+
+    def __init__(
+        self,
+        *,
+        bounds_s: _abc.Iterable[_builtins.float] | None = ...,
+        rows: _abc.Iterable[Global___ShapeRow] | None = ...,
+        all: Global___ShapeRow | None = ...,
+        names: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "bounds_s", b"bounds_s", "names", b"names", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetShapeResponse: _TypeAlias = GetShapeResponse  # noqa: Y015
+
+@_typing.final
+class ShapeRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    total: _builtins.int
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """by age"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        total: _builtins.int = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "name", b"name", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShapeRow: _TypeAlias = ShapeRow  # noqa: Y015
+
+@_typing.final
+class ChangeQueueRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TO_CLASS_FIELD_NUMBER: _builtins.int
+    TO_NODE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    AFTER_COPY_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """hold, release, retry, bounce, remove, move"""
+    all: _builtins.bool
+    """also if nothing is selected"""
+    reason: _builtins.str
+    """for people; of a bounce: what the sender reads"""
+    to_class: _builtins.str
+    """of a move: another class here ..."""
+    to_node: _builtins.str
+    """... or a peer, by its name or id"""
+    dry_run: _builtins.bool
+    """only say what would be changed"""
+    after_id: _builtins.str
+    """where the last page ended"""
+    after_copy: _builtins.int
+    @_builtins.property
+    def selection(self) -> Global___Selection: ...
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        selection: Global___Selection | None = ...,
+        all: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        to_class: _builtins.str = ...,
+        to_node: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        after_id: _builtins.str = ...,
+        after_copy: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after_copy", b"after_copy", "after_id", b"after_id", "all", b"all", "dry_run", b"dry_run", "reason", b"reason", "selection", b"selection", "to_class", b"to_class", "to_node", b"to_node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeQueueRequest: _TypeAlias = ChangeQueueRequest  # noqa: Y015
+
+@_typing.final
+class ChangeQueueResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
+    UNFIT_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    QUEUE_IDS_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    AFTER_COPY_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    changed: _builtins.int
+    under_way: _builtins.int
+    """in a transaction at this moment"""
+    unfit: _builtins.int
+    """meant, but in no state that the order is for"""
+    damaged: _builtins.int
+    """changed although they cannot be read"""
+    after_id: _builtins.str
+    """there is more: ask again with it; empty: that was all"""
+    after_copy: _builtins.int
+    @_builtins.property
+    def queue_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of what was changed"""
+
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        changed: _builtins.int = ...,
+        under_way: _builtins.int = ...,
+        unfit: _builtins.int = ...,
+        damaged: _builtins.int = ...,
+        queue_ids: _abc.Iterable[_builtins.str] | None = ...,
+        after_id: _builtins.str = ...,
+        after_copy: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_copy", b"after_copy", "after_id", b"after_id", "changed", b"changed", "damaged", b"damaged", "node_name", b"node_name", "queue_ids", b"queue_ids", "under_way", b"under_way", "unfit", b"unfit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeQueueResponse: _TypeAlias = ChangeQueueResponse  # noqa: Y015
 
 @_typing.final
 class GetMessageRequest(_message.Message):

@@ -94,6 +94,16 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainResponse.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/Why',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+                _registered_method=True)
+        self.GetShape = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/GetShape',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeResponse.FromString,
+                _registered_method=True)
         self.DrainNode = channel.unary_unary(
                 '/smtpmesh.admin.v1.Admin/DrainNode',
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
@@ -123,6 +133,11 @@ class AdminStub(object):
                 '/smtpmesh.admin.v1.Admin/Unpin',
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.ChangeQueue = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/ChangeQueue',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueResponse.FromString,
                 _registered_method=True)
 
 
@@ -214,6 +229,20 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """Why a message is still here, and what would let it go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShape(self, request, context):
+        """How many deliveries wait, by name and age.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DrainNode(self, request, context):
         """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
 
@@ -251,6 +280,13 @@ class AdminServicer(object):
 
     def Unpin(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeQueue(self, request, context):
+        """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -318,6 +354,16 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetDrainResponse.SerializeToString,
             ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
+            ),
+            'GetShape': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShape,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeResponse.SerializeToString,
+            ),
             'DrainNode': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainNode,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.DrainNodeRequest.FromString,
@@ -347,6 +393,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.SerializeToString,
+            ),
+            'ChangeQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeQueue,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -684,6 +735,60 @@ class Admin(object):
             _registered_method=True)
 
     @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/Why',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShape(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/GetShape',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.GetShapeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DrainNode(request,
             target,
             options=(),
@@ -835,6 +940,33 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/Unpin',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/ChangeQueue',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueResponse.FromString,
             options,
             channel_credentials,
             insecure,

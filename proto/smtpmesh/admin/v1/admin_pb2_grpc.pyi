@@ -57,6 +57,10 @@ class AdminStub:
     """What the operator ordered here and is in force."""
     GetDrain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDrainRequest, _admin_pb2.GetDrainResponse]
     """How far the drain of this node is, and what cannot leave."""
+    Why: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]
+    """Why a message is still here, and what would let it go."""
+    GetShape: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetShapeRequest, _admin_pb2.GetShapeResponse]
+    """How many deliveries wait, by name and age."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainNodeRequest, _admin_pb2.DrainNodeResponse]
     """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
 
@@ -69,6 +73,8 @@ class AdminStub:
     Pin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]
     """All mail of a class goes by one own hop, and waits while that is down."""
     Unpin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]
+    ChangeQueue: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeQueueRequest, _admin_pb2.ChangeQueueResponse]
+    """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -99,6 +105,10 @@ class AdminAsyncStub(AdminStub):
     """What the operator ordered here and is in force."""
     GetDrain: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDrainRequest, _admin_pb2.GetDrainResponse]  # type: ignore[assignment]
     """How far the drain of this node is, and what cannot leave."""
+    Why: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]  # type: ignore[assignment]
+    """Why a message is still here, and what would let it go."""
+    GetShape: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetShapeRequest, _admin_pb2.GetShapeResponse]  # type: ignore[assignment]
+    """How many deliveries wait, by name and age."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainNodeRequest, _admin_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Orders: role `operate`. They are kept over restarts, logged and told to monitors with who asked.
 
@@ -111,6 +121,8 @@ class AdminAsyncStub(AdminStub):
     Pin: _aio.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]  # type: ignore[assignment]
     """All mail of a class goes by one own hop, and waits while that is down."""
     Unpin: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]  # type: ignore[assignment]
+    ChangeQueue: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeQueueRequest, _admin_pb2.ChangeQueueResponse]  # type: ignore[assignment]
+    """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -212,6 +224,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """How far the drain of this node is, and what cannot leave."""
 
     @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _admin_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WhyResponse, _abc.Awaitable[_admin_pb2.WhyResponse]]:
+        """Why a message is still here, and what would let it go."""
+
+    @_abc_1.abstractmethod
+    def GetShape(
+        self,
+        request: _admin_pb2.GetShapeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetShapeResponse, _abc.Awaitable[_admin_pb2.GetShapeResponse]]:
+        """How many deliveries wait, by name and age."""
+
+    @_abc_1.abstractmethod
     def DrainNode(
         self,
         request: _admin_pb2.DrainNodeRequest,
@@ -258,5 +286,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnpinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnpinResponse, _abc.Awaitable[_admin_pb2.UnpinResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeQueue(
+        self,
+        request: _admin_pb2.ChangeQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeQueueResponse, _abc.Awaitable[_admin_pb2.ChangeQueueResponse]]:
+        """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -238,12 +238,15 @@ def test_a_generic_client_finds_the_service_and_its_methods(served: Served) -> N
         "WatchEvents",
         "GetOrders",
         "GetDrain",
+        "Why",
+        "GetShape",
         "DrainNode",
         "UndrainNode",
         "DrainHost",
         "UndrainHost",
         "Pin",
         "Unpin",
+        "ChangeQueue",
     ]
 
 
@@ -260,4 +263,14 @@ def test_a_listener_that_asks_for_more_than_there_is_gets_what_there_is(served: 
 
 def test_json_shows_every_field_even_where_it_is_zero(served: Served) -> None:
     shown = json.loads(ask("queue", "--json", "--admin", served.address).stdout)
-    assert {"classes", "held", "relayed", "failed", "expired", "corrupt", "bytes_stored", "deliveries"} == set(shown)
+    assert {
+        "classes",
+        "held",
+        "relayed",
+        "failed",
+        "expired",
+        "corrupt",
+        "bytes_stored",
+        "deliveries",
+        "damaged",
+    } == set(shown)

@@ -31,7 +31,9 @@ def loaded(*words: str) -> set[str]:
     return HEAVY & modules
 
 
-@pytest.mark.parametrize("words", [["--help"], ["version"], ["routes", "--help"], ["queue", "list", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["version"], ["routes", "--help"], ["queue", "list", "--help"], ["send", "--help"]]
+)
 def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
     assert loaded(*words) == set()
 

@@ -25,7 +25,7 @@ from tests.e2e import reflection_client
 from tests.unit.smtp_edge.operator.test_admin_server import call_over_tls, network_address
 from tests.unit.smtp_edge.operator.test_commands import ask, cells, show
 from tests.unit.smtp_edge.operator.views import PEER, FakeView, Served, make_identity
-from tests.unit.smtp_edge.queue.builders import build_deferral, build_new
+from tests.unit.smtp_edge.queue.builders import build_deferral, build_new, hold
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_waiting_names_what_could_not_leave(served: Served) -> None:
     deferred = claims[0].delivery.queue_id
     held = claims[1].delivery.queue_id
     served.run(served.view.store.settle([build_deferral(claims[1], later)]))
-    served.run(served.view.store.hold(held))
+    served.run(hold(served.view.store, held))
     served.view.open_clients = 1
     for hop in ("a", "b"):
         show(served, "host", "drain", hop)
@@ -259,6 +259,7 @@ def stub(served: Served, folder: Path, name: str, authority: Authority) -> tuple
 
 
 CHANGES = [
+    ("ChangeQueue", pb.ChangeQueueRequest(action="hold", all=True)),
     ("DrainNode", pb.DrainNodeRequest()),
     ("UndrainNode", pb.UndrainNodeRequest()),
     ("DrainHost", pb.DrainHostRequest(host="a")),

@@ -9,7 +9,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Coroutine, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,11 +33,23 @@ from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminServer
+from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
+from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dsn import Reporter
+from smtp_edge.lines import Standing
 from smtp_edge.operations import Operations
+from smtp_edge.postmaster import Postmaster
+from smtp_edge.queue.entry import Claim
+from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settlement import Reporting
+from smtp_edge.sinks.api import RouteRequest
+from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.mesh import MeshRouter
 
 T = TypeVar("T")
 NOW = 1000.0
@@ -88,6 +100,23 @@ def make_identity(folder: Path, name: str = "relay-a", authority: Authority | No
     return Identity.load(folder / "ca.crt", folder / "node.crt", folder / "node.key")
 
 
+class Nobody:
+    """A client that never comes to an end."""
+
+    async def attempt(self, target: Target, job: Job) -> AttemptResult:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Deaf:
+    def began(self, hop: Hop, class_id: str, size_bytes: int) -> None: ...
+    def arrived(self, class_id: str) -> None: ...
+    def backlog_changed(self, class_id: str) -> None: ...
+    def ended(
+        self, hop: Hop, class_id: str, result: AttemptResult, began: float, size_bytes: int, message: str
+    ) -> None: ...
+
+
 class FakeView:
     """A node of three: this one and a peer have sessions, the third is only known."""
 
@@ -132,6 +161,31 @@ class FakeView:
         )
         self.trouble = ""
         """Of the queue's disk."""
+        reporting = Reporting(
+            RetryPolicy.from_settings(self.settings.queue),
+            Reporter(
+                hostname="relay-a.example",
+                node_id=identity.node_id,
+                new_queue_id=QueueIds("views").new,
+                class_of=lambda domain: "default",
+                lifetime=timedelta(days=5),
+            ),
+        )
+        self.dispatcher = Dispatcher(
+            self.store,
+            SinkChain([Binding("mesh", MeshRouter(self.engine, self.now))]),
+            Nobody(),
+            Deaf(),
+            node_id=identity.node_id,
+            target_of=lambda hop: Target(Hop.parse(hop), "127.0.0.1", 1),
+            reporting=reporting,
+            limits=DispatcherLimits(100, 30, 10),
+            counters=self.counters,
+            now=self.now,
+            rng=random.Random(1),
+        )
+        """Not started: nothing is claimed from disk, and what is submitted by hand waits."""
+        self.postmaster = Postmaster(self.store, self.dispatcher, reporting)
         self.operations = Operations(
             folder / "orders.json",
             self.engine,
@@ -148,6 +202,15 @@ class FakeView:
         self.engine.draining = draining
         if self.server is not None:
             await self.server.show_draining(draining)
+
+    def standing(self, queue_id: str, copy: int) -> Standing | None:
+        return self.dispatcher.standing(queue_id, copy)
+
+    def request_of(self, claim: Claim) -> RouteRequest:
+        return self.dispatcher.request_of(claim)
+
+    def count_in_memory(self, class_id: str) -> int:
+        return self.dispatcher.count_of(class_id)
 
     def client_sessions(self) -> int:
         return self.open_clients

@@ -6,8 +6,19 @@ import itertools
 from datetime import UTC, datetime, timedelta
 
 from smtp_edge.envelope import Envelope, MailData, Recipient
-from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, HistoryNote, NewEntry, Settlement
+from smtp_edge.queue.entry import (
+    Claim,
+    Decision,
+    Delivery,
+    DeliveryState,
+    Entry,
+    HistoryNote,
+    NewEntry,
+    Settlement,
+)
 from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.selection import Selection
+from smtp_edge.queue.store import MessageStore
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 HEADER = b"Subject: hello\r\nFrom: a@sender.example\r\n\r\n"
@@ -57,3 +68,22 @@ def build_deferral(claim: Claim, minutes: float, **fields: object) -> Settlement
 def build_note(event: str, minutes: float = 0) -> HistoryNote:
     """A line of history."""
     return HistoryNote(AT + timedelta(minutes=minutes), event, "host:a", "250 ok", "detail")
+
+
+async def hold(store: MessageStore, queue_id: str) -> int:
+    """Hold what waits of a message, as an operator does; how many deliveries."""
+    return await _order(store, queue_id, (DeliveryState.QUEUED, DeliveryState.DEFERRED), DeliveryState.HELD)
+
+
+async def release(store: MessageStore, queue_id: str) -> int:
+    """Release what is held of a message; how many deliveries."""
+    return await _order(store, queue_id, (DeliveryState.HELD,), DeliveryState.QUEUED)
+
+
+async def _order(store: MessageStore, queue_id: str, before: tuple[DeliveryState, ...], after: DeliveryState) -> int:
+    page = await store.find(Selection(queue_ids=(queue_id,), states=before), 100)
+    note = HistoryNote(AT, {"held": "held", "queued": "released"}[after.value], detail="by sue")
+    decided = [
+        Decision(claim.delivery.state, build_end(claim, after, attempted=False, notes=(note,))) for claim in page.found
+    ]
+    return sum(await store.change(decided))

@@ -6,13 +6,35 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import Claim, ClassBacklog, DeliveryState, EarlyMark, Group, Regrouping, Settlement
+from smtp_edge.queue.entry import (
+    Claim,
+    ClassBacklog,
+    Decision,
+    DeliveryState,
+    EarlyMark,
+    Group,
+    Regrouping,
+    Settlement,
+)
+from smtp_edge.queue.selection import Selection
+from smtp_edge.queue.shape import ShapeBy
 from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
-from tests.unit.smtp_edge.queue.builders import AT, IDS, build_deferral, build_end, build_new, build_note
+from smtp_edge.queue.survey import FIRST
+from tests.unit.smtp_edge.queue.builders import (
+    AT,
+    IDS,
+    build_deferral,
+    build_end,
+    build_new,
+    build_note,
+    hold,
+    release,
+)
 
 ENTRIES_MAX = 8
 HISTORY = timedelta(hours=1)
@@ -123,7 +145,7 @@ class StoreContract:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await store.put(build_new("marker"), claim=False)  # commits after whatever the cancelled one did
-        await store.hold("marker")
+        await hold(store, "marker")
         claims = await store.claim(10, AT)
         stuck = await store.list(states=[DeliveryState.CLAIMED])
         assert len(stuck) == len(claims)
@@ -284,26 +306,114 @@ class StoreContract:
     async def test_held_mail_rests_until_it_is_released(self, store: MessageStore) -> None:
         new = build_new()
         await store.put(new, claim=False)
-        assert await store.hold(new.entry.queue_id) == 1
-        assert await store.hold(new.entry.queue_id) == 0
+        assert await hold(store, new.entry.queue_id) == 1
+        assert await hold(store, new.entry.queue_id) == 0
         assert await store.claim(10, AT + timedelta(days=9)) == []
         assert await store.wake(["default"], AT) == 0
         assert (await store.summary()).held == 1
         assert store.backlog_counts() == {}
-        assert await store.release(new.entry.queue_id) == 1
+        assert await release(store, new.entry.queue_id) == 1
         assert len(await store.claim(10, AT)) == 1
 
-    async def test_hold_leaves_what_is_in_flight(self, store: MessageStore) -> None:
+    async def test_what_is_in_flight_is_not_changed_from_outside(self, store: MessageStore) -> None:
         new = build_new()
         await store.put(new)
-        assert await store.hold(new.entry.queue_id) == 0
+        assert await hold(store, new.entry.queue_id) == 0
 
-    async def test_release_makes_deferred_mail_due(self, store: MessageStore) -> None:
+    async def test_a_decision_counts_only_for_what_is_still_as_it_was_found(self, store: MessageStore) -> None:
+        await store.put(build_new(), claim=False)
+        (found,) = (await store.find(Selection(), 10)).found
+        ended = Decision(DeliveryState.QUEUED, build_end(found, DeliveryState.FAILED))
+        (claim,) = await store.claim(10, AT)
+        assert await store.change([ended]) == [False]
+        (found,) = (await store.find(Selection(), 10)).found
+        assert found.delivery.state is DeliveryState.CLAIMED
+        assert await store.change([Decision(DeliveryState.CLAIMED, build_end(found, DeliveryState.FAILED))]) == [True]
+        await store.settle([build_end(claim)])
+        summary = await store.summary()
+        assert (summary.failed, summary.relayed) == (1, 0)
+
+    async def test_a_delivery_that_moves_to_another_class_is_counted_there(self, store: MessageStore) -> None:
+        await store.put(build_new("one"), claim=False)
+        (found,) = (await store.find(Selection(), 10)).found
+        moved = replace(build_deferral(found, 0), class_id="two")
+        assert await store.change([Decision(DeliveryState.QUEUED, moved)]) == [True]
+        assert store.backlog_counts() == {"two": 1}
+        (claim,) = await store.claim(10, AT)
+        assert claim.delivery.class_id == "two"
+
+    async def test_what_an_operator_means_is_found(self, store: MessageStore) -> None:
+        old = build_new("one", addresses=("a@x.example",), received_at=AT - timedelta(hours=2))
+        other = build_new("two", addresses=("b@Y.example", "c@z.example"))
+        report = build_new("one", addresses=("d@y.example.org",))
+        null = replace(report, entry=replace(report.entry, envelope=replace(report.entry.envelope, sender="")))
+        for new in (old, other, null):
+            await store.put(new, claim=False)
+        names = {old.entry.queue_id: "old", other.entry.queue_id: "other", null.entry.queue_id: "null"}
+
+        async def find(**criteria: Any) -> list[str]:
+            page = await store.find(Selection(**criteria), 10)
+            return [names[claim.delivery.queue_id] for claim in page.found]
+
+        assert await find() == ["old", "other", "null"]
+        assert await find(queue_ids=(old.entry.queue_id, other.entry.origin)) == ["old", "other"]
+        assert await find(class_ids=("two",)) == ["other"]
+        assert await find(domains=("y.example",)) == ["other"]
+        assert await find(domains=("x.example", "z.example")) == ["old", "other"]
+        assert await find(senders=("A@sender.EXAMPLE",)) == ["old", "other"]
+        assert await find(senders=("@sender.example",), class_ids=("one",)) == ["old"]
+        assert await find(senders=("<>",)) == ["null"]
+        assert await find(senders=("<>", "a@sender.example")) == ["old", "other", "null"]
+        assert await find(before_at=AT - timedelta(hours=1)) == ["old"]
+        assert await find(after_at=AT - timedelta(hours=1)) == ["other", "null"]
+        assert await find(states=(DeliveryState.HELD,)) == []
+
+    async def test_pages_go_on_where_the_last_one_ended(self, store: MessageStore) -> None:
+        for _ in range(5):
+            await store.put(build_new("one", "two"), claim=False)
+        found, after = [], FIRST
+        while True:
+            page = await store.find(Selection(class_ids=("two",)), 2, after=after)
+            found += [claim.delivery.queue_id for claim in page.found]
+            if page.after is None:
+                break
+            after = page.after
+        assert len(found) == len(set(found)) == 5
+
+    async def test_mail_data_is_found_only_if_asked_for(self, store: MessageStore) -> None:
         new = build_new()
-        claim = (await store.put(new)).claims[0]
-        await store.settle([build_deferral(claim, 60)])
-        assert await store.release(new.entry.queue_id) == 1
-        assert len(await store.claim(10, AT)) == 1
+        await store.put(new, claim=False)
+        (bare,) = (await store.find(Selection(), 10)).found
+        (whole,) = (await store.find(Selection(), 10, with_data=True)).found
+        assert (bare.entry.data.inline, bare.entry.data.size_bytes) == (b"", new.entry.data.size_bytes)
+        assert whole.entry == new.entry
+
+    async def test_chosen_deliveries_are_claimed_as_far_as_they_wait(self, store: MessageStore) -> None:
+        waits, flies, rests = [build_new() for _ in range(3)]
+        await store.put(waits, claim=False)
+        await store.put(flies)
+        await store.put(rests, claim=False)
+        await hold(store, rests.entry.queue_id)
+        claims = await store.claim_these([(new.entry.queue_id, 0) for new in (waits, flies, rests)], AT)
+        assert [claim.delivery.queue_id for claim in claims] == [waits.entry.queue_id]
+
+    async def test_the_shape_counts_domains_by_age(self, store: MessageStore) -> None:
+        for minutes, addresses in [
+            (1, ("a@x.example",)),
+            (7, ("b@x.example", "c@Y.example")),
+            (3000, ("d@y.example",)),
+        ]:
+            await store.put(build_new(addresses=addresses, received_at=AT - timedelta(minutes=minutes)), claim=False)
+        shape = await store.shape(ShapeBy.RECIPIENT, (), AT)
+        assert [(row.name, row.counts) for row in shape.rows(10)] == [
+            ("x.example", (1, 1, 0, 0, 0, 0, 0, 0, 0, 0)),
+            ("y.example", (0, 1, 0, 0, 0, 0, 0, 0, 0, 1)),
+        ]
+        assert shape.all.counts == (1, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+        by_sender = await store.shape(ShapeBy.SENDER, (), AT)
+        assert [(row.name, row.total) for row in by_sender.rows(10)] == [("sender.example", 3)]
+        by_class = await store.shape(ShapeBy.CLASS, (DeliveryState.QUEUED,), AT)
+        assert [(row.name, row.total) for row in by_class.rows(10)] == [("default", 3)]
 
     async def test_list_filters_and_leaves_out_finished_mail(self, store: MessageStore) -> None:
         done, waits, other = build_new("one"), build_new("one"), build_new("two")
@@ -460,7 +570,7 @@ class StoreContract:
     async def test_what_is_held_stays_held(self, store: MessageStore) -> None:
         new = build_new("old")
         await store.put(new, claim=False)
-        await store.hold(new.entry.queue_id)
+        await hold(store, new.entry.queue_id)
         await store.regroup([build_regrouping((await store.page(("", -1), 10))[0], "new")])
         assert await store.claim(10, AT) == []
         (held,) = await store.list(states=[DeliveryState.HELD])

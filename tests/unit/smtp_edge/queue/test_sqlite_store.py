@@ -26,7 +26,16 @@ from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.queue.tally import Tally
-from tests.unit.smtp_edge.queue.builders import AT, HEADER, build_deferral, build_end, build_new
+from tests.unit.smtp_edge.queue.builders import (
+    AT,
+    HEADER,
+    build_deferral,
+    build_end,
+    build_new,
+    build_note,
+    hold,
+    release,
+)
 from tests.unit.smtp_edge.queue.store_contract import ENTRIES_MAX, HISTORY, MakeStore, StoreContract
 
 
@@ -82,13 +91,13 @@ async def test_totals_in_memory_equal_those_of_the_rows(store: SQLiteStore, tmp_
             states = [DeliveryState.RELAYED, DeliveryState.FAILED, DeliveryState.DEFERRED, DeliveryState.EXPIRED]
             await store.settle([build_end(claim, states[number % 4])])
         if number % 7 == 0:
-            await store.hold(stored.claims[0].delivery.queue_id if stored.claims else "none")
+            await hold(store, stored.claims[0].delivery.queue_id if stored.claims else "none")
     await store.claim(5, AT)
     await store.wake(["both"], AT)
     for claim in (await store.list(states=[DeliveryState.DEFERRED]))[:4]:
-        await store.hold(claim.delivery.queue_id)
+        await hold(store, claim.delivery.queue_id)
     for claim in (await store.list(states=[DeliveryState.HELD]))[:2]:
-        await store.release(claim.delivery.queue_id)
+        await release(store, claim.delivery.queue_id)
     with sqlite3.connect(tmp_path / "queue" / "queue.db") as connection:
         counted = Tally()
         counted.begin(questions.count_everything(connection))
@@ -177,6 +186,33 @@ async def test_missing_spool_file_is_corrupt(store: SQLiteStore, tmp_path: Path)
     data.path.unlink()
     assert await store.claim(10, AT) == []
     assert (await store.summary()).corrupt == 1
+
+
+async def test_damaged_mail_is_listed_tried_again_and_given_up(store: SQLiteStore, tmp_path: Path) -> None:
+    data = await spooled(tmp_path / "queue")
+    new = build_new(data=data)
+    name = new.entry.queue_id
+    await store.put(new, claim=False)
+    content = data.path.read_bytes()
+    data.path.unlink()
+    assert await store.claim(10, AT) == []
+    (item,) = await store.damaged(10)
+    assert (item.queue_id, item.class_id) == (name, "default")
+    assert item.reason.endswith("No such file or directory")
+    assert await store.revive([name], build_note("retried")) == 1
+    assert await store.claim(10, AT) == []  # set aside once more
+    data.path.write_bytes(content)
+    assert await store.revive([name], build_note("retried")) == 1
+    (claim,) = await store.claim(10, AT)
+    data.path.unlink()
+    await store.settle([build_end(claim, DeliveryState.QUEUED)])
+    assert await store.claim(10, AT) == []
+    assert await store.bury([name], build_note("removed")) == 1
+    summary = await store.summary()
+    assert (summary.corrupt, summary.failed, store.entries_count) == (0, 1, 0)
+    history = await store.history(name)
+    assert history is not None
+    assert [note.event for note in history.notes] == ["received", "retried", "retried", "removed"]
 
 
 async def test_second_store_on_a_directory_names_the_holder(store: SQLiteStore, tmp_path: Path) -> None:
@@ -346,7 +382,7 @@ async def test_put_cancelled_after_its_commit_gives_its_claims_back(
     task = loop.create_task(store.put(new))
     with pytest.raises(asyncio.CancelledError):
         await task
-    await store.hold("none")  # its commit comes after that of the put
+    await hold(store, "none")  # its commit comes after that of the put
     (claim,) = await store.claim(10, AT)
     assert claim.entry == new.entry
 
