@@ -15,7 +15,8 @@ import structlog
 
 from router.policy import DestinationClass, RouteTable
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import AttemptObserver, Dispatcher
+from smtp_edge.dispatch.attempts import AttemptObserver
+from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter

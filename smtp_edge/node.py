@@ -44,10 +44,11 @@ from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.client.outbound import Outbound
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.lines import Standing
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.handover import HandOver, may_leave
-from smtp_edge.lines import Standing
 from smtp_edge.logs import configure_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
@@ -68,7 +69,6 @@ from smtp_edge.server.door import ListenerError
 from smtp_edge.server.listener import Listener, MeshListener, Surroundings
 from smtp_edge.server.pressure import Memory
 from smtp_edge.settings import Settings
-from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
 from smtp_edge.sinks.mesh import MeshRouter

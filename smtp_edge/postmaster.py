@@ -16,14 +16,14 @@ from datetime import datetime
 
 import structlog
 
-from smtp_edge.dispatcher import Dispatcher
-from smtp_edge.lines import Key, Waiting
+from smtp_edge.dispatch.dispatcher import Dispatcher
+from smtp_edge.dispatch.lines import Key, Waiting
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.queue.entry import Claim, DeliveryState, utc_now
 from smtp_edge.queue.selection import Selection
 from smtp_edge.queue.store import MessageStore
 from smtp_edge.queue.survey import FIRST, Place
 from smtp_edge.rulings import APPLIES_TO, Action, Ruling, decide
-from smtp_edge.settlement import Reporting
 
 log = structlog.get_logger()
 

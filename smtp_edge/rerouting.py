@@ -21,8 +21,8 @@ from pathlib import Path
 
 import structlog
 
-from smtp_edge.dispatcher import Dispatcher
-from smtp_edge.lines import Waiting
+from smtp_edge.dispatch.dispatcher import Dispatcher
+from smtp_edge.dispatch.lines import Waiting
 from smtp_edge.queue.entry import Claim, Regrouping
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sorting import Sorter

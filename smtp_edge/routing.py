@@ -16,7 +16,7 @@ from gossip.linkstate import LinkState, Load, NodeId, Snapshot
 from router.decision import Changes, EdgeState, Hop, HopKind, Outcome, OutcomeKind
 from router.engine import RoutingEngine
 from smtp_edge.client.attempt import AttemptResult, Target
-from smtp_edge.dispatcher import Dispatcher
+from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.settings import Settings, SmartHostSettings
 
 log = structlog.get_logger()

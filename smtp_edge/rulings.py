@@ -17,8 +17,8 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from smtp_edge.dispatch.settlement import Reporting, plan_parking
 from smtp_edge.queue.entry import Claim, Decision, DeliveryState, HistoryNote, Settlement
-from smtp_edge.settlement import Reporting, plan_parking
 
 RETURNED = "returned by the administrator of this relay"
 RETURNED_STATUS = "5.3.0"

@@ -12,7 +12,7 @@ from router.engine import RoutingEngine
 from router.policy import RouteTable
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.counters import Counters
-from smtp_edge.lines import Standing
+from smtp_edge.dispatch.lines import Standing
 from smtp_edge.operations import Operations
 from smtp_edge.postmaster import Postmaster
 from smtp_edge.queue.entry import Claim

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from router.decision import Candidate, Decision, RouteRow, Verdict
 from smtp_edge.admin import convert
-from smtp_edge.lines import Standing
+from smtp_edge.dispatch.lines import Standing
 from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, HistoryNote, MessageHistory
 from smtp_edge.queue.survey import Damaged
 from smtpmesh.admin.v1 import admin_pb2 as pb

@@ -25,7 +25,8 @@ from router.terms import NO_TERMS, Terms
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import Job, Target
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Client, ReceivedMessage
 from smtp_edge.handover import HandOver, may_leave
@@ -37,7 +38,6 @@ from smtp_edge.routes import find_classes
 from smtp_edge.routing import RoutingShell
 from smtp_edge.server.door import DRAINED
 from smtp_edge.settings import QueueSettings
-from smtp_edge.settlement import Reporting
 from smtp_edge.simulation.adapters import SimulatedGossip, WorldClock
 from smtp_edge.simulation.store import MemoryStore
 from smtp_edge.simulation.ways import ModelledClient, Server, Way

@@ -96,7 +96,7 @@ class Way:
 
 
 class ModelledClient:
-    """The outbound client of one relay: `smtp_edge.dispatcher.Attempter`, and probes."""
+    """The outbound client of one relay: `smtp_edge.dispatch.dispatcher.Attempter`, and probes."""
 
     def __init__(
         self,

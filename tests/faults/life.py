@@ -29,7 +29,8 @@ from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.client.delivery import DeliveryClient
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.logs import configure_logs
 from smtp_edge.queue import spool as spool_module
@@ -41,7 +42,6 @@ from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
 from smtp_edge.server.listener import Listener, Surroundings
 from smtp_edge.settings import ListenerSettings, QueueSettings
-from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
 from smtp_edge.sinks.bindings import Binding, SinkChain
 

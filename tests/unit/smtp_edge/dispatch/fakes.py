@@ -14,7 +14,9 @@ from router.policy import RouteRule, RouteTable
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Attempter, Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.attempts import Attempter
+from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.retry import RetryPolicy
@@ -22,7 +24,6 @@ from smtp_edge.queue.spool import Spool
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.reply import Reply
 from smtp_edge.settings import QueueSettings
-from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
 from smtp_edge.sinks.bindings import Binding, SinkChain
 

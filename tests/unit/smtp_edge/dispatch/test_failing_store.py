@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from router.decision import OutcomeKind
-from smtp_edge import dispatcher as dispatcher_module
 from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.dispatch import endings, refill
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import StoreError
@@ -19,7 +19,8 @@ from tests.unit.smtp_edge.queue.builders import build_new
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher_module, "SETTLE_RETRY_S", 0.01)
+    monkeypatch.setattr(endings, "RETRY_S", 0.01)
+    monkeypatch.setattr(refill, "RETRY_S", 0.01)
 
 
 def fail_once(bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str) -> list[str]:

@@ -166,15 +166,15 @@ async def test_a_doubt_ends_in_its_time_however_often_the_mail_goes_back_to_disk
         await bench.store.put(replace(new, deliveries=(doubtful,)), claim=False)
         async with draining(bench):
             await until(lambda: bench.dispatcher.active_count == 1)
-            ends = dict(bench.dispatcher._doubts)
+            ends = dict(bench.dispatcher._places._doubts)
             bench.dispatcher.return_early()
             await until(lambda: bench.dispatcher.active_count == 0)
             await until(lambda: bench.dispatcher.active_count == 1)
-            assert bench.dispatcher._doubts == ends
+            assert bench.dispatcher._places._doubts == ends
             sink.hops = [PEER]
             bench.dispatcher.ask_again(news=True)
             await until(lambda: bench.counters.relayed == 1)
-        assert bench.dispatcher._doubts == {}
+        assert bench.dispatcher._places._doubts == {}
 
 
 async def test_a_class_that_no_peer_takes_stays_on_disk(tmp_path: Path) -> None:

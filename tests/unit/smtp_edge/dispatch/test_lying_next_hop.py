@@ -18,9 +18,9 @@ import pytest
 import structlog.testing
 
 from router.decision import Hop
-from smtp_edge import dispatcher, settlement
 from smtp_edge.client.attempt import Target
 from smtp_edge.client.delivery import DeliveryClient
+from smtp_edge.dispatch import dispatcher, lines, settlement
 from smtp_edge.queue.entry import DeliveryState
 from tests.unit.smtp_edge.client.servers import (
     DROP,
@@ -91,7 +91,7 @@ def build_liar(step: str, lie: str, times: int, keywords: tuple[str, ...]) -> Li
 @pytest.fixture(autouse=True)
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of hundredths, so that only what the liar does takes time."""
-    monkeypatch.setattr(dispatcher, "AVOID_FIRST_S", 0.02)
+    monkeypatch.setattr(lines, "AVOID_FIRST_S", 0.02)
     monkeypatch.setattr(dispatcher, "SWEEP_S", 0.02)
     monkeypatch.setattr(settlement, "IN_DOUBT_RETRY_S", 0.02)
 

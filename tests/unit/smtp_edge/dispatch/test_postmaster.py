@@ -35,7 +35,7 @@ class Nowhere(Sink):
 
 
 def postmaster(bench: Bench) -> Postmaster:
-    return Postmaster(bench.store, bench.dispatcher, bench.dispatcher._reporting)
+    return Postmaster(bench.store, bench.dispatcher, bench.dispatcher._endings.reporting)
 
 
 async def order(bench: Bench, action: Action, selection: Selection | None = None, **fields: Any) -> Done:

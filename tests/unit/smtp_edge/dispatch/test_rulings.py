@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Notify
 from smtp_edge.queue.entry import Claim, DeliveryState, Settlement
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.rulings import Action, Ruling, decide
-from smtp_edge.settlement import Reporting
 from tests.unit.smtp_edge.queue.builders import AT, IDS, build_new
 
 REPORTING = Reporting(

@@ -1,4 +1,4 @@
-"""What becomes of a delivery after an attempt: the table at the head of `smtp_edge.settlement`."""
+"""What becomes of a delivery after an attempt: the table at the head of `smtp_edge.dispatch.settlement`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from router.decision import Hop, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult
+from smtp_edge.dispatch.settlement import MEMORY_ATTEMPTS_MAX, Reporting, plan_parking, plan_settlement
 from smtp_edge.dsn import Reporter
 from smtp_edge.envelope import Envelope, MailData, Notify, Recipient
 from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, HistoryNote, Settlement
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.reply import Reply
-from smtp_edge.settlement import MEMORY_ATTEMPTS_MAX, Reporting, plan_parking, plan_settlement
 from smtp_edge.transfer import parse_transfer
 
 AT = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)

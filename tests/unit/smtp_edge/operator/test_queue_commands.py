@@ -53,7 +53,7 @@ def take_in(served: Served, new: NewEntry) -> None:
         served.view.dispatcher.submit([claim])
         await asyncio.sleep(0.05)
 
-    served.view.dispatcher._stopping = False
+    served.view.dispatcher._tasks.stopping = False
     served.run(submit())
 
 

@@ -35,9 +35,10 @@ from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminServer
 from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.counters import Counters
-from smtp_edge.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
+from smtp_edge.dispatch.lines import Standing
+from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
-from smtp_edge.lines import Standing
 from smtp_edge.operations import Operations
 from smtp_edge.postmaster import Postmaster
 from smtp_edge.queue.entry import Claim
@@ -46,7 +47,6 @@ from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
-from smtp_edge.settlement import Reporting
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import Binding, SinkChain
 from smtp_edge.sinks.mesh import MeshRouter

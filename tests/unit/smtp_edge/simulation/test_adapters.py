@@ -18,7 +18,7 @@ from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.client.delivery import DeliveryClient
-from smtp_edge.dispatcher import Dispatcher
+from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.settings import NodeSettings, Settings, SmartHostSettings
 from smtp_edge.simulation import GossipWorld, SimulatedGossip, WorldClock, run
