@@ -84,11 +84,12 @@ def test(arguments):
         return code
     measured = [PYTHON, "-m", "pytest", "--cov", "--cov-report="]
     workers = str(min(WORKERS_MAX, os.cpu_count() or 1))
-    code = call([*measured, "-n", workers, "--dist", "worksteal", os.path.join("tests", "unit")])
+    together = [os.path.join("tests", name) for name in ("unit", "dialogs")]
+    code = call([*measured, "-n", workers, "--dist", "worksteal", *together])
     if code:
         return code
     # what runs real clusters runs alone
-    code = call([*measured, "--cov-append", "--ignore", os.path.join("tests", "unit")])
+    code = call([*measured, "--cov-append", *(word for folder in together for word in ("--ignore", folder))])
     return code or call([tool("coverage"), "report", "--skip-covered"])
 
 
