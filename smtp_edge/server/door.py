@@ -48,6 +48,10 @@ REASONS = {
 """OpenSSL's words in ours."""
 
 
+class OneTooMany(ConnectionError):
+    """A connection that is closed because of its client's counts; `listener.full` has said so."""
+
+
 class ListenerError(Exception):
     """The listener cannot start; `str()` says what is in the way."""
 
@@ -257,7 +261,7 @@ class Door:
             if options.tls is not None:
                 refusal = refusal or self._crowd.note(Event.HANDSHAKE, client, time.monotonic())
             if options.tls is not None and refusal is not None:
-                raise ConnectionAbortedError(refusal.text)
+                raise OneTooMany(refusal.text)
             await self._begin(accepted, options, proxied, entry)
         except (OSError, ssl.SSLError, ProxyFault, TimeoutError, asyncio.CancelledError) as error:
             accepted.close()
@@ -297,8 +301,8 @@ class Door:
         return parse_proxy(header)
 
     def _log_failed(self, address: str, error: BaseException) -> None:
-        if isinstance(error, ConnectionAbortedError):
-            return  # counted, and said by `listener.full`
+        if isinstance(error, OneTooMany):
+            return
         if isinstance(error, ProxyFault):
             log.warning("proxy.refused", client=address, listener=self.name, reason=str(error))
             return
