@@ -3,25 +3,16 @@
     python3 deploy/run.py bench gossip_fuzz [--minutes 10] [--keep FOLDER]
     python3 deploy/run.py bench gossip_fuzz --replay FILE
 
-atheris (libFuzzer for Python) is no dependency of the project: it is fetched into a folder of its own beside the
-environment's packages. The corpus begins with real frames. A finding is a file; `--replay` runs it alone, with the
-traceback, and needs no atheris.
+The corpus begins with real frames. How a run goes, and what becomes of findings: tests/bench/lab/fuzzing.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-ATHERIS = "atheris==3.0.0"
-TOOLS = Path(sys.prefix) / "fuzz-tools"
+from tests.bench.lab.fuzzing import Target, main
+
 BYTES_MAX = 4096
 DECODER = 0
 """First byte of an input: below 128 the rest is a frame's bytes, else the life of a machine."""
@@ -69,86 +60,15 @@ def seeds(folder: Path) -> int:
     return number
 
 
-def fuzz(arguments: list[str]) -> None:
-    """In the child: instrument, and hand over to libFuzzer."""
-    sys.path.append(str(TOOLS))
-    import atheris
-
-    with atheris.instrument_imports(include=["gossip"]):
-        import gossip.machine
-        import gossip.wire  # noqa: F401
-        import tests.unit.gossip.ordeal  # noqa: F401
-    atheris.Setup([sys.argv[0], *arguments], one_input)
-    atheris.Fuzz()
-
-
-def fetch_atheris() -> None:
-    """Install it, once."""
-    if (TOOLS / "atheris").exists():
-        return
-    print(f"installing {ATHERIS} into {TOOLS}", flush=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(TOOLS), ATHERIS], check=True)
-
-
-def main() -> None:
-    """See the module."""
-    if sys.argv[1:2] == ["--child"]:
-        fuzz(sys.argv[2:])
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--replay", type=Path)
-    parser.add_argument("--keep", type=Path, help="a folder for corpus and findings, taken up again by the next run")
-    arguments = parser.parse_args()
-    if arguments.replay is not None:
-        one_input(arguments.replay.read_bytes())
-        print("nothing happened")
-        return
-    fetch_atheris()
-    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="sm-fuzz-"))
-    found = run(folder, arguments.minutes)
-    if not found and arguments.keep is None:
-        shutil.rmtree(folder)
-    sys.exit(found)
-
-
-def run(folder: Path, minutes: float) -> int:
-    """Start the child, and say what it did."""
-    corpus = folder / "corpus"
-    corpus.mkdir(parents=True, exist_ok=True)
-    began = seeds(corpus)
-    flags = [
-        f"-max_total_time={int(minutes * 60)}",
-        f"-max_len={BYTES_MAX}",
-        "-timeout=20",
-        "-rss_limit_mb=4000",
-        "-print_final_stats=1",
-        f"-artifact_prefix={folder}/",
-        str(corpus),
-    ]
-    words = [sys.executable, "-m", "tests.bench.gossip_fuzz", "--child", *flags]
-    child = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": "0"}
-    )
-    stats = dict(re.findall(r"^stat::(\w+):\s+(\d+)", child.stderr, re.MULTILINE))
-    covered = re.findall(r"cov: (\d+)", child.stderr)
-    print(
-        f"{minutes:g} minutes: {stats.get('number_of_executed_units', '?')} executions, "
-        f"{stats.get('average_exec_per_sec', '?')} a second; "
-        f"corpus {began} inputs at the start, {len(list(corpus.iterdir()))} at the end; "
-        f"{covered[-1] if covered else '?'} edges covered; most memory {stats.get('peak_rss_mb', '?')} MB"
-    )
-    findings = sorted(
-        path for path in folder.iterdir() if path.name.startswith(("crash-", "timeout-", "oom-", "leak-"))
-    )
-    if child.returncode == 0 and not findings:
-        print("no exception left the decoder or the machine")
-        return 0
-    print("\n".join(child.stderr.splitlines()[-40:]))
-    for path in findings:
-        print(f"found: {path}\n  python3 deploy/run.py bench gossip_fuzz --replay {path}")
-    return 1
-
+TARGET = Target(
+    name="gossip_fuzz",
+    one_input=one_input,
+    seeds=seeds,
+    instrumented=("gossip",),
+    modules=("gossip.machine", "gossip.wire", "tests.unit.gossip.ordeal"),
+    bytes_max=BYTES_MAX,
+    holds="no exception left the decoder or the machine",
+)
 
 if __name__ == "__main__":
-    main()
+    main(TARGET, __doc__)
