@@ -61,10 +61,12 @@ class Crowd:
     def __init__(self, limits: LimitsSettings, *, connections_max: int, connections_per_client_max: int) -> None:
         self._counts: Counter[str] = Counter()
         self._open = 0
+        self._buckets: dict[Event, Buckets] = {}
+        self._prefixes = (0, 0)
         self.configure(limits, connections_max=connections_max, connections_per_client_max=connections_per_client_max)
 
     def configure(self, limits: LimitsSettings, *, connections_max: int, connections_per_client_max: int) -> None:
-        """Go by other limits from now on. Who is there stays counted; what was done before is forgotten."""
+        """Go by other limits from now on. Who is there stays counted; rates are forgotten where theirs has changed."""
         self._connections_max, self._per_client_max = connections_max, connections_per_client_max
         self._exempt = Networks(limits.exempt_networks)
         self._keys = ClientKeys(limits.client_prefix_v4, limits.client_prefix_v6)
@@ -74,7 +76,13 @@ class Crowd:
             Event.MESSAGE: limits.messages_per_minute,
             Event.RECIPIENT: limits.recipients_per_minute,
         }
-        self._buckets = {event: Buckets(size, MINUTE_S) for event, size in sizes.items()}
+        prefixes = limits.client_prefix_v4, limits.client_prefix_v6
+        kept = self._buckets if prefixes == self._prefixes else {}
+        self._prefixes = prefixes
+        self._buckets = {
+            event: kept[event] if event in kept and kept[event].size == size else Buckets(size, MINUTE_S)
+            for event, size in sizes.items()
+        }
 
     @property
     def open_count(self) -> int:

@@ -95,6 +95,8 @@ class Door:
         self._loops: list[asyncio.Task[None]] = []
         self._callers: dict[asyncio.Task[None], float] = {}
         """Connections that are no sessions yet, with the time of their coming, oldest first."""
+        self._begun: dict[asyncio.Task[None], DoorOptions] = {}
+        """The options that they go by."""
         self._drained = False
         self._refused_count = 0
         self._refused_logged = float("-inf")
@@ -102,7 +104,7 @@ class Door:
     # -- opening and closing -------------------------------------------------------------------------------------------
 
     def configure(self, options: DoorOptions) -> None:
-        """For connections from now on; `reopen` if `by_hand` has changed."""
+        """For connections from now on; `pause` and `serve` if `by_hand` has changed."""
         self._crowd.configure(
             options.session.limits,
             connections_max=options.connections_max,
@@ -147,12 +149,16 @@ class Door:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
 
-    async def close(self) -> None:
-        """Accept nobody any more; sessions go on to their own end, watched."""
+    async def release(self) -> None:
+        """Accept nobody and give the address up; `bind` and `serve` take it again."""
         await self.pause()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    async def close(self) -> None:
+        """Accept nobody any more; sessions go on to their own end, watched."""
+        await self.release()
         self._loops.append(asyncio.get_running_loop().create_task(self._watch()))
 
     def drain(self, drained: bool) -> None:
@@ -174,12 +180,19 @@ class Door:
         for session in list(self._sessions):
             session.abort()
         await self.pause()
-        self.memory.unread_bytes.pop(self.name, None)
+        self.memory.unread_bytes.pop(id(self), None)
 
     @property
     def session_count(self) -> int:
         """Sessions that are there."""
         return len(self._sessions)
+
+    @property
+    def stale_count(self) -> int:
+        """Sessions, and connections that will be ones, by options that others have replaced."""
+        current = self._options.session
+        stale = sum(session.options is not current for session in self._sessions)
+        return stale + sum(options is not self._options for options in self._begun.values())
 
     # -- House: what sessions ask --------------------------------------------------------------------------------------
 
@@ -237,10 +250,13 @@ class Door:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 task = loop.create_task(self._receive(accepted, address[0], self._options))
-                self._callers[task] = time.monotonic()
-                task.add_done_callback(self._callers.pop)
+                self._callers[task], self._begun[task] = time.monotonic(), self._options
+                task.add_done_callback(self._forget_caller)
         finally:
             listening.close()
+
+    def _forget_caller(self, task: asyncio.Task[None]) -> None:
+        del self._callers[task], self._begun[task]
 
     async def _make_room(self) -> None:
         """Wait until a handshake may begin. Those that take long make room: who hangs must not shut others out."""
@@ -322,7 +338,7 @@ class Door:
                 unread += len(session.inbox)
                 if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
                     await asyncio.sleep(0)
-            self.memory.unread_bytes[self.name] = unread
+            self.memory.unread_bytes[id(self)] = unread
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -59,20 +59,33 @@ class Surroundings:
     memory: Memory = field(default_factory=lambda: Memory(256 * 1024 * 1024))
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a listener needs, with its files read; nothing of it counts yet."""
+
+    settings: ListenerSettings
+    options: DoorOptions
+    guard: Guard | None
+
+
 class Listener:
-    """Where clients submit or other servers deliver."""
+    """Where clients submit or other servers deliver. Sessions go by the options that they began with."""
 
     def __init__(self, settings: ListenerSettings, acceptor: Acceptor, surroundings: Surroundings) -> None:
         self.settings = settings
+        self.bound = ""
+        """host:port, once the address is taken."""
         self._guard: Guard | None = None
+        self._by_hand: bool | None = None
         self._surroundings = surroundings
         self._door = Door(settings.name, settings.listen, acceptor, surroundings.memory)
 
-    def prepare(self, settings: ListenerSettings, surroundings: Surroundings) -> DoorOptions:
-        """Read all the files that a listener needs and build its options. ListenerError; nothing is changed by it."""
+    def prepare(self, settings: ListenerSettings, surroundings: Surroundings) -> Prepared:
+        """Read all the files that a listener needs and build its options. ListenerError. Blocks."""
         context = load_context(settings)
         implicit = settings.tls == "implicit"
         limits = surroundings.limits.overridden_by(settings.limits)
+        guard = self._choose_guard(limits)
         try:
             authenticator = load_for(settings, surroundings.authenticators)
             senders = SenderMap.load(settings.senders) if settings.senders is not None else None
@@ -89,59 +102,71 @@ class Listener:
             access=compile_rules(surroundings.access, settings.name),
             starttls=None if implicit else context,
             tls_required=settings.tls_required,
-            login=self._build_login(authenticator, settings, limits, surroundings),
+            login=self._build_login(authenticator, guard, settings, limits, surroundings),
             auth_required=settings.auth_required,
             senders=senders,
             xclient=Networks(settings.xclient_networks),
             pipelining=settings.pipelining,
             too_often=self._door.too_often,
         )
-        return DoorOptions(
+        options = DoorOptions(
             session,
             settings.connections_max,
             settings.connections_per_client_max,
             tls=context if implicit else None,
             proxies=Networks(settings.proxy_networks),
         )
+        return Prepared(settings, options, guard)
 
+    def _choose_guard(self, limits: LimitsSettings) -> Guard:
+        """Failures stay remembered while their bounds stay the same."""
+        bounds = limits.auth_failures_per_client, limits.auth_failures_per_user
+        if self._guard is not None and self._guard.bounds == bounds:
+            return self._guard
+        return Guard(per_client=bounds[0], per_user=bounds[1])
+
+    @staticmethod
     def _build_login(
-        self,
         authenticator: Authenticator | None,
+        guard: Guard,
         settings: ListenerSettings,
         limits: LimitsSettings,
         surroundings: Surroundings,
     ) -> Passwords | None:
-        """Failures stay remembered while their bounds stay the same."""
         if authenticator is None:
             return None
-        bounds = limits.auth_failures_per_client, limits.auth_failures_per_user
-        if self._guard is None or self._guard.bounds != bounds:
-            self._guard = Guard(per_client=bounds[0], per_user=bounds[1])
         keys = ClientKeys(limits.client_prefix_v4, limits.client_prefix_v6)
         timeout_s = surroundings.auth_timeouts.get(settings.auth, AUTH_TIMEOUT_S)
-        return Passwords(authenticator, self._guard, keys, timeout_s=timeout_s)
+        return Passwords(authenticator, guard, keys, timeout_s=timeout_s)
 
     async def start(self) -> str:
         """Listen; the bound host:port. ListenerError: port in use, certificate or users file unusable."""
-        bound = self.bind(self.prepare(self.settings, self._surroundings))
+        self.configure(self.prepare(self.settings, self._surroundings))
+        bound = self.bind()
         await self.serve()
         return bound
 
-    def bind(self, options: DoorOptions) -> str:
-        """Take the address, accept nobody yet. ListenerError."""
-        self._door.configure(options)
-        return self._door.bind()
+    def configure(self, prepared: Prepared) -> bool:
+        """Go by this from the next connection on. True if it wants to be served anew."""
+        self.settings, self._guard = prepared.settings, prepared.guard
+        self._door.name = prepared.settings.name
+        self._door.configure(prepared.options)
+        before, self._by_hand = self._by_hand, prepared.options.by_hand
+        return before is not self._by_hand
+
+    def bind(self) -> str:
+        """Take the address, accept nobody yet; the bound host:port. ListenerError."""
+        self.bound = self._door.bind()
+        return self.bound
 
     async def serve(self) -> None:
-        """Accept."""
-        await self._door.serve()
-
-    async def change(self, settings: ListenerSettings, options: DoorOptions) -> None:
-        """Go by other options (of `prepare`) from now on; the address stays."""
-        self.settings = settings
-        self._door.configure(options)
+        """Accept, in the way that the options want."""
         await self._door.pause()
         await self._door.serve()
+
+    async def release(self) -> None:
+        """Give the address up for now: `bind` and `serve` take it again. Sessions stay."""
+        await self._door.release()
 
     def drain(self, drained: bool) -> None:
         """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
@@ -159,6 +184,11 @@ class Listener:
     def session_count(self) -> int:
         """Sessions that are there."""
         return self._door.session_count
+
+    @property
+    def stale_count(self) -> int:
+        """Those of them that began with other options than those of now."""
+        return self._door.stale_count
 
 
 def load_context(settings: ListenerSettings) -> ssl.SSLContext | None:
@@ -216,15 +246,15 @@ class MeshListener:
         size_bytes_max: int,
         memory: Memory,
     ) -> None:
-        self._identity, self._hostname = identity, hostname
+        self._identity, self._context = identity, identity.server_context()
         self._door = Door(MESH, listen, acceptor, memory)
-        self.configure(inline_bytes_max=inline_bytes_max, size_bytes_max=size_bytes_max)
+        self.configure(hostname=hostname, inline_bytes_max=inline_bytes_max, size_bytes_max=size_bytes_max)
 
-    def configure(self, *, inline_bytes_max: int, size_bytes_max: int) -> None:
+    def configure(self, *, hostname: str, inline_bytes_max: int, size_bytes_max: int) -> None:
         """For connections from now on."""
         session = SessionOptions(
             listener=MESH,
-            hostname=self._hostname,
+            hostname=hostname,
             policy=_PeersMayAll(),
             intake=IntakeOptions(size_bytes_max, inline_bytes_max, hops_max=MESH_LIMITS.hops_max),
             limits=MESH_LIMITS,
@@ -233,8 +263,7 @@ class MeshListener:
             mesh=True,
             peer_of=self._peer_of,
         )
-        context = self._identity.server_context()
-        self._door.configure(DoorOptions(session, MESH_CONNECTIONS_MAX, MESH_CONNECTIONS_MAX, tls=context))
+        self._door.configure(DoorOptions(session, MESH_CONNECTIONS_MAX, MESH_CONNECTIONS_MAX, tls=self._context))
 
     async def start(self) -> str:
         """Listen; the bound host:port. ListenerError if the port is in use."""

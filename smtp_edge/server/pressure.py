@@ -19,8 +19,8 @@ class Memory:
         self.bytes_max = bytes_max
         self.kept_bytes = 0
         """Mail data in memory."""
-        self.unread_bytes: dict[str, int] = {}
-        """Bytes that nobody has read yet, by listener; measured now and then."""
+        self.unread_bytes: dict[int, int] = {}
+        """Bytes that nobody has read yet, by the id of the door; measured now and then."""
 
     @property
     def used_bytes(self) -> int:

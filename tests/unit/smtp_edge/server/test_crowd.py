@@ -105,6 +105,6 @@ def test_memory_is_given_up_to_nine_tenths_and_counts_what_is_unread() -> None:
     assert memory.high
     assert not memory.full
     memory.give_back(900)
-    memory.unread_bytes["smtp"] = 1000
+    memory.unread_bytes[1] = 1000
     assert memory.full
     assert memory.take(1)  # what is unread is short-lived; mail that arrives makes room in it
