@@ -322,8 +322,7 @@ class Identity:
         TLS contexts given out before show the new certificate from the next handshake on; sessions stay. An authority
         that left the bundle vouches for nobody any more. IdentityError if `fresh` is of another node or cluster.
         """
-        if (fresh.node_id, fresh.cluster) != (self.node_id, self.cluster):
-            raise IdentityError(f"the files are of the node {fresh.node_id} now; another key needs a restart")
+        self.check_renewal(fresh)
         if (fresh.ca_pem, fresh.certificate_pem) == (self.ca_pem, self.certificate_pem):
             return False
         self._trust, self.ca_pem = fresh._trust, fresh.ca_pem
@@ -332,6 +331,11 @@ class Identity:
         for context in self._contexts:
             self._fill(context)
         return True
+
+    def check_renewal(self, fresh: Identity) -> None:
+        """Whether `renew` would take it. IdentityError."""
+        if (fresh.node_id, fresh.cluster) != (self.node_id, self.cluster):
+            raise IdentityError(f"the files are of the node {fresh.node_id} now; another key needs a restart")
 
     def sign(self, message: bytes) -> bytes:
         """Signature of this node over a message (ECDSA P-256, SHA-256, DER)."""

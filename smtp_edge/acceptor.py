@@ -76,7 +76,7 @@ class QueueAcceptor:
 
     def configure(self, table: RouteTable, *, hostname: str, settings: QueueSettings) -> None:
         """Go by these from the next recipient on."""
-        self._sorter, self._hostname, self._settings = Sorter(table, hostname), hostname, settings
+        self.sorter, self._hostname, self._settings = Sorter(table, hostname), hostname, settings
 
     def admit(self, size_bytes: int) -> Reply | None:
         """At MAIL: refuse early what could not be stored."""
@@ -91,7 +91,7 @@ class QueueAcceptor:
 
         `size_bytes`: as MAIL declared it.
         """
-        found = self._sorter.classify(recipient, routed_bytes(size_bytes, bool(client.peer_id)))
+        found = self.sorter.classify(recipient, routed_bytes(size_bytes, bool(client.peer_id)))
         if found is None:
             if client.peer_id:
                 return Reply(451, "no route to this destination here", "4.4.4")
@@ -227,7 +227,7 @@ class QueueAcceptor:
 
     def _group(self, message: ReceivedMessage) -> Groups:
         size_bytes = routed_bytes(message.data.size_bytes, bool(message.client.peer_id))
-        return self._sorter.group(message.envelope.recipients, size_bytes)
+        return self.sorter.group(message.envelope.recipients, size_bytes)
 
     def _reply(self, message: ReceivedMessage, new: NewEntry, words: str, queue_id: str) -> Reply:
         text = f"Ok: {words} {queue_id}"

@@ -53,8 +53,16 @@ class _Reemit(logging.Handler):
         )
 
 
+class Leveled(structlog.BoundLoggerBase):
+    """A logger whose methods are those of the level of the moment, for loggers that were made before as well."""
+
+
+_STEPS: list[structlog.typing.Processor] = []
+"""What a line goes through. Loggers keep this list, so that other steps in it are theirs, too."""
+
+
 def configure_logs(form: Literal["json", "console"], level: str, node: str) -> None:
-    """Set up both for the process; `node` stands on every line."""
+    """Set up both for the process, or change them; `node` stands on every line."""
 
     def add_node(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["node"] = node
@@ -65,15 +73,19 @@ def configure_logs(form: Literal["json", "console"], level: str, node: str) -> N
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+    _STEPS[:] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_node,
+        *([structlog.processors.format_exc_info] if form == "json" else []),
+        renderer,
+    ]
+    for name, method in vars(structlog.make_filtering_bound_logger(LEVELS[level])).items():
+        if not name.startswith("__"):
+            setattr(Leveled, name, method)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            add_node,
-            *([structlog.processors.format_exc_info] if form == "json" else []),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        processors=_STEPS,
+        wrapper_class=Leveled,
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import getfqdn
@@ -41,6 +41,7 @@ from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.admin.address import find_advertised
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
+from smtp_edge.auth.api import AuthError
 from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.client.outbound import Outbound
 from smtp_edge.counters import Counters
@@ -62,13 +63,18 @@ from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool, read_whole
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
+from smtp_edge.reload import Reloader, ReloadError, Report
+from smtp_edge.rerouting import FILE as ROUTES_FILE
+from smtp_edge.rerouting import Rerouter
 from smtp_edge.room import Room
-from smtp_edge.routes import build_exits, build_table, find_classes, limit_sizes
+from smtp_edge.routes import build_exits, build_table, find_classes, find_other_machines, limit_sizes
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.server.door import ListenerError
-from smtp_edge.server.listener import Listener, MeshListener, Surroundings
+from smtp_edge.server.listener import MeshListener, Surroundings
+from smtp_edge.server.listeners import Listeners
+from smtp_edge.server.listeners import Plan as ListenersPlan
 from smtp_edge.server.pressure import Memory
-from smtp_edge.settings import Settings
+from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
 from smtp_edge.sinks.mesh import MeshRouter
@@ -91,16 +97,18 @@ class NodeError(Exception):
 class Node:
     """All parts of one node. Satisfies `smtp_edge.admin.view.NodeView`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, config_path: Path) -> None:
         self.settings = settings
         self.identity = _blame("cluster", lambda: Identity.load(*_cluster_files(settings)))
         self.counters = Counters()
-        self.bound: dict[str, str] = {}
+        self._doors: dict[str, str] = {}
+        """Where the node's own doors are, but for the listeners."""
         self.events = EventFeed(lambda node: self._gossip.name_of(node), lambda: datetime.now(UTC))
         self._began = time.monotonic()
         self._telling: set[asyncio.Task[None]] = set()
-        self._hostname = settings.node.hostname or getfqdn()
+        self._hostname = find_hostname(settings)
         self.table = build_table(settings)
+        self.reloader = Reloader(config_path, self, self._tell_order)
         self._build_queue()
         self._build_routing()
         self._build_edge()
@@ -171,7 +179,7 @@ class Node:
             hosts=[host.name for host in settings.smart_host],
             act=self._routing.act,
             on_drain=self._apply_drain,
-            tell=lambda text: self.events.publish(Event(EventKind.ORDER, self.identity.node_id, text)),
+            tell=self._tell_order,
             now=self.now,
         )
         self._gossip = GossipService(
@@ -187,18 +195,7 @@ class Node:
         settings, queue = self.settings, self.settings.queue
         own = Binding("mesh", MeshRouter(self.engine, self.now))
         self._sinks = SinkChain([*_blame("sink", lambda: load_bindings(settings.sink)), own])
-        reporting = Reporting(
-            policy=RetryPolicy.from_settings(queue),
-            reporter=Reporter(
-                hostname=self._hostname,
-                node_id=self.identity.node_id,
-                new_queue_id=self._ids.new,
-                class_of=self._class_of,
-                lifetime=timedelta(seconds=queue.lifetime_s),
-                read=lambda data: read_whole(data, settings.dsn.return_bytes_max),
-                double_bounces_to=settings.dsn.double_bounces_to,
-            ),
-        )
+        reporting = self._build_reporting()
         self._dispatcher = Dispatcher(
             self.store,
             self._sinks,
@@ -207,7 +204,7 @@ class Node:
             node_id=self.identity.node_id,
             target_of=self._targets.find,
             reporting=reporting,
-            limits=DispatcherLimits(queue.active_max, queue.in_doubt_hold_s, queue.retry_first_s),
+            limits=build_dispatcher_limits(queue),
             counters=self.counters,
             now=self.now,
             rng=random.Random(),
@@ -232,30 +229,54 @@ class Node:
             refuse=self.room.refuse,
             now=self.now,
         )
-        self._memory = Memory(settings.limits.buffer_bytes_max)
-        surroundings = Surroundings(
-            hostname=self._hostname,
-            inline_bytes_max=queue.inline_bytes_max,
-            limits=settings.limits,
-            access=settings.access,
-            authenticators={section.name: load_authenticator(section) for section in settings.auth},
-            auth_timeouts={section.name: section.timeout_s for section in settings.auth},
-            memory=self._memory,
+        self._rerouter = Rerouter(
+            self.store,
+            self._dispatcher,
+            sorter=lambda: self._acceptor.sorter,
+            path=settings.node.data_dir / ROUTES_FILE,
+            doubt_s=lambda: self.settings.queue.in_doubt_hold_s,
+            now=self.now,
         )
-        self._listeners = [
-            Listener(section, self._acceptor, surroundings) for section in limit_sizes(settings.listener, self.table)
-        ]
+        self._memory = Memory(settings.limits.buffer_bytes_max)
+        self._listeners = Listeners(self._acceptor)
         self._mesh = MeshListener(
             settings.mesh.listen,
             self.identity,
             self._acceptor.for_peers(),
             hostname=self._hostname,
             inline_bytes_max=queue.inline_bytes_max,
-            size_bytes_max=max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024),
+            size_bytes_max=find_largest(settings),
             memory=self._memory,
         )
         self._admin = AdminServer(self, settings.admin.listen, self.identity)
         self._metrics = MetricsServer(self, settings.metrics.listen) if settings.metrics.listen else None
+
+    def _build_reporting(self) -> Reporting:
+        settings, queue = self.settings, self.settings.queue
+        return Reporting(
+            policy=RetryPolicy.from_settings(queue),
+            reporter=Reporter(
+                hostname=self._hostname,
+                node_id=self.identity.node_id,
+                new_queue_id=self._ids.new,
+                class_of=self._class_of,
+                lifetime=timedelta(seconds=queue.lifetime_s),
+                read=lambda data: read_whole(data, settings.dsn.return_bytes_max),
+                double_bounces_to=settings.dsn.double_bounces_to,
+            ),
+        )
+
+    def _build_surroundings(self, settings: Settings) -> Surroundings:
+        """AuthError. Reads files."""
+        return Surroundings(
+            hostname=find_hostname(settings),
+            inline_bytes_max=settings.queue.inline_bytes_max,
+            limits=settings.limits,
+            access=settings.access,
+            authenticators={section.name: load_authenticator(section) for section in settings.auth},
+            auth_timeouts={section.name: section.timeout_s for section in settings.auth},
+            memory=self._memory,
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -269,26 +290,39 @@ class Node:
         await self.room.measure()
         await self._sinks.start()
         await self._outbound.start()
-        self.bound["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
-        self.bound["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
+        self._doors["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
+        self._doors["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
         self._gossip.revoke(_blame("cluster.revocations", self._load_revocations))
         self._gossip.publish_info(self._info())
         self._gossip.publish_links(self.engine.links(self.now()))
         self._routing.on_snapshot(self._gossip.snapshot())
-        work = (self._routing.run(), self._prune_loop(), self._handover.run(), self.operations.run(), self.room.run())
+        work = (
+            self._routing.run(),
+            self._prune_loop(),
+            self._handover.run(),
+            self.operations.run(),
+            self.room.run(),
+            self._rerouter.run(),
+        )
         self._loops = [asyncio.create_task(loop) for loop in work]
+        await self._rerouter.begin_if_changed()
         await self._dispatcher.start()
-        for section, listener in zip(self.settings.listener, self._listeners, strict=True):
-            self.bound[section.name] = await _blame_async(f"listener {section.name}", listener.start())
+        around = _blame("auth", lambda: self._build_surroundings(self.settings))
+        try:
+            await self._listeners.start(limit_sizes(self.settings.listener, self.table), around)
+        except ListenerError as error:  # it names the listener
+            raise NodeError(str(error)) from error
         if self._metrics is not None:
-            self.bound["metrics"] = await _blame_async("metrics.listen", self._metrics.start())
-        self.bound["admin"] = await _blame_async("admin.listen", self._admin.start())
+            self._doors["metrics"] = await _blame_async("metrics.listen", self._metrics.start())
+        self._doors["admin"] = await _blame_async("admin.listen", self._admin.start())
+        await self.reloader.start()
         log.info("node.ready", node_id=self.identity.node_id, cluster=self.identity.cluster, **self.bound)
 
     async def stop(self) -> None:
         """Top down; mail in flight gets `STOP_GRACE_S` to finish, the rest stays in the queue."""
         log.info("node.stopping")
-        doors: list[Listener | MeshListener] = [*self._listeners, self._mesh]
+        await self.reloader.stop()
+        doors: list[Listeners | MeshListener] = [self._listeners, self._mesh]
         await asyncio.gather(*(door.stop(STOP_GRACE_S / 2) for door in doors))
         await self._dispatcher.stop(STOP_GRACE_S)
         for loop in self._loops:
@@ -310,22 +344,76 @@ class Node:
                 await self.store.prune(datetime.now(UTC))
             except StoreError as error:
                 log.error("queue.prune_failed", reason=str(error))
+            await self._listeners.tidy()
 
-    def reload_cluster_files(self) -> None:
-        """Read the certificate, the bundle and the revocations again (SIGHUP). What is wrong changes nothing.
+    # -- another configuration -----------------------------------------------------------------------------------------
 
-        No session ends for it but those with revoked nodes.
+    async def reconfigure(self, settings: Settings) -> int:
+        """Go by other settings and by the files that they name, whole or not at all. ReloadError: not at all.
+
+        What can fail and what takes time comes first and changes nothing: files are read, addresses are taken. Then all
+        parts change in one step of the event loop. Sessions and attempts under way keep what they began with. The
+        number of client sessions that do.
         """
         try:
-            renewed = self.identity.renew(Identity.load(*_cluster_files(self.settings)))
-            revocations = self._load_revocations()
-        except (IdentityError, RevocationError, OSError) as error:
-            log.error("node.reload_refused", reason=_describe(error))
-            return
-        if renewed:
-            self._gossip.renewed()
+            identity = await asyncio.to_thread(Identity.load, *_cluster_files(settings))
+            self.identity.check_renewal(identity)
+            revocations = await asyncio.to_thread(load_revocations, settings.cluster.revocations_folder, identity)
+            around = await asyncio.to_thread(self._build_surroundings, settings)
+            plan = await self._listeners.prepare(limit_sizes(settings.listener, build_table(settings)), around)
+        except START_ERRORS as error:
+            raise ReloadError(_describe(error)) from error
+        try:
+            keeper = await self._outbound.prepare(settings)
+            self._outbound.configure(settings, hostname=around.hostname, keeper=keeper)
+        except BaseException:
+            await self._listeners.discard(plan)
+            raise
+        rerouted = self._switch(settings, identity, plan)
         self._gossip.revoke(revocations)
-        log.info("node.reloaded", certificate_renewed=renewed, revocations=len(revocations))
+        stale = self._listeners.stale_count
+        await self._listeners.finish(plan)
+        if rerouted:
+            await self.operations.adapt([host.name for host in settings.smart_host])
+            self._rerouter.begin()
+        return stale
+
+    def _switch(self, settings: Settings, identity: Identity, plan: ListenersPlan) -> bool:
+        """The one step. True if mail may go other ways."""
+        before, self.settings, queue = self.settings, settings, settings.queue
+        self._hostname, self.table = find_hostname(settings), build_table(settings)
+        configure_logs(settings.log.format, settings.log.level, settings.node.name)
+        if self.identity.renew(identity):
+            self._gossip.renewed()
+        self.store.configure(history_s=queue.history_s, entries_max=queue.entries_max, history_max=queue.history_max)
+        self.room.configure(queue)
+        self.postmaster.reporting = reporting = self._build_reporting()
+        self._dispatcher.configure(reporting, build_dispatcher_limits(queue))
+        self._acceptor.configure(self.table, hostname=self._hostname, settings=queue)
+        self._memory.bytes_max = settings.limits.buffer_bytes_max
+        self._mesh.configure(
+            hostname=self._hostname,
+            inline_bytes_max=queue.inline_bytes_max,
+            size_bytes_max=find_largest(settings),
+        )
+        self._listeners.switch(plan)
+        rerouted = routing_of(before) != routing_of(settings)
+        if rerouted:
+            self._reroute(before)
+        self._gossip.publish_info(self._info())
+        return rerouted
+
+    def _reroute(self, before: Settings) -> None:
+        self._targets.configure(self.settings)
+        self._routing.act(
+            self.engine.reconfigure(
+                self.table.rules,
+                build_exits(self.settings),
+                self.now(),
+                tags=self.settings.node.tags,
+                anew=find_other_machines(before, self.settings),
+            )
+        )
 
     def _load_revocations(self) -> list[tuple[bytes, bytes]]:
         return load_revocations(self.settings.cluster.revocations_folder, self.identity)
@@ -338,9 +426,8 @@ class Node:
     async def _apply_drain(self, draining: bool) -> None:
         """Everywhere at once: nothing new comes in, what is here goes, others hear of it."""
         self.engine.draining = self._acceptor.draining = draining
-        for listener in self._listeners:
-            listener.drain(draining)
-        if "gossip" in self.bound:
+        self._listeners.drain(draining)
+        if "gossip" in self._doors:
             self._gossip.publish_info(self._info())
             self._gossip.publish_load(self.engine.load(self.now()))
         if draining:
@@ -353,7 +440,7 @@ class Node:
     def _apply_pressure(self, pressure: Pressure) -> None:
         """Others hear how much more may come, and whoever watches this node why nothing may."""
         self.engine.headroom_permille = pressure.headroom_permille
-        if "gossip" in self.bound:
+        if "gossip" in self._doors:
             self._gossip.publish_info(self._info())
             self._gossip.publish_load(self.engine.load(self.now()))
         self.events.publish(Event(EventKind.PRESSURE, self.identity.node_id, str(pressure)))
@@ -365,8 +452,8 @@ class Node:
         settings = self.settings
         return NodeInfo(
             name=settings.node.name,
-            gossip_address=settings.gossip.advertise or self.bound["gossip"],
-            mesh_address=settings.mesh.advertise or self.bound["mesh"],
+            gossip_address=settings.gossip.advertise or self._doors["gossip"],
+            mesh_address=settings.mesh.advertise or self._doors["mesh"],
             zone=settings.node.zone,
             software=f"smtpmesh/{__version__}",
             draining=self.operations.draining,
@@ -378,7 +465,19 @@ class Node:
             admin_address=find_advertised(settings.admin.listen, settings.admin.advertise),
         )
 
+    def _tell_order(self, text: str) -> None:
+        self.events.publish(Event(EventKind.ORDER, self.identity.node_id, text))
+
     # -- NodeView ------------------------------------------------------------------------------------------------------
+
+    @property
+    def bound(self) -> Mapping[str, str]:
+        """Every door -> host:port."""
+        return {**self._doors, **self._listeners.bound}
+
+    async def reload(self, by: str, *, dry_run: bool) -> Report:
+        """Read the configuration again."""
+        return await self.reloader.reload(by, dry_run=dry_run)
 
     def snapshot(self) -> Snapshot:
         """The link-state database."""
@@ -410,7 +509,7 @@ class Node:
 
     def client_sessions(self) -> int:
         """Open sessions of clients."""
-        return sum(listener.session_count for listener in self._listeners)
+        return self._listeners.session_count
 
     def uptime_s(self) -> float:
         """Seconds since the node was built."""
@@ -425,11 +524,32 @@ class Node:
         return found.class_id if found else f"unroutable:{domain}"
 
 
+def find_hostname(settings: Settings) -> str:
+    """The name in EHLO, Received and the greeting."""
+    return settings.node.hostname or getfqdn()
+
+
+def find_largest(settings: Settings) -> int:
+    """The largest message that a listener takes: peers may send as much."""
+    return max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024)
+
+
+def routing_of(settings: Settings) -> tuple[object, ...]:
+    """What decides where mail goes."""
+    return settings.smart_host, settings.route, settings.mx, settings.node.tags, find_hostname(settings)
+
+
+def build_dispatcher_limits(queue: QueueSettings) -> DispatcherLimits:
+    """From the configuration."""
+    return DispatcherLimits(queue.active_max, queue.in_doubt_hold_s, queue.retry_first_s)
+
+
 def _cluster_files(settings: Settings) -> tuple[Path, Path, Path]:
     return settings.cluster.ca, settings.cluster.certificate, settings.cluster.key
 
 
 START_ERRORS = (
+    AuthError,
     IdentityError,
     RevocationError,
     GossipError,
@@ -468,7 +588,7 @@ def run(settings: Settings, config_path: Path) -> int:
     configure_logs(settings.log.format, settings.log.level, settings.node.name)
     install_core_log()
     try:
-        return _run_loop(_serve(settings))
+        return _run_loop(_serve(settings, config_path))
     except NodeError as error:
         print(f"smtpmesh: {config_path}: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_CONFIGURATION
@@ -484,12 +604,12 @@ def _run_loop(main: Coroutine[None, None, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(settings: Settings) -> int:
-    node = Node(settings)
+async def _serve(settings: Settings, config_path: Path) -> int:
+    node = Node(settings, config_path)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reload_cluster_files)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reloader.hang_up)
     await node.start()
     await stop.wait()
     await node.stop()

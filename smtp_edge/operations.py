@@ -94,6 +94,35 @@ class Operations:
         if self.draining:
             await self._on_drain(True)
 
+    async def adapt(self, hosts: Collection[str]) -> None:
+        """The engine goes by another configuration: orders about what is no more are dropped, the others applied."""
+        async with self._one:
+            self._hosts, orders, now = sorted(hosts), self.orders, self._now()
+            for name in orders.hosts.keys() - set(self._hosts):
+                orders = orders.with_host(name, None)
+                self._note("host-drain-dropped", f"smart host {name} is gone, and its drain with it", "reload")
+            for class_id, pin in self.orders.pins.items():
+                hop = Hop.parse(pin.hop)
+                if hop.kind is HopKind.PEER:
+                    continue  # it is gossip's whether there is such a peer
+                fault = self._engine.find_pin_fault(class_id, hop, now)
+                if fault:
+                    orders = orders.with_pin(class_id, None)
+                    self._act(self._engine.unpin(class_id, now))
+                    self._note("pin-dropped", f"the pin of {class_id} is over: {fault}", "reload")
+            for name, order in orders.hosts.items():  # of a host that is another machine now, too
+                self._act(self._engine.drain_hop(_host(name), f"by {order.by}", now))
+            await self._keep_if_other(orders)
+
+    async def _keep_if_other(self, orders: Orders) -> None:
+        if orders == self.orders:
+            return
+        try:
+            await self._keep(orders)
+        except OrdersError as error:  # at the next start they are dropped again
+            log.error("orders.not_kept", reason=str(error))
+            self.orders = orders
+
     async def run(self) -> None:
         """End pins that are over; ends by cancellation."""
         while True:
@@ -110,11 +139,7 @@ class Operations:
     async def _end_pin(self, class_id: str) -> None:
         async with self._one:
             self._act(self._engine.unpin(class_id, self._now()))
-            try:
-                await self._keep(self.orders.with_pin(class_id, None))
-            except OrdersError as error:  # in the file it is over as well
-                log.error("orders.not_kept", reason=str(error))
-                self.orders = self.orders.with_pin(class_id, None)
+            await self._keep_if_other(self.orders.with_pin(class_id, None))  # in the file it is over as well
             self._note("pin-ended", f"the pin of {class_id} is over", "time")
 
     # -- orders --------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Postmaster:
         *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._store, self._dispatcher, self._reporting, self._clock = store, dispatcher, reporting, clock
+        self._store, self._dispatcher, self.reporting, self._clock = store, dispatcher, reporting, clock
 
     async def carry_out(self, order: Order, after: Place = FIRST) -> Done:
         """One page of an order. QueueOrderError, StoreError."""
@@ -122,7 +122,7 @@ class Postmaster:
                 (claim, decision)
                 for claim in claims
                 if (claim.delivery.state is not DeliveryState.CLAIMED or _key(claim) in taken)
-                and (decision := decide(ruling, claim, self._reporting)) is not None
+                and (decision := decide(ruling, claim, self.reporting)) is not None
             ]
             outcomes = await self._store.change([decision for _, decision in decided]) if decided else []
         except BaseException:

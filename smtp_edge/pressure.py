@@ -81,6 +81,10 @@ class Gauge:
         self._clear_since: float | None = None
         self._ended_at = -math.inf
 
+    def configure(self, limits: Limits) -> None:
+        """Go by these from the next reading on."""
+        self._limits = limits
+
     def read(self, readings: Readings, now: float) -> Pressure:
         """What follows from readings at `now` (monotonic seconds)."""
         headroom, reason = find_tightest(self._limits, readings)

@@ -39,12 +39,16 @@ class Room:
         on_change: Callable[[Pressure], None],
         now: Callable[[], float],
     ) -> None:
-        limit = settings.memory_bytes_max or int(MEMORY_SHARE * find_memory_limit())
-        self._limits = Limits(settings.free_bytes_min, settings.entries_max, limit)
+        self._limits = build_limits(settings)
         self._gauge = Gauge(self._limits)
         self._data_dir, self._entries, self._trouble = data_dir, entries, trouble
         self._on_change, self._now = on_change, now
         self.pressure, self.readings = NO_PRESSURE, NOTHING_READ
+
+    def configure(self, settings: QueueSettings) -> None:
+        """Go by these from the next measurement on."""
+        self._limits = build_limits(settings)
+        self._gauge.configure(self._limits)
 
     def refuse(self, size_bytes: int) -> Reply | None:
         """At MAIL: what could not be stored. From memory: the per-message path comes by here."""
@@ -76,6 +80,12 @@ class Room:
     def _read(self) -> tuple[int, int]:
         found = os.statvfs(self._data_dir)
         return found.f_bavail * found.f_frsize, read_memory()
+
+
+def build_limits(settings: QueueSettings) -> Limits:
+    """What there is room for."""
+    memory_bytes_max = settings.memory_bytes_max or int(MEMORY_SHARE * find_memory_limit())
+    return Limits(settings.free_bytes_min, settings.entries_max, memory_bytes_max)
 
 
 def read_memory() -> int:

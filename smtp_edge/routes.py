@@ -64,6 +64,17 @@ def build_exits(settings: Settings) -> list[ExitHop]:
     ]
 
 
+def find_other_machines(before: Settings, after: Settings) -> tuple[Hop, ...]:
+    """Smart hosts that are elsewhere now under the same name: what was measured of them is of no use."""
+    old = {host.name: _place(host) for host in before.smart_host}
+    others = [host.name for host in after.smart_host if host.name in old and old[host.name] != _place(host)]
+    return tuple(Hop(HopKind.SMART_HOST, name) for name in others)
+
+
+def _place(host: SmartHostSettings) -> tuple[object, ...]:
+    return host.host, host.port, host.socket, host.protocol
+
+
 def limit_sizes(listeners: Iterable[ListenerSettings], table: RouteTable) -> list[ListenerSettings]:
     """The listeners as they can keep their word: none takes mail that is too large for every exit of every route."""
     largest = table.size_bytes_max() - TRACE_ROOM_BYTES

@@ -66,9 +66,13 @@ class Targets:
     """Hop ids to targets: smart hosts from the configuration, peers from gossip, MX by domain."""
 
     def __init__(self, settings: Settings) -> None:
-        self._hosts = {host.name: _host_target(host) for host in settings.smart_host}
         self._peers: dict[str, Target] = {}
         self._peer_connections_max = settings.router.window_max
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Other smart hosts and exchangers from now on; peers are gossip's."""
+        self._hosts = {host.name: _host_target(host) for host in settings.smart_host}
         self._mx = settings.mx
 
     def learn(self, snapshot: Snapshot) -> None:

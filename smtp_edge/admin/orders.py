@@ -90,6 +90,20 @@ class OrdersService(pb_grpc.AdminServicer):
         changed = await self._carry_out(self._view.operations.unpin(request.class_id, by), context)
         return pb.UnpinResponse(node_name=self._name, changed=changed)
 
+    async def Reload(self, request: pb.ReloadRequest, context: Context) -> pb.ReloadResponse:
+        """Read the configuration again."""
+        by = await self._demand_operator(context)
+        report = await self._carry_out(self._view.reload(by, dry_run=request.dry_run), context)
+        return pb.ReloadResponse(
+            node_name=self._name,
+            applied=report.applied,
+            needs_restart=report.restart,
+            warnings=report.warnings,
+            mistakes=report.mistakes,
+            sessions_before=report.sessions,
+            dry_run=request.dry_run,
+        )
+
     # -- private -------------------------------------------------------------------------------------------------------
 
     @property

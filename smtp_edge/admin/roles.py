@@ -8,7 +8,7 @@ over the network       certificates that admin.operators names, by their name or
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,8 @@ class NotAllowedError(Exception):
 class Roles:
     """See the module."""
 
-    def __init__(self, listen: str, identity: Identity, operators: Collection[str]) -> None:
-        self._listen, self._identity, self._operators = listen, identity, frozenset(operators)
+    def __init__(self, listen: str, identity: Identity, operators: Callable[[], Collection[str]]) -> None:
+        self._listen, self._identity, self._operators = listen, identity, operators
 
     def demand_operator(self, context: Context) -> str:
         """Who orders, for the log. NotAllowedError."""
@@ -53,8 +53,9 @@ class Roles:
             member = self._identity.member(der, at=datetime.now(UTC))
         except (IdentityError, ValueError) as error:
             raise NotAllowedError(f"not a member of this cluster: {error}") from error
-        if not self._operators & {member.name, member.node_id}:
-            named = ", ".join(sorted(self._operators)) or "nobody"
+        operators = set(self._operators())
+        if not operators & {member.name, member.node_id}:
+            named = ", ".join(sorted(operators)) or "nobody"
             raise NotAllowedError(
                 f"{member.name} may look, not order: admin.operators of this node names {named}; on its own machine"
                 " the Unix socket may order, too"

@@ -19,6 +19,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gossip.identity import Identity
+from gossip.service import ShownCertificates
 from smtp_edge.admin.address import needs_certificates
 from smtp_edge.admin.membership import MembersOnly
 from smtp_edge.admin.roles import Roles
@@ -55,7 +56,7 @@ class AdminServer:
         """Listen; the address that clients dial."""
         guards = [MembersOnly(self._identity)] if needs_certificates(self._listen) else []
         server = self._server = grpc.aio.server(options=OPTIONS, interceptors=guards)
-        roles = Roles(self._listen, self._identity, self._view.settings.admin.operators)
+        roles = Roles(self._listen, self._identity, lambda: self._view.settings.admin.operators)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self._view, roles), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*HEALTH_NAMES[-1:], reflection.SERVICE_NAME), server)
@@ -126,6 +127,9 @@ class AdminServer:
         return f"unix:{path}"
 
     def _credentials(self) -> grpc.ServerCredentials:
-        identity = self._identity
-        pair = [(identity.key_pem, identity.certificate_pem)]
-        return grpc.ssl_server_credentials(pair, identity.ca_pem, require_client_auth=True)
+        shown = ShownCertificates(self._identity)
+        return grpc.dynamic_ssl_server_credentials(
+            shown.configuration(),
+            shown.renewed,  # type: ignore[arg-type]  # None is in the documentation, and not in the stubs
+            require_client_authentication=True,
+        )

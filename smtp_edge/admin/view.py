@@ -17,13 +17,14 @@ from smtp_edge.operations import Operations
 from smtp_edge.postmaster import Postmaster
 from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.store import MessageStore
+from smtp_edge.reload import Report
 from smtp_edge.room import Room
 from smtp_edge.settings import Settings
 from smtp_edge.sinks.api import RouteRequest
 
 
 class NodeView(Protocol):
-    """Read only but for `operations` and `postmaster`, on the node's event loop."""
+    """Read only but for `operations`, `postmaster` and `reload`, on the node's event loop."""
 
     @property
     def identity(self) -> Identity: ...
@@ -69,6 +70,10 @@ class NodeView(Protocol):
     @property
     def operations(self) -> Operations:
         """Takes orders about the node, its hosts and routes."""
+        ...
+
+    async def reload(self, by: str, *, dry_run: bool) -> Report:
+        """Read the configuration again, or only say what that would change."""
         ...
 
     def client_sessions(self) -> int:

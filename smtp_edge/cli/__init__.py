@@ -26,7 +26,7 @@ from smtp_edge.cli.common import (
     show,
 )
 from smtp_edge.cli.health import health
-from smtp_edge.cli.orders import host_group, node_group, pin, unpin
+from smtp_edge.cli.orders import host_group, node_group, pin, reload, unpin
 from smtp_edge.cli.queue import queue_group, why
 from smtp_edge.cli.send import send
 from smtp_edge.cli.simulate import simulate
@@ -39,7 +39,7 @@ def cli() -> None:
     """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
 
 
-for added in (simulate, node_group, host_group, pin, unpin, queue_group, why, send, health):
+for added in (simulate, node_group, host_group, pin, unpin, reload, queue_group, why, send, health):
     cli.add_command(added)
 
 

@@ -1,4 +1,4 @@
-"""The commands that change something on a running node: `node drain|undrain`, `host drain|undrain`, `pin`, `unpin`."""
+"""The commands that change something on a running node: drains (`node`, `host`), `pin`, `unpin`, `reload`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from smtp_edge.cli.common import (
     ADMIN,
     CONFIG,
+    EXIT_BAD_CONFIGURATION,
     EXIT_NOT_DONE,
     EXIT_UNREACHABLE,
     JSON,
@@ -233,6 +234,48 @@ def unpin(class_id: str, config: Path, admin: str | None, as_json: bool) -> None
 
 def _show_unpin(class_id: str, answer: Any) -> str:
     return f"{answer.node_name}: {class_id} {'is no longer' if answer.changed else 'was not'} pinned"
+
+
+# -- the configuration -------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be applied.")
+@CONFIG
+@ADMIN
+@JSON
+def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> None:
+    """Have the node read its configuration again, with certificates, users and passwords, while mail goes on.
+
+    It is applied whole, or not at all. SIGHUP does the same. What needs a restart is named, and stays as it was.
+    """
+    from smtp_edge.cli import tables
+
+    with _asking(config, admin) as client:
+        answer = client.call("Reload", {"dry_run": dry_run})
+    if as_json:
+        click.echo(tables.to_json(answer))
+    else:
+        for warning in answer.warnings:
+            click.echo(f"smtpmesh: warning: {warning}", err=True)
+    if answer.mistakes:
+        mistakes = "" if as_json else "\n".join(["", *answer.mistakes])
+        fail(f"{answer.node_name} goes on by its old configuration{mistakes}", EXIT_BAD_CONFIGURATION)
+    if not as_json:
+        click.echo(_show_reload(answer))
+
+
+def _show_reload(answer: Any) -> str:
+    """`mx1: applied 3, needs restart: metrics.listen`, and the names of what was applied."""
+    would = "would apply" if answer.dry_run else "applied"
+    head = f"{answer.node_name}: {would} {len(answer.applied) or 'nothing'}"
+    if answer.needs_restart:
+        head += f", needs restart: {', '.join(answer.needs_restart)}"
+    lines = [head, *(f"  {name}" for name in answer.applied)]
+    if answer.sessions_before:
+        sessions = f"{answer.sessions_before} session{'s' * (answer.sessions_before > 1)}"
+        lines.append(f"{sessions} of clients end by what they began with")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -134,6 +134,11 @@ class AdminStub(object):
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
                 response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/smtpmesh.admin.v1.Admin/Reload',
+                request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadResponse.FromString,
+                _registered_method=True)
         self.ChangeQueue = channel.unary_unary(
                 '/smtpmesh.admin.v1.Admin/ChangeQueue',
                 request_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ChangeQueueRequest.SerializeToString,
@@ -284,6 +289,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reload(self, request, context):
+        """Read the configuration and its files again, as SIGHUP does: whole, or not at all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ChangeQueue(self, request, context):
         """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one.
         """
@@ -393,6 +405,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Unpin,
                     request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.FromString,
                     response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadRequest.FromString,
+                    response_serializer=smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadResponse.SerializeToString,
             ),
             'ChangeQueue': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangeQueue,
@@ -940,6 +957,33 @@ class Admin(object):
             '/smtpmesh.admin.v1.Admin/Unpin',
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinRequest.SerializeToString,
             smtpmesh_dot_admin_dot_v1_dot_admin__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smtpmesh.admin.v1.Admin/Reload',
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
+            smtpmesh_dot_admin_dot_v1_dot_admin__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

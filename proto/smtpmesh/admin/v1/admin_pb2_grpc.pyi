@@ -73,6 +73,8 @@ class AdminStub:
     Pin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]
     """All mail of a class goes by one own hop, and waits while that is down."""
     Unpin: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]
+    Reload: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]
+    """Read the configuration and its files again, as SIGHUP does: whole, or not at all."""
     ChangeQueue: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ChangeQueueRequest, _admin_pb2.ChangeQueueResponse]
     """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one."""
 
@@ -121,6 +123,8 @@ class AdminAsyncStub(AdminStub):
     Pin: _aio.UnaryUnaryMultiCallable[_admin_pb2.PinRequest, _admin_pb2.PinResponse]  # type: ignore[assignment]
     """All mail of a class goes by one own hop, and waits while that is down."""
     Unpin: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpinRequest, _admin_pb2.UnpinResponse]  # type: ignore[assignment]
+    Reload: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadResponse]  # type: ignore[assignment]
+    """Read the configuration and its files again, as SIGHUP does: whole, or not at all."""
     ChangeQueue: _aio.UnaryUnaryMultiCallable[_admin_pb2.ChangeQueueRequest, _admin_pb2.ChangeQueueResponse]  # type: ignore[assignment]
     """Hold, release, retry, bounce, remove or move what waits. Page by page: ask again with `after` while there is one."""
 
@@ -286,6 +290,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnpinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnpinResponse, _abc.Awaitable[_admin_pb2.UnpinResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _admin_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReloadResponse, _abc.Awaitable[_admin_pb2.ReloadResponse]]:
+        """Read the configuration and its files again, as SIGHUP does: whole, or not at all."""
 
     @_abc_1.abstractmethod
     def ChangeQueue(

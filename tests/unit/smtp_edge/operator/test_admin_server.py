@@ -246,6 +246,7 @@ def test_a_generic_client_finds_the_service_and_its_methods(served: Served) -> N
         "UndrainHost",
         "Pin",
         "Unpin",
+        "Reload",
         "ChangeQueue",
     ]
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
+import sys
+from collections.abc import Iterator
 
-from smtp_edge.logs import Lossy
+import pytest
+import structlog
+
+from smtp_edge.logs import Lossy, configure_logs
 
 
 class FullDisk(io.StringIO):
@@ -33,3 +39,38 @@ def test_what_can_be_written_is() -> None:
     stream = io.StringIO()
     Lossy(stream).write("a line\n")
     assert stream.getvalue() == "a line\n"
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What is set for the whole process is put back."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+@pytest.mark.usefixtures("as_before")
+def test_level_and_format_change_for_loggers_that_have_spoken_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs("json", "warning", "mx1")
+    log = structlog.get_logger()
+    bound = log.bind(queue_id="Q")
+    for level, form in (("warning", "json"), ("debug", "json"), ("error", "console")):
+        configure_logs(form, level, "mx1")  # type: ignore[arg-type]
+        for logger in (log, bound):
+            logger.debug("small", step=level)
+            logger.error("large", step=level)
+    lines = stream.getvalue().splitlines()
+    assert [("small" in line, "large" in line) for line in lines] == [
+        (False, True),
+        (False, True),
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+        (False, True),
+        (False, True),
+    ]
+    assert [line.startswith("{") for line in lines] == [True] * 6 + [False] * 2

@@ -19,6 +19,7 @@ from smtp_edge.admin.drain import read_progress
 from smtp_edge.cli import cli
 from smtp_edge.cli import orders as order_commands
 from smtp_edge.queue.entry import DeliveryState
+from smtp_edge.reload import Report
 from smtpmesh.admin.v1 import admin_pb2 as pb
 from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
 from tests.e2e import reflection_client
@@ -265,6 +266,7 @@ CHANGES = [
     ("DrainHost", pb.DrainHostRequest(host="a")),
     ("UndrainHost", pb.UndrainHostRequest(host="a")),
     ("Pin", pb.PinRequest(class_id="default", hop="a")),
+    ("Reload", pb.ReloadRequest()),
     ("Unpin", pb.UnpinRequest(class_id="default")),
 ]
 
@@ -350,3 +352,38 @@ def test_transactions_in_flight_are_counted(served: Served) -> None:
     assert served.run(_progress(served)).in_flight == 1
     served.view.engine.record(Outcome(hop, OutcomeKind.ACCEPTED, 0, 0.1), "default", served.view.now())
     assert served.run(_progress(served)).in_flight == 0
+
+
+# -- reload ------------------------------------------------------------------------------------------------------------
+
+
+def test_reload_says_what_was_applied_and_what_waits(served: Served) -> None:
+    served.view.report = Report(("limits.hops_max", "route (order)"), ("metrics.listen",), sessions=2)
+    assert show(served, "reload").splitlines() == [
+        "relay-a: applied 2, needs restart: metrics.listen",
+        "  limits.hops_max",
+        "  route (order)",
+        "2 sessions of clients end by what they began with",
+    ]
+    assert served.view.reloads == [("sue", False)]
+    answer = json.loads(show(served, "reload", "--json"))
+    assert (answer["applied"], answer["needs_restart"]) == (["limits.hops_max", "route (order)"], ["metrics.listen"])
+
+
+def test_reload_that_changes_nothing_says_so_and_a_dry_run_says_would(served: Served) -> None:
+    assert show(served, "reload") == "relay-a: applied nothing\n"
+    served.view.report = Report(("log.level",))
+    assert show(served, "reload", "--dry-run") == "relay-a: would apply 1\n  log.level\n"
+    assert served.view.reloads == [("sue", False), ("sue", True)]
+
+
+def test_a_wrong_configuration_is_told_with_every_mistake_and_ends_with_78(served: Served) -> None:
+    served.view.report = Report(mistakes=("node.toml: a.b: is required", "node.toml: c.d: unknown key"))
+    done = ask(served, "reload")
+    assert done.exit_code == 78
+    assert done.stderr.splitlines() == [
+        "smtpmesh: relay-a goes on by its old configuration",
+        "smtpmesh: node.toml: a.b: is required",
+        "smtpmesh: node.toml: c.d: unknown key",
+    ]
+    assert json.loads(ask(served, "reload", "--json").stdout)["mistakes"] == list(served.view.report.mistakes)

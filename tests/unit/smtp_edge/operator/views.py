@@ -45,6 +45,7 @@ from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.reload import Report
 from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
 from smtp_edge.sinks.api import RouteRequest
@@ -159,6 +160,8 @@ class FakeView:
             on_change=lambda pressure: None,
             now=self.now,
         )
+        self.reloads: list[tuple[str, bool]] = []
+        self.report = Report()
         self.trouble = ""
         """Of the queue's disk."""
         reporting = Reporting(
@@ -211,6 +214,10 @@ class FakeView:
 
     def count_in_memory(self, class_id: str) -> int:
         return self.dispatcher.count_of(class_id)
+
+    async def reload(self, by: str, *, dry_run: bool) -> Report:
+        self.reloads.append((by, dry_run))
+        return self.report
 
     def client_sessions(self) -> int:
         return self.open_clients
