@@ -56,7 +56,9 @@ class QueueAcceptor:
         refuse: Callable[[int], Reply | None],
         now: Callable[[], float],
         clock: Callable[[], datetime] = utc_now,
+        on_late: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_late`: mail was stored by routes that were exchanged while the disk was busy with it."""
         self._store = store
         self._spool = spool
         self._dispatcher = dispatcher
@@ -68,6 +70,7 @@ class QueueAcceptor:
         self._refuse = refuse
         self._now = now
         self._clock = clock
+        self._on_late = on_late
         self.draining = False
         """Peers' mail is refused; they hear of it by gossip, and this is for those that have not yet."""
         self._largest: list[str] = []
@@ -104,7 +107,7 @@ class QueueAcceptor:
 
     async def accept(self, message: ReceivedMessage) -> Reply:
         """Store a message; the reply to its final dot."""
-        groups = self._group(message)
+        sorter, groups = self.sorter, self._group(message)
         refusal = self._check_size(message, groups)
         if refusal is not None:
             await self._spool.discard(message.data)
@@ -125,6 +128,9 @@ class QueueAcceptor:
             if not isinstance(error, StoreDoubt):  # else the disk may have the entry: it must not lose its file
                 await self._spool.discard(message.data)
             return Reply(451, "local error in processing", "4.3.0")
+        finally:
+            if self.sorter is not sorter:
+                self._on_late()
         if stored.duplicate_of:
             await self._spool.discard(message.data)
             self._counters.duplicates_dropped += 1

@@ -208,8 +208,9 @@ class Node:
             counters=self.counters,
             now=self.now,
             rng=random.Random(),
+            on_late=self._on_late,
         )
-        self.postmaster = Postmaster(self.store, self._dispatcher, reporting)
+        self.postmaster = Postmaster(self.store, self._dispatcher, reporting, on_late=self._on_late)
         self._routing.connect(self._dispatcher, self._gossip)
         self._handover = HandOver(
             self.store, self._dispatcher, may_leave=lambda class_id: may_leave(self.engine, class_id, self.now())
@@ -228,6 +229,7 @@ class Node:
             new_queue_id=self._ids.new,
             refuse=self.room.refuse,
             now=self.now,
+            on_late=self._on_late,
         )
         self._rerouter = Rerouter(
             self.store,
@@ -265,6 +267,9 @@ class Node:
                 double_bounces_to=settings.dsn.double_bounces_to,
             ),
         )
+
+    def _on_late(self) -> None:
+        self._rerouter.begin()
 
     def _build_surroundings(self, settings: Settings) -> Surroundings:
         """AuthError. Reads files."""

@@ -78,10 +78,12 @@ class Postmaster:
         store: MessageStore,
         dispatcher: Dispatcher,
         reporting: Reporting,
+        on_late: Callable[[], None] = lambda: None,
         *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._store, self._dispatcher, self.reporting, self._clock = store, dispatcher, reporting, clock
+        self._on_late = on_late
 
     async def carry_out(self, order: Order, after: Place = FIRST) -> Done:
         """One page of an order. QueueOrderError, StoreError."""
@@ -116,13 +118,13 @@ class Postmaster:
     async def _change_once(self, order: Order, claims: Sequence[Claim]) -> list[Key]:
         """Those that could be changed."""
         ruling = Ruling(order.action, order.by, self._clock(), order.reason, order.class_id)
-        taken = self._take_out(claims)
+        taken, reporting = self._take_out(claims), self.reporting
         try:
             decided = [
                 (claim, decision)
                 for claim in claims
                 if (claim.delivery.state is not DeliveryState.CLAIMED or _key(claim) in taken)
-                and (decision := decide(ruling, claim, self.reporting)) is not None
+                and (decision := decide(ruling, claim, reporting)) is not None
             ]
             outcomes = await self._store.change([decision for _, decision in decided]) if decided else []
         except BaseException:
@@ -134,6 +136,8 @@ class Postmaster:
         self._dispatcher.take_back([waiting for key, waiting in taken.items() if key not in set(changed)])
         if changed:
             self._dispatcher.note_unclaimed()
+        if changed and reporting is not self.reporting:  # routes were exchanged, and reports may lie by the old ones
+            self._on_late()
         return changed
 
     def _take_out(self, claims: Sequence[Claim]) -> dict[Key, Waiting]:

@@ -250,7 +250,13 @@ def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> Non
     It is applied whole, or not at all. SIGHUP does the same. What needs a restart is named, and stays as it was.
     """
     from smtp_edge.cli import tables
+    from smtp_edge.configuration import ConfigurationError, load_configuration
 
+    if admin is None:  # where the node is stands in the file that may be wrong
+        try:
+            load_configuration(config, files=False)
+        except ConfigurationError as error:
+            fail(f"{error}\nthe node was not asked, and goes on by its old configuration", EXIT_BAD_CONFIGURATION)
     with _asking(config, admin) as client:
         answer = client.call("Reload", {"dry_run": dry_run})
     if as_json:

@@ -75,7 +75,9 @@ class Dispatcher:
         now: Callable[[], float],
         rng: random.Random,
         clock: Callable[[], datetime] = utc_now,
+        on_late: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_late`: a report was stored by routes that were exchanged while the disk was busy with it."""
         self._store = store
         self._sinks = sinks
         self._target_of = target_of
@@ -91,6 +93,7 @@ class Dispatcher:
         self._endings = Endings(
             store, self._places, self._refill, self._tasks, observer, counters, clock, reporting, limits.park_retry_s
         )
+        self._endings.on_late = on_late
 
     def configure(self, reporting: Reporting, limits: DispatcherLimits) -> None:
         """Go by these from the next end of an attempt on."""

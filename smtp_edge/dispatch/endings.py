@@ -40,6 +40,8 @@ class Endings:
         park_retry_s: float,
     ) -> None:
         self.reporting, self.park_retry_s = reporting, park_retry_s
+        self.on_late: Callable[[], None] = lambda: None
+        """A report was stored by a `reporting` of before."""
         self._store = store
         self._places = places
         self._refill = refill
@@ -50,6 +52,7 @@ class Endings:
 
     async def settle(self, waiting: Waiting, settlement: Settlement) -> None:
         """Commit the end of a claim. A disk that refuses is asked again: the attempt must not be repeated."""
+        reporting = self.reporting
         while True:
             try:
                 await self._store.settle([settlement])
@@ -67,6 +70,8 @@ class Endings:
             log.warning("dsn.nobody_told", queue_id=settlement.queue_id, reply=settlement.reply)
         class_id = waiting.claim.delivery.class_id
         self._observer.backlog_changed(class_id)
+        if settlement.reports and reporting is not self.reporting:
+            self.on_late()
         if settlement.reports or settlement.next_attempt_at is not None:
             self._refill.note_unclaimed()
         else:

@@ -125,6 +125,17 @@ class Bench:
         self.new_queue_id: Callable[[datetime], str] = lambda at: f"Q{next(numbers):011d}"
         self.targets: dict[str, Target] = {}
         self.connections_max = connections_max
+        self.reporting = Reporting(
+            policy=RetryPolicy(first_s=retry_first_s, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400),
+            reporter=Reporter(
+                hostname="relay.test",
+                node_id=NODE,
+                new_queue_id=self.new_queue_id,
+                class_of=lambda domain: domain,
+                lifetime=timedelta(days=5),
+            ),
+        )
+        self.on_late: Callable[[], None] = lambda: None
         self.dispatcher = Dispatcher(
             self.store,
             SinkChain([Binding("test", sink)]),
@@ -132,22 +143,12 @@ class Bench:
             self.observer,
             node_id=NODE,
             target_of=self.target_of,
-            reporting=Reporting(
-                policy=RetryPolicy(
-                    first_s=retry_first_s, factor=2, max_s=3600, lifetime_s=432000, delay_notice_s=14400
-                ),
-                reporter=Reporter(
-                    hostname="relay.test",
-                    node_id=NODE,
-                    new_queue_id=self.new_queue_id,
-                    class_of=lambda domain: domain,
-                    lifetime=timedelta(days=5),
-                ),
-            ),
+            reporting=self.reporting,
             limits=DispatcherLimits(active_max=active_max, in_doubt_hold_s=30, park_retry_s=10),
             counters=self.counters,
             now=self.now,
             rng=random.Random(1),
+            on_late=lambda: self.on_late(),
         )
         self.acceptor = QueueAcceptor(
             self.store,
@@ -163,6 +164,7 @@ class Bench:
             new_queue_id=self.new_queue_id,
             refuse=lambda size_bytes: self.refusal,
             now=self.now,
+            on_late=lambda: self.on_late(),
         )
 
     def now(self) -> float:

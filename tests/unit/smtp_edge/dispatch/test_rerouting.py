@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from router.decision import OutcomeKind
 from router.policy import RouteRule, RouteTable
 from smtp_edge.client.attempt import AttemptResult
+from smtp_edge.dispatch.dispatcher import DispatcherLimits
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.entry import Claim, DeliveryState, Settlement
+from smtp_edge.queue.entry import Claim, DeliveryState, NewEntry, Settlement, Stored
 from smtp_edge.queue.store import StoreError
+from smtp_edge.reply import Reply
 from smtp_edge.rerouting import FILE, Rerouter
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
 from smtp_edge.sorting import Sorter, split_token
@@ -50,6 +53,7 @@ class Routes:
             doubt_s=lambda: doubt_s,
             now=bench.now,
         )
+        bench.on_late = self.rerouter.begin
         self.set(BEFORE)
 
     def set(self, table: RouteTable) -> None:
@@ -117,6 +121,46 @@ async def test_what_is_under_way_ends_by_itself_and_follows_if_it_failed(tmp_pat
         bench.client.gate.set()
         await until(lambda: bench.counters.relayed == 1)
         await routes.done()
+
+
+async def test_what_is_being_stored_while_the_routes_change_follows_them(tmp_path: Path) -> None:
+    async with opened(tmp_path, ByClass("org")) as (bench, routes):
+        committed, put = asyncio.Event(), bench.store.put
+
+        async def put_slowly(new: NewEntry, **words: Any) -> Stored:
+            await committed.wait()
+            return await put(new, **words)
+
+        bench.store.put = put_slowly  # type: ignore[method-assign]
+        accepting = asyncio.create_task(bench.acceptor.accept(message("ann@example.org")))
+        await asyncio.sleep(0)
+        routes.change()
+        await routes.done()
+        committed.set()
+        assert (await accepting).code == 250
+        await until(lambda: bench.counters.relayed == 1)
+        assert sent_to(bench) == ["ann@example.org"]
+
+
+async def test_a_report_that_is_being_stored_while_the_routes_change_follows_them(tmp_path: Path) -> None:
+    async with opened(tmp_path, ByClass("default", "new")) as (bench, routes):
+        committed, settle = asyncio.Event(), bench.store.settle
+
+        async def settle_slowly(settlements: Sequence[Settlement]) -> None:
+            if any(settlement.reports for settlement in settlements):
+                await committed.wait()
+            await settle(settlements)
+
+        bench.store.settle = settle_slowly  # type: ignore[method-assign]
+        answers = [AttemptResult(OutcomeKind.ACCEPTED, (Reply(550, "no such user", "5.1.1"),))]
+        bench.client.answer = lambda hop, job: answers.pop() if answers else accepted(hop, job)
+        await bench.acceptor.accept(message("ann@example.org"))
+        await until(lambda: len(bench.client.attempts) == 1)
+        routes.set(RouteTable([RouteRule("new", ("*",), ("h",))]))
+        bench.dispatcher.configure(replace(bench.reporting), DispatcherLimits(100, 30, 10))
+        committed.set()
+        await until(lambda: bench.counters.relayed == 1)
+        assert sent_to(bench) == ["ann@example.org", "sue@example.net"]
 
 
 async def test_the_next_attempt_after_a_failure_is_of_the_new_class(tmp_path: Path) -> None:
