@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gossip.identity import Authority, Identity
+from gossip.identity import Authority, Identity, certificate_der
 from smtpmesh.admin.v1 import admin_pb2 as pb
 from smtpmesh.admin.v1 import admin_pb2_grpc as pb_grpc
 from tests.unit.smtp_edge.operator.views import FakeView, Served, make_identity
@@ -63,3 +64,12 @@ def test_a_revoked_member_is_refused_everything_and_told_why(
         with pytest.raises(grpc.RpcError) as caught:
             next(health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(), timeout=5))
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_renewed_certificate_is_shown_from_the_next_handshake_on(networked: Served, authority: Authority) -> None:
+    own, address = networked.view.identity, ("127.0.0.1", int(networked.address.rpartition(":")[2]))
+    before = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address, timeout=5))
+    assert before == own.certificate_der
+    renewed = authority.renew(own.certificate_der, at=datetime.now(UTC), days=30)
+    own.renew(Identity(own.ca_pem, renewed, own.key_pem))
+    assert ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address, timeout=5)) == certificate_der(renewed)

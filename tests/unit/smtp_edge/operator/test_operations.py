@@ -130,6 +130,25 @@ async def test_a_host_that_left_the_configuration_is_no_order_any_more(tmp_path:
     assert other.operations.orders == Orders()
 
 
+async def test_orders_follow_a_configuration_that_changes(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    await desk.operations.drain_host("a", "root")
+    await desk.operations.drain_host("b", "root")
+    await desk.operations.pin("default", B, 600, "root")
+    desk.engine.reconfigure([RouteRule("default", ("*",), ("a",))], [ExitHop(A, "a")], desk.time, anew=[A])
+    await desk.operations.adapt(["a"])
+    assert desk.engine.state_of(A) is EdgeState.DRAINING  # another machine now, and the order is about the name
+    assert desk.engine.pins == {}
+    assert load_orders(desk.path) == desk.operations.orders
+    assert (list(desk.operations.orders.hosts), desk.operations.orders.pins) == (["a"], {})
+    assert desk.told[-2:] == [
+        "smart host b is gone, and its drain with it (by reload)",
+        "the pin of default is over: host:b is no exit of the class default here; there are: host:a (by reload)",
+    ]
+    with pytest.raises(OrderError, match="no smart host 'b' here; there are: a"):
+        await desk.operations.drain_host("b", "root")
+
+
 async def test_a_damaged_file_keeps_the_node_from_starting(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     desk.path.write_text("{")
