@@ -137,6 +137,20 @@ def _build_selection(
     }
 
 
+@queue_group.command("repair")
+@click.option("--check", "only_check", is_flag=True, help="Only say what is wrong.")
+@click.option("--force", is_flag=True, help="Build it anew although nothing seems to be wrong.")
+@CONFIG
+def queue_repair(only_check: bool, force: bool, config: Path) -> None:
+    """Save what can be read of a damaged queue, while the node is stopped. Nothing is thrown away.
+
+    The old database goes to a folder beside the new one, with a report. Mail that may be delivered already is held.
+    """
+    from smtp_edge.cli.repairing import repair_queue
+
+    repair_queue(config, only_check=only_check, force=force)
+
+
 # -- orders ------------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ import structlog
 
 from smtp_edge.envelope import MailData
 from smtp_edge.queue import decisions, questions, regroup, statements, survey
+from smtp_edge.queue.directory import DATABASE, demand_fresh, demand_no_repair
 from smtp_edge.queue.entry import (
     Claim,
     Decision,
@@ -71,7 +72,6 @@ from smtp_edge.queue.writer import Writer
 log = structlog.get_logger()
 T = TypeVar("T")
 
-DATABASE = "queue.db"
 STEP_COUNT_MAX = 200
 """Entries pruned, or deliveries woken, in one transaction: fresh mail commits in between."""
 PRUNE_STEPS_MAX = 5000
@@ -165,6 +165,7 @@ class SQLiteStore(MessageStore):
         try:
             create_directories(self._directory)
             self._lock.acquire(self._incarnation)
+            demand_no_repair(self._directory)
             self._recover()
             return self._connect(), self._take_snapshot()
         except BaseException as error:
@@ -189,6 +190,8 @@ class SQLiteStore(MessageStore):
         WriteAheadLog(connection, Gate()).empty()
         connection.execute("BEGIN IMMEDIATE")
         schema = migrate(connection, str(self._directory / DATABASE))
+        if not schema:
+            demand_fresh(self._directory)
         voided = statements.void_claims(connection, self._clock())
         connection.execute("COMMIT")
         if schema not in (0, SCHEMA_VERSION):

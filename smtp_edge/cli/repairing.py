@@ -1,0 +1,46 @@
+"""`queue repair`: on the files of a node that is stopped."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from smtp_edge.cli.common import EXIT_NOT_DONE, fail, load_for_reading
+from smtp_edge.queue.errors import StoreError
+from smtp_edge.queue.repair import check, repair
+from smtp_edge.routes import build_table
+
+
+def repair_queue(config: Path, *, only_check: bool, force: bool) -> None:
+    """Ends with 1 if something is wrong (check), or is lost or in doubt (repair)."""
+    settings = load_for_reading(config)
+    queue, table = settings.node.data_dir / "queue", build_table(settings)
+
+    def class_of(domain: str) -> str:
+        found = table.classify(domain or settings.node.hostname.lower())
+        return found.class_id if found is not None else f"unroutable:{domain}"
+
+    try:
+        if only_check:
+            _end(check(queue))
+        report = repair(queue, class_of=class_of, at=datetime.now(UTC), force=force)
+    except StoreError as error:
+        fail(str(error), EXIT_NOT_DONE)
+    for line in report.lines():
+        click.echo(line)
+    if report.folder is None:
+        click.echo(f"{queue}: nothing is wrong, and nothing was changed")
+    elif not report.clean:
+        click.echo("look at what is held or damaged with `smtpmesh queue` when the node runs again")
+        sys.exit(EXIT_NOT_DONE)
+
+
+def _end(problems: list[str]) -> None:
+    for problem in problems:
+        click.echo(f"problem: {problem}")
+    if not problems:
+        click.echo("nothing is wrong")
+    sys.exit(EXIT_NOT_DONE if problems else 0)
