@@ -14,8 +14,13 @@ from smtp_edge.queue.tally import Changes
 
 
 def apply(connection: Connection, changes: Changes, decision: Decision, incarnation: str, at: datetime) -> bool:
-    """End a delivery as decided; False, and nothing is changed, if it is no longer as it was found."""
+    """End a delivery as decided; False, and nothing is changed, if it is no longer as it was found, or is over.
+
+    What is over has lost its mail data: no order brings it back.
+    """
     end = decision.settlement
+    if decision.before.final:
+        return False
     row = connection.execute(
         "SELECT class_id, received_at, state, token, claimed_by FROM delivery WHERE queue_id = ? AND copy = ?",
         (end.queue_id, end.copy),

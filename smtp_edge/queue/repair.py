@@ -23,10 +23,10 @@ from datetime import datetime
 from pathlib import Path
 
 from smtp_edge.queue.directory import DAMAGED, DATABASE, PARTS, READY, find_ready
-from smtp_edge.queue.lock import DirectoryLock
+from smtp_edge.queue.lock import LOCK, DirectoryLock
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION
 from smtp_edge.queue.salvage import Report, Salvage
-from smtp_edge.queue.spool import SPOOL, create_directories, sync_directory
+from smtp_edge.queue.spool import INCOMING, SPOOL, create_directories, sync_directory
 from smtp_edge.queue.store import StoreError
 
 PROBLEMS_MAX = 20
@@ -70,6 +70,7 @@ def _locked(directory: Path) -> Iterator[None]:
     lock = DirectoryLock(directory)
     lock.acquire("repair")
     try:
+        _give_to_owner(directory / LOCK, directory)
         yield
     finally:
         lock.release()
@@ -101,6 +102,8 @@ def _build(directory: Path, folder: Path, report: Report, class_of: Callable[[st
     folder.mkdir(mode=0o700)
     try:
         create_directories(directory)
+        _give_to_owner(directory / SPOOL, directory)
+        _give_to_owner(directory / SPOOL / INCOMING, directory)
         with _open_copy(directory, folder / "reading") as old, _open_new(folder / BUILT) as new:
             new.execute("BEGIN")
             Salvage(old, new, directory / SPOOL, folder, report, class_of, at).run()
@@ -109,9 +112,9 @@ def _build(directory: Path, folder: Path, report: Report, class_of: Callable[[st
         report.folder = folder
         report.files = len(_find_strays(directory, folder / BUILT))
         (folder / REPORT).write_text("\n".join(report.lines()) + "\n", encoding="utf-8")
-        for file in folder.rglob("*"):
-            _sync(file)
-        _sync(folder)
+        for path in (folder, *folder.rglob("*")):
+            _sync(path)
+            _give_to_owner(path, directory)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, sqlite3.Error):
@@ -151,6 +154,7 @@ def _finish(directory: Path, folder: Path, ready: Path) -> int:
     strays = _find_strays(directory, ready)
     for file in strays:
         (folder / SPOOL).mkdir(exist_ok=True)
+        _give_to_owner(folder / SPOOL, directory)
         file.rename(folder / SPOOL / file.name)
     for part in PARTS:
         if (directory / (DATABASE + part)).exists():
@@ -167,6 +171,13 @@ def _find_strays(directory: Path, database: Path) -> list[Path]:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         named = {row[0] for row in connection.execute("SELECT spool FROM entry WHERE spool IS NOT NULL")}
     return sorted(file for file in (directory / SPOOL).iterdir() if file.is_file() and file.name not in named)
+
+
+def _give_to_owner(path: Path, directory: Path) -> None:
+    """The node's user has to open what root has repaired."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,8 @@
 
 Each point is a process of its own and the next start after it (tests/faults): some two seconds, ten minutes in all.
 What the columns say: points that were struck; faults (a false 250, a loss, a start that fails, damage, what was left
-behind): must be none; doubles: letters that arrived twice because nobody could know that they had arrived.
+behind): must be none; doubles: letters that arrived twice because nobody could know that they had arrived. The last
+table says how often a letter stood in each row of smtp_edge/queue/PROMISE.md when the relay was killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from tests.bench.lab.figures import table
 from tests.faults.nursery import Nursery
+from tests.faults.promise import count_rows
 from tests.faults.strace import Point, find_points
 from tests.faults.trial import (
     FILES,
@@ -54,6 +56,7 @@ async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: 
     """All stories, each with all that may happen in it."""
     rows = [["story", "at each of", "what", "struck", "faults", "doubles", "s"]]
     wrong: list[str] = []
+    kills: list[Trial] = []
     for story in stories:
         with tempfile.TemporaryDirectory() as folder:
             points = list(find_points(await dry_run(nursery, Path(folder), story)))[::every]
@@ -64,7 +67,11 @@ async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: 
             rows.append([story.name, show_points(points), name, *show(trials), f"{time.monotonic() - began:.0f}"])
             wrong += [f"{story.name}, {name}, {trial.point}: {fault}" for trial in trials for fault in trial.faults]
             print(table([rows[0], rows[-1]]), flush=True)
-    print(f"\n{table(rows)}")
+            kills += trials if name == "kill" else []
+    counts, unknown = count_rows(kills)
+    wrong += unknown
+    seen = [["killed when it was", "letters"], *([row, str(count)] for row, count in counts.items())]
+    print(f"\n{table(rows)}\n\n{table(seen)}")
     for line in wrong:
         print(line)
     return 1 if wrong else 0

@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.scene import FULL
 from tests.faults.nursery import Nursery
+from tests.faults.promise import NONE, count_rows, read_table
 from tests.faults.strace import Call, choose, find_points
 from tests.faults.trial import FILES, FIRST_START, NETWORK, Story, dry_run, kill_at, strike_all
 from tests.faults.world import LETTERS
@@ -29,6 +30,18 @@ async def test_killed_at_a_system_call_nothing_is_lost_and_doubled_only_where_no
     trials = await strike_all(nursery, tmp_path, story, chosen, kill_at)
     assert [f"{trial.point}: {fault}" for trial in trials for fault in trial.faults] == []
     assert sum(trial.struck for trial in trials) >= len(trials) * 0.9  # a thread may do a call more or less
+    counts, unknown = count_rows(trials)
+    assert unknown == []
+    if FULL and story is FILES:
+        assert [row for row, count in counts.items() if not count] == []
+
+
+def test_in_no_row_of_the_table_a_promise_is_kept_by_nobody() -> None:
+    table = read_table()
+    promised = {standing for standing in table if standing.client == "250"}
+    waiting = {"queued", "claimed", "deferred"}
+    assert len(set(table.values())) == 13
+    assert [one for one in promised if one.hop == NONE and not {one.entry, one.report} & waiting] == []
 
 
 async def test_the_answer_goes_out_after_everything_that_it_promises_is_synced(

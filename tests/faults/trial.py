@@ -61,6 +61,8 @@ class Trial:
     replies: dict[str, str] = field(default_factory=dict)
     answered: frozenset[str] = frozenset()
     """Letters that were answered 250 by the life that was struck."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Letter's name -> copies that the smart host had by then."""
     refusals: list[str] = field(default_factory=list)
     """What clients were told before they were answered 2yz."""
     disk: Disk = field(default_factory=Disk)
@@ -222,9 +224,9 @@ async def find_consequences(nursery: Nursery, folder: Path, host: SmartHost, tri
     """After a life has ended: what it left, the next one, and the verdict."""
     trial.answered = frozenset(name for name, reply in trial.replies.items() if reply.startswith("2"))
     trial.disk = read_disk(folder / "queue", folder / "copy")
-    before = dict(host.taken)
+    trial.taken = dict(host.taken)
     await recover(nursery, folder, host, trial)
-    judge(trial, host, before)
+    judge(trial, host)
 
 
 async def recover(nursery: Nursery, folder: Path, host: SmartHost, trial: Trial) -> None:
@@ -270,7 +272,7 @@ async def insist(
             await asyncio.sleep(AGAIN_S)
 
 
-def judge(trial: Trial, host: SmartHost, before: dict[str, int]) -> None:
+def judge(trial: Trial, host: SmartHost) -> None:
     """See the module."""
     trial.faults += [f"{name} arrived damaged" for name in host.damaged]
     for letter in LETTERS:
@@ -281,7 +283,7 @@ def judge(trial: Trial, host: SmartHost, before: dict[str, int]) -> None:
             continue
         if name not in trial.answered:
             trial.doubled.append(f"{name}: the client had no answer")
-        elif before.get(name) and not trial.disk.is_settled(name):
+        elif trial.taken.get(name) and not trial.disk.is_settled(name):
             trial.doubled.append(f"{name}: the smart host's answer was not recorded")
         else:
             trial.faults.append(f"{name} arrived {copies} times")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -337,6 +338,17 @@ async def test_without_space_for_the_new_database_nothing_is_changed(
     with pytest.raises(StoreError, match=r"cannot be written: database or disk is full; nothing was changed"):
         save(queue, force=True)
     assert snapshot(queue) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_what_root_repairs_belongs_to_the_nodes_user(queue: Path) -> None:
+    await fill(queue)
+    wreck(queue, leaves(queue, "entry")[0])
+    for path in (queue, *find(queue, "**/*")):
+        os.chown(path, 12345, 12346)
+    save(queue)
+    made = [path for path in find(queue, "**/*") if path.suffix not in (".db-wal", ".db-shm")]
+    assert {(stat.st_uid, stat.st_gid) for stat in map(os.stat, made)} == {(12345, 12346)}
 
 
 async def test_a_queue_in_use_is_not_touched(queue: Path) -> None:
