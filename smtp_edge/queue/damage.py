@@ -93,6 +93,12 @@ def read_deliveries(connection: sqlite3.Connection, columns: str, queue_id: str)
         return [row for copy in range(COPIES_MAX) for row in _read(connection, one, (queue_id, copy))]
 
 
+def read_ends(connection: sqlite3.Connection, columns: str) -> Iterator[Row]:
+    """Deliveries from the first up to the damage, and from the last down to it; a few perhaps twice."""
+    for order in ("ASC", "DESC"):
+        yield from _read(connection, f"SELECT {columns} FROM delivery ORDER BY queue_id {order}, copy {order}", ())
+
+
 def is_whole(connection: sqlite3.Connection, table: str, column: str) -> bool:
     """All of its rows can be read, as far as that column."""
     try:

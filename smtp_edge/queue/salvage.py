@@ -5,7 +5,7 @@
     message, mail data, some deliveries lost    those, and one held for the recipients that are in none of them
     message without its mail data               as damaged: it is listed, and can be tried again when a file came back
     finished message                            as history
-    mail data without its message               not in it: who sent it to whom is lost; kept as a file
+    mail data without its message               not in it; kept as a file, with the recipients that are known
     spool file that no message names            not in it; kept as a file
 
 Held recipients may have the message already: only a person can decide that.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.damage import is_whole, read_deliveries, read_rows
+from smtp_edge.queue.damage import is_whole, read_deliveries, read_ends, read_rows
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, HistoryNote
 from smtp_edge.queue.rows import (
     CORRUPT,
@@ -32,6 +32,7 @@ from smtp_edge.queue.rows import (
     decode_body,
     decode_delivery,
     decode_entry,
+    decode_recipients,
     encode_recipients,
     to_us,
 )
@@ -68,11 +69,13 @@ class Report:
     """Each a line that names the message as far as it is known."""
     files: int = 0
     """Spool files that no message names."""
+    holes: bool = False
+    """Rows of messages could not be read: there may have been some of which nothing else is left."""
 
     @property
     def clean(self) -> bool:
         """Nothing of anybody's mail is missing or in doubt."""
-        return not (self.held or self.damaged or self.lost or self.files)
+        return not (self.held or self.damaged or self.lost or self.files or self.holes)
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -80,11 +83,11 @@ class Report:
         if self.folder is None:
             return
         yield f"{self.kept} messages wait as before, {self.history} finished ones are remembered"
-        if not (self.kept or self.history or self.held or self.damaged or self.lost):
-            yield "nothing could be read: how many messages there were is not known"
         yield from (f"held: {line}" for line in self.held)
         yield from (f"damaged: {line}" for line in self.damaged)
         yield from (f"lost: {line}" for line in self.lost)
+        if self.holes:
+            yield "the list of messages has holes: of some that are lost there may be no trace"
         if self.files:
             yield f"{self.files} spool files that no message names are in {self.folder / SPOOL}"
         yield f"the old database is in {self.folder}"
@@ -122,7 +125,8 @@ class Salvage:
         for row in read_rows(self._old, "note", "queue_id, at, event, hop, reply, detail"):
             if row[1] in known:
                 self._insert("note (rowid, queue_id, at, event, hop, reply, detail)", row)
-        self._keep_strays(bodies)
+        self._keep_strays(bodies, known)
+        self._report.holes = not is_whole(self._old, "entry", "document")
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -222,12 +226,17 @@ class Salvage:
         (self._folder / LOST / f"{safe}.eml").write_bytes(body[1])
         return True
 
-    def _keep_strays(self, bodies: dict[str, int]) -> None:
-        """Mail data of messages that are not there."""
-        for queue_id, rowid in bodies.items():
-            saved = self._save_body(str(queue_id), rowid)
-            where = f"its mail data is {LOST}/{queue_id}.eml" if saved else "its mail data neither"
-            self._report.lost.append(f"{queue_id}: the message cannot be read, {where}")
+    def _keep_strays(self, bodies: dict[str, int], known: set[str]) -> None:
+        """What is left of messages that are not there: mail data, and who had yet to get it."""
+        recipients: dict[str, set[str]] = {}
+        for queue_id, state, packed in read_ends(self._old, "queue_id, state, recipients"):
+            if queue_id not in known and state not in FINAL_STATES:
+                recipients.setdefault(queue_id, set()).update(_read_addresses(packed))
+        for queue_id in sorted({*bodies, *recipients}, key=str):
+            saved = self._save_body(str(queue_id), bodies.get(queue_id))
+            where = f"its mail data is in {LOST}" if saved else "nor can its mail data"
+            for_whom = ", ".join(sorted(recipients.get(queue_id, ()))) or "unknown recipients"
+            self._report.lost.append(f"{queue_id}: its sender cannot be read, {where}; for {for_whom}")
 
     def _insert(self, table: str, values: Sequence[Any]) -> bool:
         """False if it contradicts what is there."""
@@ -245,6 +254,13 @@ def _decode(row: Sequence[Any]) -> Delivery:
     columns[4] = state
     int(row[TOKEN])
     return decode_delivery(columns)
+
+
+def _read_addresses(packed: Any) -> set[str]:
+    try:
+        return {recipient.address for recipient in decode_recipients(packed)}
+    except (CorruptRow, TypeError):
+        return set()
 
 
 def _rest(row: Sequence[Any], *, whole: bool) -> list[Any]:

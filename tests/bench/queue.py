@@ -1,4 +1,4 @@
-"""What a long queue costs: memory, a start, the first delivery, other classes, looking, pruning.
+"""What a long queue costs: memory, a start, the first delivery, other classes, looking, pruning, repair.
 
     python3 deploy/run.py bench queue [--messages 100000] [--history 300000] [--size 4000] [--keep FOLDER]
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from smtp_edge.envelope import Envelope, MailData, Recipient
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, HistoryNote, NewEntry, Settlement
 from smtp_edge.queue.ids import QueueIds
+from smtp_edge.queue.repair import repair
 from smtp_edge.queue.sqlite import SQLiteStore
 from tests.bench.lab.figures import percentile, table
 
@@ -120,6 +121,7 @@ def measure(folder: Path, messages: int, history: int, size: int) -> None:
     rows += measure_neighbours(folder, queue)
     rows += asyncio.run(measure_looking(folder, queue))
     rows += asyncio.run(measure_pruning(folder, queue, history))
+    rows += measure_repair(folder, queue)
     print(table(rows))
 
 
@@ -322,6 +324,17 @@ async def measure_pruning(folder: Path, queue: Path, history: int) -> list[list[
         ["a put, median and p99, quiet", show_ms(quiet), ""],
         ["a put, median and p99, while pruning", show_ms(busy), ""],
     ]
+
+
+def measure_repair(folder: Path, queue: Path) -> list[list[str]]:
+    """Everything into a new database."""
+    copy = folder / "repaired"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(queue, copy)
+    began = time.monotonic()
+    report = repair(copy, class_of=lambda domain: "default", at=datetime.now(UTC), force=True)
+    took = time.monotonic() - began
+    return [["queue repair", f"{report.kept} waiting, {report.history} finished in {took:.0f} s", ""]]
 
 
 async def time_puts(store: SQLiteStore, until: asyncio.Task[object]) -> list[float]:

@@ -185,6 +185,8 @@ async def test_messages_that_are_lost_are_named_and_their_mail_data_is_kept_as_f
     saved = {file.stem: file.read_bytes() for file in (report.folder / "lost").iterdir()}
     assert set(saved) == lost
     assert all(content.startswith(HEADER) for content in saved.values())
+    assert all(line.endswith("for ann@one.example, bob@two.example") for line in report.lost)
+    assert report.holes
     waiting = {name for name, state in states.items() if state != "relayed"}
     assert set(await read(queue)) >= waiting - lost
 
@@ -238,6 +240,7 @@ async def test_what_is_beyond_rescue_gives_a_new_queue_and_keeps_the_old(
     report = save(queue, force=True)
     assert report.folder is not None
     assert (report.folder / "queue.db").read_bytes() == wrecked
+    assert not report.clean
     store = build_store(queue)
     await store.open()
     await store.put(build_new())
