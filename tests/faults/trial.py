@@ -34,6 +34,8 @@ NAMES = ("a", "b")
 SPOOL_FILES_MAX = 8
 AT_ONCE = 2
 """Trials: they wait for each other's processes most of the time."""
+FAILING_S = 1.0
+"""So long a life whose disk fails for good may try."""
 FINAL = frozenset({"relayed", "failed", "expired"})
 
 
@@ -145,10 +147,10 @@ async def live(life: Process, host: SmartHost, letters: Sequence[Letter], replie
         await life.ask(command)
 
 
-async def wait_for(life: Process, host: SmartHost, name: str) -> None:
-    """Until the letter arrived, or nobody is left to bring it."""
+async def wait_for(life: Process, host: SmartHost, name: str, timeout_s: float | None = None) -> None:
+    """Until the letter arrived, nobody is left to bring it, or it takes too long."""
     waits = [asyncio.ensure_future(host.wait_for(name)), asyncio.ensure_future(life.wait())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
@@ -211,6 +213,10 @@ async def fail_for_good(nursery: Nursery, folder: Path, story: Story, point: Poi
         life = await Process.start(nursery, folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
         for letter in story.letters if life.port else ():
             await insist(life, letter, trial.replies, trial.refusals, tries_max=2)
+            if trial.replies[letter.name].startswith("2"):
+                await wait_for(life, host, letter.name, FAILING_S)
+        for command in ("empty", "prune"):
+            await life.ask(command, FAILING_S)
         life.kill()
         await life.wait()
         trial.struck = any(call.injected for call in read_calls(folder / "log"))

@@ -168,13 +168,13 @@ class Process:
             else:
                 self._lines.put_nowait(f"{word} {rest}".strip())
 
-    async def ask(self, command: str) -> str:
+    async def ask(self, command: str, timeout_s: float = WAIT_S) -> str:
         """Its answer; empty if it is dead, or is killed because it gave none."""
         if not self.alive:
             return ""
         self._writer.write(f"{command}\n".encode())
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(timeout_s):
                 return await self._lines.get()
         except TimeoutError:
             self.kill()
