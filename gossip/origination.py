@@ -15,8 +15,8 @@ from gossip.database import Database, Verdict
 from gossip.fit import fit
 from gossip.frames import Record
 from gossip.holds import Hold
-from gossip.linkstate import Key, Kind, Links, NodeId, NodeInfo, Payload, Sessions, Urgency, Version
-from gossip.scores import urgency_of
+from gossip.linkstate import Key, Kind, Links, LinkState, NodeId, NodeInfo, Payload, Sessions, Urgency, Version
+from gossip.scores import is_return, urgency_of
 from gossip.settings import GossipSettings
 from gossip.wire import EPOCH_MAX, LIFETIME_MAX_S, decode_record, encode_body
 
@@ -34,6 +34,8 @@ class Own:
     pending: tuple[Payload, ...] | None = None
     pending_since: float = 0.0
     urgency: Urgency = Urgency.REFRESH
+    returned: bool = False
+    """What waits says that a link is back."""
     issued: tuple[Payload, ...] = ()
 
     def latest(self) -> tuple[Payload, ...]:
@@ -112,6 +114,7 @@ class Origination:
                 own.pending_since = now
             own.pending = wanted
             own.urgency = max(_urgency(own.issued, wanted), Urgency.RECOVER if calm else Urgency.WITHDRAW)
+            own.returned = is_return(_links(own.issued), _links(wanted))
         return [text for _, texts in fitted for text in texts]
 
     def issue_due(self, now: float, wall: int) -> list[Record]:
@@ -165,7 +168,7 @@ class Origination:
         if kind is Kind.LOAD:
             settings = self._settings
             return own.hold.issued_at + max(settings.load_s, self.members / settings.load_per_s)
-        due = own.hold.due(own.urgency)
+        due = own.hold.due(own.urgency, returned=own.returned)
         return max(due, own.pending_since + self._settings.trifle_s) if own.urgency is Urgency.REFRESH else due
 
     def _plan_refresh(self, now: float) -> None:
@@ -187,8 +190,8 @@ class Origination:
             for shard, payload in enumerate(payloads)
             if urgency is Urgency.REFRESH or shard >= len(own.issued) or own.issued[shard] != payload
         ]
-        own.pending, own.issued = None, payloads
-        own.hold.record_issue(urgency, now)
+        own.hold.record_issue(urgency, now, returned=own.returned)
+        own.pending, own.issued, own.returned = None, payloads, False
         if self._refresh_at == float("inf"):
             self._plan_refresh(now)
         records: list[Record] = []
@@ -221,11 +224,9 @@ def _urgency(before: tuple[Payload, ...], after: tuple[Payload, ...]) -> Urgency
     first = after[0] if after else None
     match first:
         case Links():
-            old = [link for item in before if isinstance(item, Links) for link in item.links]
-            new = [link for item in after if isinstance(item, Links) for link in item.links]
             if not before:
                 return Urgency.RECOVER
-            found = urgency_of(old, new)
+            found = urgency_of(_links(before), _links(after))
             return found if found is not None else Urgency.REFRESH
         case Sessions(peers=peers):
             was = before[0].peers if before and isinstance(before[0], Sessions) else ()
@@ -235,3 +236,7 @@ def _urgency(before: tuple[Payload, ...], after: tuple[Payload, ...]) -> Urgency
             worse = known is not None and (info.draining, info.overloaded) > (known.draining, known.overloaded)
             return Urgency.DEGRADE if worse else Urgency.RECOVER
     return Urgency.RECOVER
+
+
+def _links(payloads: tuple[Payload, ...]) -> list[LinkState]:
+    return [link for item in payloads if isinstance(item, Links) for link in item.links]

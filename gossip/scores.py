@@ -33,6 +33,12 @@ def urgency_of(before: Iterable[LinkState], after: Iterable[LinkState]) -> Urgen
     return Urgency.WITHDRAW if old else worst
 
 
+def is_return(before: Iterable[LinkState], after: Iterable[LinkState]) -> bool:
+    """The second version says that a link is up which the first one told as down: mail waits for it elsewhere."""
+    down = {link.hop for link in before if link.status in TRIED}
+    return bool(down) and any(link.hop in down and link.status == LinkStatus.UP for link in after)
+
+
 def _compare(was: LinkState, link: LinkState) -> Urgency | None:
     if was.status != link.status:
         if link.status in GOOD:
@@ -40,6 +46,8 @@ def _compare(was: LinkState, link: LinkState) -> Urgency | None:
         if was.status in TRIED and link.status in TRIED:
             return Urgency.RECOVER  # nobody used it, and nobody should now
         return Urgency.WITHDRAW if link.status == LinkStatus.DOWN else Urgency.DEGRADE
+    if link.status in TRIED and _configured(was) == _configured(link):
+        return None  # how bad it was matters to nobody while it is not used
     steps = (
         (link.availability_permille - was.availability_permille) / SHARE_LEVEL,
         (link.reliability_permille - was.reliability_permille) / SHARE_LEVEL,

@@ -7,7 +7,8 @@ appear when a class needs them. Every change of a breaker's state passes `_note`
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from gossip.linkstate import LinkState, LinkStatus, NodeId, NodeRecord, Snapshot
 from router.decision import Changes, EdgeState, ExitHop, Hop, HopKind, Outcome, Transition
@@ -23,6 +24,19 @@ DIRECT_ADVERTISED_MAX = 200
 """Of them the last used are advertised."""
 REPORTED_DOWN = frozenset({LinkStatus.DOWN, LinkStatus.HALF_OPEN})
 ON_TRIAL = frozenset({EdgeState.HALF_OPEN, EdgeState.SUSPECT})
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What other relays say of an exit."""
+
+    down: bool
+    """Most of them."""
+    up: frozenset[NodeId]
+    """Who. Those that said so before we found it down may not have noticed yet."""
+
+
+UNHEARD = Reported(down=False, up=frozenset())
 
 
 class Adjacency:
@@ -41,8 +55,8 @@ class Adjacency:
         """`tags`: of this node."""
         self._settings, self._rng = settings, rng
         self._edges: dict[Hop, Edge] = {}
-        self._reported_down: dict[Hop, bool] = {}
-        """Exits that most other relays report down: news once, not at every snapshot."""
+        self._reported: dict[Hop, Reported] = {}
+        """Of exits, as last heard: a report is news once, not at every snapshot."""
         self._advertised: tuple[tuple[object, ...], ...] = ()
         self.reconfigure(table, exits, now, tags=tags)
 
@@ -67,7 +81,7 @@ class Adjacency:
             leaves = not direct if hop.kind is HopKind.MX else hop not in wanted or hop in anew
             if leaves and hop.kind is not HopKind.PEER:
                 del self._edges[hop]
-                self._reported_down.pop(hop, None)
+                self._reported.pop(hop, None)
         return tuple(exit_hop.hop for exit_hop in exits if self._configure(exit_hop, now, begins=exit_hop.hop in anew))
 
     def _configure(self, exit_hop: ExitHop, now: float, *, begins: bool) -> bool:
@@ -181,16 +195,21 @@ class Adjacency:
 
     def hear_reports(self, others: Sequence[NodeRecord], now: float) -> tuple[Transition, ...]:
         """What other relays say of our exits makes us look for ourselves; it never decides for us."""
-        reports: dict[str, list[LinkStatus]] = {}
+        exits = {edge.hop.id: edge for edge in self._edges.values() if edge.exit}
+        reports: dict[str, dict[NodeId, LinkStatus]] = {}
         for node in others:
             if node.age_s <= self._settings.report_fresh_s:
                 for link in node.links:
-                    if link.status is not LinkStatus.UNKNOWN:
-                        reports.setdefault(link.hop, []).append(link.status)
+                    if link.hop in exits and link.status is not LinkStatus.UNKNOWN:
+                        reports.setdefault(link.hop, {})[node.node_id] = link.status
+        before, self._reported = self._reported, {}
         transitions: list[Transition] = []
-        for edge in self._edges.values():
-            if edge.exit:
-                transitions += self._hear_reports_of(edge, reports.get(edge.hop.id, []), now)
+        for hop, heard in reports.items():
+            edge, told = exits[hop], self._count(heard)
+            self._reported[edge.hop] = told
+            state = edge.breaker.state
+            reason = _believe(edge, before.get(edge.hop, UNHEARD), told, now)
+            transitions += self._note(edge, state, reason, now)
         return tuple(transitions)
 
     def on_timer(self, now: float) -> tuple[tuple[Transition, ...], bool]:
@@ -237,16 +256,9 @@ class Adjacency:
 
     # -- private -------------------------------------------------------------------------------------------------------
 
-    def _hear_reports_of(self, edge: Edge, reports: Sequence[LinkStatus], now: float) -> list[Transition]:
-        before, reason = edge.breaker.state, None
-        down = sum(status in REPORTED_DOWN for status in reports) > len(reports) * self._settings.report_majority
-        news = down and not self._reported_down.get(edge.hop, False)
-        self._reported_down[edge.hop] = down
-        if news:
-            reason = edge.breaker.suspect("most other relays report it down", now)
-        elif LinkStatus.UP in reports and now - edge.breaker.since > self._settings.report_fresh_s:
-            reason = edge.breaker.regain("another relay reports it up", now)
-        return self._note(edge, before, reason, now)
+    def _count(self, heard: Mapping[NodeId, LinkStatus]) -> Reported:
+        down = sum(status in REPORTED_DOWN for status in heard.values()) > len(heard) * self._settings.report_majority
+        return Reported(down, frozenset(node for node, status in heard.items() if status is LinkStatus.UP))
 
     def _note(self, edge: Edge, before: EdgeState, reason: str | None, now: float) -> list[Transition]:
         after = edge.breaker.state
@@ -275,6 +287,15 @@ class Adjacency:
             case HopKind.SMART_HOST:
                 serving = (rule for rule in self._table.rules if hop.name in rule.via)
                 return tuple(sorted(rule.name for rule in serving if rule.policy.refuse_exit(terms) is None))
+
+
+def _believe(edge: Edge, before: Reported, told: Reported, now: float) -> str | None:
+    """Only news count; why the edge changed its state."""
+    if told.down and not before.down:
+        return edge.breaker.suspect("most other relays report it down", now)
+    if told.up - before.up:
+        return edge.breaker.regain("another relay reports it up", now)
+    return None
 
 
 def _changes(transitions: Sequence[Transition], opened: tuple[Hop, ...] = ()) -> Changes:

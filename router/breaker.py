@@ -52,6 +52,8 @@ class Breaker:
     """When the last trial began."""
     ramp: float = 1.0
     ramp_at: float = 0.0
+    pause_max_s: float = math.inf
+    """Of this edge, where it is shorter than that of the settings."""
     penalty: float = 0.0
     penalty_at: float = 0.0
     suppressed: bool = False
@@ -162,14 +164,17 @@ class Breaker:
         return None
 
     def _go_down(self, reason: str, now: float) -> str:
-        settings = self.settings
+        """A trial that got no answer was a pause already: the next one is due so long after it began."""
+        settings, since = self.settings, self.trial_at if self.on_first_trial else now
         if self.state is not EdgeState.HALF_OPEN:
             self.penalty = self._penalty(now) + settings.flap_penalty
             self.penalty_at = now
-        self.pause_s = min(settings.retry_max_s, max(settings.retry_first_s, self.pause_s * 2))
+        longest_s = min(settings.retry_max_s, self.pause_max_s)
+        self.pause_s = min(longest_s, max(settings.retry_first_s, self.pause_s * 2))
         self.ramp = settings.ramp_first
         self._enter(EdgeState.DOWN, reason, now)
-        self.retry_at = now + self.pause_s * (1 + settings.retry_jitter * (self.rng.random() * 2 - 1))
+        pause_s = self.pause_s * (1 + settings.retry_jitter * (self.rng.random() * 2 - 1))
+        self.retry_at = max(now, since + pause_s)
         return reason
 
     def _try(self, reason: str, now: float) -> str:

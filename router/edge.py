@@ -18,10 +18,12 @@ STATUS = {
     EdgeState.UNKNOWN: LinkStatus.UNKNOWN,
     EdgeState.UP: LinkStatus.UP,
     EdgeState.SUSPECT: LinkStatus.SUSPECT,
-    EdgeState.HALF_OPEN: LinkStatus.HALF_OPEN,
+    EdgeState.HALF_OPEN: LinkStatus.DOWN,
     EdgeState.DOWN: LinkStatus.DOWN,
     EdgeState.DRAINING: LinkStatus.DRAINING,
 }
+"""As others are told. A trial is no news until it is over: if every trial of a dead hop were, the news that it is back
+would find the advertisements held (`gossip.holds`)."""
 SENT_DECAY_S = 4.5
 """Stride counts fade with this time constant: 0.8 per second."""
 WEIGHT_STEP = 0.25
@@ -245,12 +247,14 @@ class Edge:
     def link_state(self, classes: tuple[str, ...], now: float) -> LinkState:
         """As it goes into an advertisement. A domain's exchangers have this node's tags, and those are told already."""
         terms = NO_TERMS if self.hop.kind is HopKind.MX else self.terms
+        status = STATUS[self.breaker.state]
+        useless = status is LinkStatus.DOWN or not self.usable
         return LinkState(
             hop=self.hop.id,
-            status=STATUS[self.breaker.state],
+            status=status,
             availability_permille=round(1000 * self.availability.at(now)),
             reliability_permille=round(1000 * self.reliability.value),
-            capacity_mmps=round(1000 * self.effective_capacity(now)) if self.usable else 0,
+            capacity_mmps=0 if useless else round(1000 * self.effective_capacity(now)),
             latency_us=round(1e6 * (self.latency.peak or 0.0)),
             samples=self.reliability.samples,
             cost=self.cost,
@@ -268,7 +272,7 @@ class Edge:
             self.advertised_mps = capacity
         return (
             self.hop.id,
-            self.breaker.state,
+            STATUS[self.breaker.state],
             round(self.availability.at(now) / level),
             round(self.reliability.value / level),
             self.advertised_mps,
@@ -294,7 +298,8 @@ def build_edge(
         queued_high=settings.queued_high,
         latency_floor_s=settings.latency_floor_s,
     )
-    breaker = Breaker(settings, rng, since=now)
+    pause_max_s = settings.retry_smart_host_max_s if hop.kind is HopKind.SMART_HOST else settings.retry_max_s
+    breaker = Breaker(settings, rng, since=now, pause_max_s=pause_max_s)
     edge = Edge(hop, label, cost, settings, breaker, window, terms=terms)
     edge.availability.since = edge.reliability.since = edge.capacity.bin_began = edge.used_at = now
     return edge

@@ -33,6 +33,9 @@ class RouterSettings:
     retry_first_s: float = 1
     retry_max_s: float = 3
     """Longest pause before a dead hop is tried again. Short, because a trial is one connection and mail is waiting."""
+    retry_smart_host_max_s: float = 0.8
+    """The same for a smart host: no session tells that it is back, and its mail is to go within a second everywhere.
+    Shorter: sooner, and a hundred relays knock more often than 125 times a second at one dead host."""
     retry_jitter: float = 0.2
     """Share of the pause by which it varies, so that relays do not knock in step."""
     trial_successes: int = 3

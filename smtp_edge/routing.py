@@ -283,7 +283,7 @@ class RoutingShell:
         if self._advertiser is not None and (changes.links_changed or changes.transitions):
             self._advertiser.publish_links(self._engine.links(self._now()))
         if self._dispatcher is not None:
-            self._dispatcher.ask_again(news=True)
+            self._dispatcher.ask_again(news=True, back=[hop.id for hop in changes.opened])
             classes = sorted({*changes.woken, *(name for hop in changes.opened for name in self._classes_of(hop))})
             if classes:
                 task = asyncio.create_task(self._dispatcher.wake(classes))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -167,12 +167,15 @@ class Dispatcher:
         """Mail was stored without being claimed."""
         self._refill.note_unclaimed()
 
-    def ask_again(self, *, news: bool = False) -> None:
+    def ask_again(self, *, news: bool = False, back: Collection[str] = ()) -> None:
         """A slot or a link changed: ask for held deliveries again, the deepest class first.
 
-        With `news` (a link came or went) those that rest are asked again too.
+        With `news` (a link came or went) those that rest are asked again too; from hops that are `back` nobody backs
+        off any longer.
         """
         for line, queue in self._lines.deepest_first():
+            if back:
+                queue.forgive(back)
             if news:
                 queue.end_rest(self._now(), everybody=True)
             self._kick(line, queue)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from smtp_edge.queue.entry import Claim, HistoryNote
@@ -97,6 +97,12 @@ class ClassQueue:
                 self.waiting.appendleft(waiting)
             else:
                 self.resting.append(waiting)
+
+    def forgive(self, hops: Collection[str]) -> None:
+        """These hops are back: what failed there before says nothing of them now."""
+        for waiting in (*self.waiting, *self.resting):
+            for hop in hops:
+                waiting.avoid.pop(hop, None)
 
     def take_since(self, limit: float) -> list[Waiting]:
         """Take out those that stand here since `limit` or longer; those that rest stay."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from gossip.holds import WITHDRAWALS_AT_ONCE, Hold
+from gossip.holds import PASSES_IN_A_ROW, Hold
 from gossip.linkstate import LinkState, LinkStatus, TlsLevel, Urgency
-from gossip.scores import urgency_of
+from gossip.scores import is_return, urgency_of
 
 
 @pytest.fixture
@@ -45,11 +45,46 @@ def test_worse_news_never_takes_the_turn_of_a_withdrawal(hold: Hold) -> None:
 
 def test_some_withdrawals_pass_in_a_row_and_the_right_comes_back(hold: Hold) -> None:
     now = 100.1
-    for _ in range(int(WITHDRAWALS_AT_ONCE)):
+    for _ in range(int(PASSES_IN_A_ROW)):
         assert hold.due(Urgency.WITHDRAW) <= now
         hold.record_issue(Urgency.WITHDRAW, now)
         now += 0.1
     assert now < hold.due(Urgency.WITHDRAW) <= now + 5
+
+
+def test_some_returns_pass_in_a_row_and_take_no_turn_of_a_withdrawal(hold: Hold) -> None:
+    now = 100.1
+    for _ in range(int(PASSES_IN_A_ROW)):
+        assert hold.due(Urgency.RECOVER, returned=True) <= now
+        hold.record_issue(Urgency.RECOVER, now, returned=True)
+        now += 0.1
+    assert now < hold.due(Urgency.RECOVER, returned=True) <= now + 5
+    assert hold.due(Urgency.WITHDRAW) <= now
+
+
+def test_a_return_that_came_when_the_hold_was_over_took_no_pass(hold: Hold) -> None:
+    hold.record_issue(Urgency.RECOVER, 102, returned=True)
+    assert hold.returns.left == PASSES_IN_A_ROW
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "returned"),
+    [
+        (LinkStatus.DOWN, LinkStatus.UP, True),
+        (LinkStatus.HALF_OPEN, LinkStatus.UP, True),
+        (LinkStatus.SUSPECT, LinkStatus.UP, False),
+        (LinkStatus.UP, LinkStatus.UP, False),
+        (LinkStatus.DOWN, LinkStatus.SUSPECT, False),
+    ],
+)
+def test_a_link_is_back_when_it_was_down_and_is_up(before: LinkStatus, after: LinkStatus, returned: bool) -> None:
+    was, link = (LinkState("host:a", status, 1000, 1000, 10_000, 1000) for status in (before, after))
+    assert is_return([was], [link]) is returned
+
+
+def test_scores_of_a_link_that_is_down_are_no_news() -> None:
+    was = LinkState("host:a", LinkStatus.DOWN, 1000, 1000, 0, 1000)
+    assert urgency_of([was], [replace(was, availability_permille=500)]) is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossip.linkstate import LinkStatus
 from router import adjacency
 from router.adjacency import Adjacency
 from router.decision import EdgeState, ExitHop, Hop, HopKind, Outcome, OutcomeKind
@@ -91,6 +92,22 @@ def test_a_probe_takes_the_one_slot_of_a_trial() -> None:
     assert edge.free_slots(3) == 1
     edge.probing = True
     assert edge.free_slots(3) == 0
+
+
+def test_a_trial_is_told_to_nobody_until_it_is_over() -> None:
+    edge = build()
+    end(edge, REFUSED, 1)
+    told = [edge.link_state((), 3)]
+    edge.breaker.on_timer(3)
+    edge.note_state(3)
+    told.append(edge.link_state((), 3))
+    end(edge, OK, 3)
+    assert edge.breaker.state is EdgeState.HALF_OPEN
+    told.append(edge.link_state((), 3))
+    assert {(link.status, link.capacity_mmps) for link in told} == {(LinkStatus.DOWN, 0)}
+    end(edge, OK, 3)
+    end(edge, OK, 3)
+    assert edge.link_state((), 3).status is LinkStatus.UP
 
 
 def test_one_slot_on_trial_is_no_proof_of_the_capacity() -> None:

@@ -188,14 +188,21 @@ def test_most_others_reporting_an_exit_down_makes_us_look_once() -> None:
     assert engine.apply(Snapshot("r", (record(1), *down)), 2.0).transitions == ()
 
 
-def test_another_relay_reporting_an_exit_up_makes_us_try_it() -> None:
+def test_another_relay_that_finds_an_exit_up_again_makes_us_try_it_at_once() -> None:
     engine = build_engine(1)
-    for now in (0.0, 2.0, 6.0):
-        fail(engine, host("a"), now)
-        engine.on_timer(now + 1.9)
-    fail(engine, host("a"), 12.0)
-    changes = engine.apply(Snapshot("r", (record(1), record(2, [link(host("a"))]))), 18.0)
+    down, up = (record(2, [link(host("a"), status)]) for status in (LinkStatus.DOWN, LinkStatus.UP))
+    fail(engine, host("a"), 10.0)
+    engine.apply(Snapshot("1", (record(1), down)), 10.1)
+    changes = engine.apply(Snapshot("2", (record(1), up)), 10.2)
     assert [t.after for t in changes.transitions] == [EdgeState.HALF_OPEN]
+
+
+def test_a_relay_that_has_not_noticed_yet_is_no_reason_to_try_a_dead_exit() -> None:
+    engine = build_engine(1)
+    unaware = Snapshot("1", (record(1), record(2, [link(host("a"))])))
+    engine.apply(unaware, 9.0)
+    fail(engine, host("a"), 10.0)
+    assert engine.apply(unaware, 10.1).transitions == ()
 
 
 def test_a_refused_message_is_no_fault_of_the_hop() -> None:

@@ -203,6 +203,23 @@ def test_pauses_double_up_to_their_bound() -> None:
     assert pauses == [pytest.approx(expected, rel=0.21) for expected in (1, 2, 3, 3, 3, 3, 3)]
 
 
+def test_a_trial_that_got_no_answer_was_a_pause_already() -> None:
+    breaker = build_breaker()
+    breaker.record(REFUSED, "refused", 0)
+    breaker.on_timer(2)
+    breaker.record(REFUSED, "timed out", 7)  # its connection had hung for five seconds
+    assert breaker.retry_at == 7
+
+
+def test_a_trial_that_began_well_and_failed_then_is_followed_by_a_pause() -> None:
+    breaker = build_breaker()
+    breaker.record(REFUSED, "refused", 0)
+    breaker.on_timer(2)
+    breaker.record(OK, "", 3)
+    breaker.record(REFUSED, "refused", 7)
+    assert breaker.retry_at == pytest.approx(9, abs=0.41)
+
+
 def test_a_recovered_edge_is_trusted_step_by_step() -> None:
     breaker = build_breaker()
     breaker.record(REFUSED, "refused", 0)

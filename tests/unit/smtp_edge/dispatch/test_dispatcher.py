@@ -7,12 +7,15 @@ import random
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from router.decision import ExitHop, Hop, HopKind, OutcomeKind
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
 from router.terms import Policy, Terms
 from smtp_edge.client.attempt import AttemptResult, Job
+from smtp_edge.dispatch import lines
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.reply import Reply
@@ -175,6 +178,22 @@ async def test_mail_that_backs_off_does_not_stand_before_the_rest(tmp_path: Path
             await bench.acceptor.accept(message(f"bad{number}@example.org"))
         await bench.acceptor.accept(message("good@example.org"))
         await until(lambda: bench.counters.relayed == 1, limit_s=1.0)
+
+
+async def test_mail_that_backs_off_from_a_hop_goes_at_once_when_the_hop_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "AVOID_FIRST_S", 600.0)
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        bench.client.answer = refused
+        await bench.acceptor.accept(message())
+        await until(lambda: len(bench.client.attempts) == 1)
+        bench.client.answer = accepted
+        bench.dispatcher.ask_again(news=True, back=["host:b"])
+        await asyncio.sleep(0)
+        assert len(bench.client.attempts) == 1
+        bench.dispatcher.ask_again(news=True, back=["host:a"])
+        await until(lambda: bench.counters.relayed == 1)
 
 
 async def test_a_peer_gets_trace_and_age(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from router.decision import OutcomeKind
 from smtp_edge.client.attempt import AttemptResult
 from smtp_edge.postmaster import Done, Order, Postmaster, QueueOrderError
-from smtp_edge.queue.entry import Decision, DeliveryState
+from smtp_edge.queue.entry import Claim, Decision, DeliveryState
 from smtp_edge.queue.errors import StoreError
 from smtp_edge.queue.selection import Selection
 from smtp_edge.queue.survey import FIRST
@@ -187,16 +187,21 @@ async def test_an_order_is_one_line_of_the_log_with_who_asked(tmp_path: Path) ->
 async def test_what_somebody_took_meanwhile_is_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def nothing(*_: object, **__: object) -> list[Claim]:
+        return []
+
     async with Bench(tmp_path, Nowhere()) as bench:
-        await bench.store.put(build_new("default"), claim=False)
+        monkeypatch.setattr(bench.store, "claim", nothing)  # the dispatcher comes by in the wrong moment, not before
+        new = build_new("default")
+        await bench.store.put(new, claim=False)
         real = bench.store.change
         raced = []
 
         async def change(decided: Sequence[Decision]) -> list[bool]:
             if not raced:
                 raced.append(True)
-                bench.dispatcher.note_unclaimed()
-                await until(lambda: bench.dispatcher.active_count == 1)
+                bench.dispatcher.submit(await bench.store.claim_these([(new.entry.queue_id, 0)], datetime.now(UTC)))
+                assert bench.dispatcher.active_count == 1
             return await real(decided)
 
         monkeypatch.setattr(bench.store, "change", change)

@@ -95,7 +95,7 @@ class Prober:
 
 
 class SilentDispatcher:
-    def ask_again(self, *, news: bool) -> None:
+    def ask_again(self, *, news: bool, back: object = ()) -> None:
         pass
 
     async def wake(self, classes: object) -> None:
