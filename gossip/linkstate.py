@@ -128,6 +128,9 @@ class LinkState:
     tls: TlsLevel = TlsLevel.NONE
     size_bytes_max: int = 0
     """Largest message that an exit takes; 0 = any that gets here."""
+    sustained_mmps: int = 0
+    """What it was seen to carry: on average while it was full, else at best; 0 = nothing yet. Of links that several
+    nodes fill at once the sum is what their common end takes, which `capacity_mmps` overrates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -414,6 +414,7 @@ def _encode_link(link: LinkState) -> pb.LinkPayload:
         tags=link.tags,
         tls=int(link.tls),
         size_bytes_max=link.size_bytes_max,
+        sustained_mmps=link.sustained_mmps,
     )
 
 
@@ -437,6 +438,7 @@ def _decode_link(message: pb.LinkPayload) -> LinkState:
         tags=_decode_tags(message.tags),
         tls=TlsLevel(min(message.tls, max(TlsLevel))),
         size_bytes_max=min(COUNT_MAX, message.size_bytes_max),
+        sustained_mmps=min(CAPACITY_MAX_MMPS, message.sustained_mmps),
     )
 
 

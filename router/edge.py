@@ -262,6 +262,7 @@ class Edge:
             tags=terms.tags,
             tls=terms.tls,
             size_bytes_max=terms.size_bytes_max,
+            sustained_mmps=0 if useless else round(1000 * self.capacity.sustained(now)),
         )
 
     def advert_key(self, now: float) -> tuple[object, ...]:

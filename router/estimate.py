@@ -136,13 +136,22 @@ class Capacity:
         self._learn(now)
         return self.known_mps
 
+    def sustained(self, now: float) -> float:
+        """What was seen, messages per second: the mean of the bins in which it was full, else the best bin; or 0."""
+        if self.proven(now):
+            return sum(rate for _, rate in self.proofs) / len(self.proofs)
+        return self._best(now)
+
+    def _best(self, now: float) -> float:
+        return max((rate for when, rate in self.best if now - when <= BEST_KEPT_S), default=0.0)
+
     def _learn(self, now: float) -> None:
         if now < self.known_until:
             return
         self._roll(now)
         self.known_until = now + BIN_S
         self.known = bool(self.proofs) and now - self.proofs[-1][0] <= PROOF_KEPT_S
-        best = max((rate for when, rate in self.best if now - when <= BEST_KEPT_S), default=0.0)
+        best = self._best(now)
         if self.known:
             rates = sorted(rate for _, rate in self.proofs)
             self.known_mps = max(rates[min(len(rates) - 1, int(len(rates) * PROOF_QUANTILE))], best)

@@ -36,6 +36,8 @@ class Arc:
     """Classes that an exit serves; empty for peers."""
     terms: Terms = NO_TERMS
     """Of an exit."""
+    sustained_mmps: int = 0
+    """What it was seen to carry; 0 = nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,15 @@ def build_topology(
     others = [node for node in snapshot.nodes if node.node_id != self_id]
     known = {node.node_id for node in snapshot.nodes} | {self_id}
     arcs = [
-        Arc(self_id, edge.hop, edge.weight(now), round(1000 * edge.effective_capacity(now)), (), edge.terms)
+        Arc(
+            self_id,
+            edge.hop,
+            edge.weight(now),
+            round(1000 * edge.effective_capacity(now)),
+            (),
+            edge.terms,
+            round(1000 * edge.capacity.sustained(now)),
+        )
         for edge in own
         if edge.open
     ]
@@ -220,7 +230,7 @@ def _advertised(node: NodeRecord, *, same_routes: bool) -> Iterable[Arc]:
         hop = Hop.parse(link.hop)
         direct = hop.kind is HopKind.MX
         terms = direct_terms(node.info.tags, same_routes=same_routes) if direct else _terms(link)
-        yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes, terms)
+        yield Arc(node.node_id, hop, _weight(link), link.capacity_mmps, link.classes, terms, link.sustained_mmps)
 
 
 def direct_terms(tags: tuple[str, ...], *, same_routes: bool) -> Terms:

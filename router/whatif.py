@@ -9,7 +9,9 @@ What a relay measured at an exit is its part of what that exit gives to all. Whe
 exit's capacity is the sum over all relays, before any change. Peer links carry what they must: their limits are seldom
 known (a link is measured by what it was given).
 
-An exit that nobody has seen at its limit carries at least what is told here, and may carry more.
+What it takes is what it was seen to take (`LinkState.sustained_mmps`), not the optimism that has the forwarding rule
+try more: the capacities that relays tell of an exit which they fill together add up to more than it has. An exit that
+nobody has seen at its limit may carry more than is told here.
 """
 
 from __future__ import annotations
@@ -111,11 +113,11 @@ def forecast(
 
 
 def exit_capacities(arcs: Iterable[Arc]) -> dict[Hop, float]:
-    """Exit -> messages a second that all relays together measured there."""
+    """Exit -> messages a second that all relays together saw it take; of one not used yet, what is hoped for."""
     found: dict[Hop, float] = {}
     for arc in arcs:
         if arc.hop.kind is not HopKind.PEER:
-            found[arc.hop] = found.get(arc.hop, 0.0) + arc.capacity_mmps / 1000
+            found[arc.hop] = found.get(arc.hop, 0.0) + (arc.sustained_mmps or arc.capacity_mmps) / 1000
     return found
 
 

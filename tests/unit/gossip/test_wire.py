@@ -54,6 +54,7 @@ links = st.builds(
     tags=tags,
     tls=st.sampled_from(TlsLevel),
     size_bytes_max=st.integers(0, 10**12),
+    sustained_mmps=st.integers(0, 10**9),
 )
 loads = st.builds(
     Load,

@@ -69,6 +69,18 @@ def test_unproven_capacity_is_twice_the_best_so_that_demand_finds_the_limit() ->
     assert capacity.at(5) == pytest.approx(20, abs=2)
 
 
+def test_what_was_seen_is_the_mean_at_the_limit_and_before_that_the_best_second() -> None:
+    capacity = Capacity()
+    assert capacity.sustained(0) == 0
+    feed(capacity, 12, 0, 2, full=False)
+    feed(capacity, 40, 2, 2, full=False)
+    assert capacity.sustained(4) == pytest.approx(40, rel=0.05)
+    feed(capacity, 10, 4, 5, full=True)
+    feed(capacity, 30, 9, 5, full=True)
+    assert capacity.sustained(14) == pytest.approx(20, rel=0.1)
+    assert capacity.at(14) > 28
+
+
 def test_little_demand_does_not_lower_a_proven_capacity() -> None:
     capacity = Capacity()
     feed(capacity, 40, 0, 10, full=True)

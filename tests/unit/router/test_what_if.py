@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,11 @@ def test_an_exit_gives_to_those_who_are_left_what_it_gave_to_all() -> None:
     then = forecast(arcs, {"a": 50, "b": 50}, Hypothesis(relays_down=frozenset({"b"})))
     assert (then.offered_mps, then.delivered_mps, then.bound_mps) == pytest.approx((50, 40, 40))
     assert then.waiting_mps == pytest.approx(10)
+
+
+def test_an_exit_takes_what_it_was_seen_to_take_and_one_not_used_yet_what_is_hoped_for() -> None:
+    one, other = (replace(arc(relay, host("s"), 30), sustained_mmps=9_000) for relay in ("a", "b"))
+    assert exit_capacities([one, other, arc("a", host("new"), 10)]) == {host("s"): 18, host("new"): 10}
 
 
 def test_relays_without_a_way_out_are_stranded() -> None:

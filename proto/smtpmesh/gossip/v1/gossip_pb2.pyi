@@ -674,6 +674,7 @@ class LinkPayload(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    SUSTAINED_MMPS_FIELD_NUMBER: _builtins.int
     hop: _builtins.str
     status: _builtins.int
     availability_permille: _builtins.int
@@ -686,6 +687,8 @@ class LinkPayload(_message.Message):
     """what it promises: 0 nothing, 1 encryption, 2 a checked certificate"""
     size_bytes_max: _builtins.int
     """0: any"""
+    sustained_mmps: _builtins.int
+    """seen, not hoped for"""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -707,10 +710,11 @@ class LinkPayload(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         tls: _builtins.int = ...,
         size_bytes_max: _builtins.int = ...,
+        sustained_mmps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_permille", b"availability_permille", "capacity_mmps", b"capacity_mmps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "latency_us", b"latency_us", "reliability_permille", b"reliability_permille", "samples", b"samples", "size_bytes_max", b"size_bytes_max", "status", b"status", "tags", b"tags", "tls", b"tls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_permille", b"availability_permille", "capacity_mmps", b"capacity_mmps", "classes", b"classes", "cost", b"cost", "hop", b"hop", "latency_us", b"latency_us", "reliability_permille", b"reliability_permille", "samples", b"samples", "size_bytes_max", b"size_bytes_max", "status", b"status", "sustained_mmps", b"sustained_mmps", "tags", b"tags", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
