@@ -232,10 +232,7 @@ class Session(SMTP):
         while True:
             for _ in range(GROUP_MAX):
                 line = self._take_line(line_max)
-                if line is None:
-                    await self._await_client()
-                else:
-                    await self._answer(line, line_max)
+                await self._answer(line or await self._await_line(line_max), line_max)
                 if self._ending or (self._leaving and self.conversation.transaction is None):
                     raise Goodbye(self._closing())
             await asyncio.sleep(0)
@@ -246,13 +243,15 @@ class Session(SMTP):
         except EndlessLine:
             raise Goodbye(LINE_TOO_LONG) from None
 
-    async def _await_client(self) -> None:
-        """Send what there is to say, and wait until something comes."""
+    async def _await_line(self, line_max: int) -> bytes:
+        """Send what there is to say, and wait for a whole line: one that comes in pieces gets no more time."""
         self.pace.between_transactions = self.conversation.transaction is None
         self.pace.await_client(time.monotonic())
         await self._flush()
-        await self.inbox.more()
+        while (line := self._take_line(line_max)) is None:
+            await self.inbox.more()
         self.pace.work()
+        return line
 
     async def _answer(self, line: bytes, line_max: int) -> None:
         self._busy = True
@@ -384,8 +383,7 @@ class Session(SMTP):
     async def _ask(self, challenge: str) -> bytes:
         """A challenge of AUTH and its answer."""
         self._out += f"334 {challenge}\r\n".encode()
-        while (line := self._take_line(RESPONSE_BYTES_MAX)) is None:
-            await self._await_client()
+        line = self._take_line(RESPONSE_BYTES_MAX) or await self._await_line(RESPONSE_BYTES_MAX)
         if len(line) > RESPONSE_BYTES_MAX:
             raise SyntaxFault("line too long", "5.5.2", code=500)
         if len(self.inbox) and self.options.pipelining == "strict":

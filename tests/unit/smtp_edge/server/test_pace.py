@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
+import pytest
+
 from smtp_edge.server.pace import DATA_SLOW, DATA_TIMEOUT, IDLE, SESSION_OVER, Pace, PaceLimits
+from tests.unit.smtp_edge.server.ordeal import TLS, SessionOrdeal
 
 LIMITS = PaceLimits(idle_s=300, session_s=7200, bytes_per_s=100, window_s=60)
 
@@ -80,3 +86,17 @@ def test_looks_are_frequent_enough() -> None:
     assert PaceLimits(idle_s=300).look_every_s == 1.0
     assert PaceLimits(idle_s=300, bytes_per_s=1, window_s=2).look_every_s == 0.2
     assert PaceLimits(idle_s=0.05).look_every_s == 0.01
+
+
+@pytest.mark.parametrize("said", [[b"EHLO x\r\n"], [b"EHLO x\r\n", b"AUTH LOGIN\r\n"]], ids=["a command", "a response"])
+def test_a_line_that_comes_in_drops_gets_no_more_time(said: list[bytes]) -> None:
+    loop = asyncio.new_event_loop()
+    ordeal = SessionOrdeal(loop, TLS)
+    for segment in said:
+        ordeal.say(segment)
+    waits_since = time.monotonic()
+    for drop in (b"c", b"3", b"V"):
+        ordeal.say(drop)
+    assert ordeal.session.pace.overdue(waits_since + LIMITS.idle_s) == IDLE
+    ordeal.end()
+    loop.close()
