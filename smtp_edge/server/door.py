@@ -30,7 +30,9 @@ from smtp_edge.settings_inbound import LimitsSettings
 
 log = structlog.get_logger()
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""Connections that wait in the kernel until they are accepted; beyond it a caller's SYN is dropped, and he waits for
+seconds. The kernel's own bound (net.core.somaxconn) is 4096 by default."""
 HANDSHAKE_PATIENCE_S = 2.0
 """While all places are taken, a handshake that takes longer is broken off."""
 ROOM_PAUSE_S = 0.02
@@ -137,6 +139,7 @@ class Door:
             self._loops.append(loop.create_task(self._accept(mine)))
         else:
             self._server = await loop.create_server(self._build, sock=mine)
+            mine.listen(BACKLOG)  # the loop has made it 100: as many as it accepts in a row, which may stay so
         self._loops.append(loop.create_task(self._watch()))
 
     async def pause(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,15 @@ async def test_one_client_has_no_more_than_its_connections(tmp_path: Path) -> No
         await door.client()
         second = await door.dial()
         assert (await second.reply()).startswith("421 4.7.0")
+
+
+@pytest.mark.parametrize("tls", ["none", "implicit"])
+async def test_hundreds_may_call_at_once_while_the_loop_is_busy(tmp_path: Path, tls: str) -> None:
+    certificate, key, _ = write_certificate(tmp_path)
+    async with open_door(tmp_path, tls=tls, certificate=certificate, key=key) as door:
+        with contextlib.ExitStack() as stack:
+            for _ in range(400):  # nothing is awaited: the kernel alone answers
+                stack.enter_context(socket.create_connection((door.host, door.port), 5))
 
 
 async def test_a_fault_of_our_own_is_451_and_the_session_goes_on(tmp_path: Path) -> None:
