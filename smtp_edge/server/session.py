@@ -41,7 +41,8 @@ from smtp_edge.server.receiving import Receiver
 log = structlog.get_logger()
 
 GROUP_MAX = 64
-"""Commands answered in a row before other sessions get their turn."""
+"""Commands answered in a row before other sessions get their turn; one that is refused ends the row, so that a flood of
+them leaves the time to those who send mail."""
 OUT_BYTES_MAX = 32 * 1024
 """Replies that wait for the end of a group; more are sent at once."""
 LAST_IN_GROUP = frozenset({b"HELO", b"EHLO", b"DATA", b"AUTH"})
@@ -232,9 +233,11 @@ class Session(SMTP):
         while True:
             for _ in range(GROUP_MAX):
                 line = self._take_line(line_max)
-                await self._answer(line or await self._await_line(line_max), line_max)
+                good = await self._answer(line or await self._await_line(line_max), line_max)
                 if self._ending or (self._leaving and self.conversation.transaction is None):
                     raise Goodbye(self._closing())
+                if not good:
+                    break
             await asyncio.sleep(0)
 
     def _take_line(self, line_max: int) -> bytes | None:
@@ -253,7 +256,8 @@ class Session(SMTP):
         self.pace.work()
         return line
 
-    async def _answer(self, line: bytes, line_max: int) -> None:
+    async def _answer(self, line: bytes, line_max: int) -> bool:
+        """False if the command was refused."""
         self._busy = True
         try:
             reply = await self._reply(line, line_max)
@@ -273,6 +277,7 @@ class Session(SMTP):
             await self.receiver.drop()
         if len(self._out) > OUT_BYTES_MAX:
             await self._flush()
+        return reply is None or reply.code < 400
 
     async def _reply(self, line: bytes, line_max: int) -> Reply | None:
         if len(line) > line_max:

@@ -246,7 +246,7 @@ class SessionOrdeal:
     def say(self, data: bytes) -> list[str]:
         """One segment of the client, and the lines that it leads to."""
         if not self.over:
-            self._loop.call_soon(self._deliver, data)
+            self._loop.call_soon(self.deliver, data)
             self._settle()
         return self._listen()
 
@@ -261,7 +261,8 @@ class SessionOrdeal:
         finally:
             self._capture.__exit__(None, None, None)
 
-    def _deliver(self, data: bytes) -> None:
+    def deliver(self, data: bytes) -> None:
+        """The socket has a segment; nobody has looked at it yet."""
         if not self._transport.closing:
             self.session.data_received(data)
 

@@ -15,6 +15,7 @@ from smtp_edge.auth.users import hash_password
 from smtp_edge.envelope import BodyType, Notify
 from smtp_edge.reply import Reply
 from tests.unit.smtp_edge.server.doors import open_door, write_certificate
+from tests.unit.smtp_edge.server.ordeal import SessionOrdeal
 
 
 async def test_the_greeting_and_every_keyword(tmp_path: Path) -> None:
@@ -227,6 +228,17 @@ async def test_utf8_addresses_need_smtputf8_and_keep_their_bytes(tmp_path: Path)
         (message,) = door.acceptor.messages
         assert message.envelope.recipients[0].address == "j\xf6rg@\xe4.test"
         assert message.client.protocol == "UTF8SMTP"
+
+
+def test_a_refused_command_gives_others_their_turn() -> None:
+    loop = asyncio.new_event_loop()
+    flood, other = SessionOrdeal(loop), SessionOrdeal(loop)
+    loop.call_soon(flood.deliver, b"FOO\r\n" * 60)
+    assert other.say(b"NOOP\r\n")[-1] == "250 2.0.0 Ok"
+    assert len(flood.session.inbox) > 0
+    other.end()
+    flood.end()
+    loop.close()
 
 
 async def test_many_bad_commands_end_the_session(tmp_path: Path) -> None:
