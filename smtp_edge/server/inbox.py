@@ -10,6 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 PAUSE_BYTES = 128 * 1024
+TURN_BYTES = 256 * 1024
+"""Mail data taken in a row; then others get their turn. uvloop reads on from one socket for 32 segments of 64 KiB, so
+that a few clients with much to say would stop everybody else for tenths of a second."""
 OVERLONG_BYTES_MAX = 16 * 1024
 """So much beyond its bound a line may be, and still be answered; past it the session is not worth keeping."""
 
@@ -32,6 +35,7 @@ class Inbox:
         self._taker: Taker | None = None
         self._error: Exception | None = None
         self._ended = self._paused = False
+        self._turn_bytes = 0
         self.transport: asyncio.Transport | None = None
 
     def __len__(self) -> int:
@@ -44,6 +48,9 @@ class Inbox:
         """Bytes have come."""
         if self._taker is not None:
             self._offer(data)
+            self._turn_bytes += len(data)
+            if self._turn_bytes > TURN_BYTES and self.transport is not None:
+                self._rest(self.transport)
             return
         self._buffer += data
         if len(self._buffer) > PAUSE_BYTES and not self._paused and self.transport is not None:
@@ -128,6 +135,14 @@ class Inbox:
             self._taker = None
             self._buffer += rest
             self._wake()
+
+    def _rest(self, transport: asyncio.Transport) -> None:
+        """Read on in the next turn of the loop."""
+        self._turn_bytes = 0
+        if not self._paused and not transport.is_closing():
+            self._paused = True
+            transport.pause_reading()
+            self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
         if self._paused and self.transport is not None and len(self._buffer) <= PAUSE_BYTES:

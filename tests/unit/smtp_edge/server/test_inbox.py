@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from smtp_edge.server.inbox import OVERLONG_BYTES_MAX, PAUSE_BYTES, EndlessLine, Inbox
+from smtp_edge.server.inbox import OVERLONG_BYTES_MAX, PAUSE_BYTES, TURN_BYTES, EndlessLine, Inbox
 
 
 class Socket:
@@ -20,6 +20,9 @@ class Socket:
 
     def resume_reading(self) -> None:
         self.paused = False
+
+    def is_closing(self) -> bool:
+        return False
 
 
 @pytest.fixture
@@ -50,6 +53,22 @@ async def test_the_socket_rests_while_nobody_reads(inbox: Inbox) -> None:
     while socket.paused:
         assert inbox.take_line(100) == b"NOOP\r\n"
     assert len(inbox) <= PAUSE_BYTES
+
+
+async def test_who_pours_much_rests_for_a_turn_of_the_loop(inbox: Inbox) -> None:
+    socket = Socket()
+    inbox.transport = socket  # type: ignore[assignment]
+    pouring = asyncio.create_task(inbox.pour(lambda data: None))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        fed = 0
+        while not socket.paused:
+            inbox.feed(bytes(65536))
+            fed += 65536
+        assert fed == TURN_BYTES + 65536
+        await asyncio.sleep(0)
+        assert not socket.paused
+    pouring.cancel()
 
 
 async def test_what_is_poured_goes_to_its_taker_until_it_has_enough(inbox: Inbox) -> None:
