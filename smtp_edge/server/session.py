@@ -200,7 +200,7 @@ class Session(SMTP):
     async def _finish(self) -> None:
         self.inbox.clear()
         self._house.leave(self)
-        self._writer.write(bytes(self._out))
+        self._write_out()
         self._writer.close()
         await self.receiver.drop()
 
@@ -325,9 +325,14 @@ class Session(SMTP):
 
     async def _flush(self) -> None:
         if self._out:
-            out, self._out = bytes(self._out), bytearray()
-            self._writer.write(out)
+            self._write_out()
             await self._writer.drain()
+
+    def _write_out(self) -> None:
+        """Hand over what there is to say. Nobody hears it once the client is gone; uvloop would raise RuntimeError."""
+        out, self._out = bytes(self._out), bytearray()
+        if not self._writer.transport.is_closing():
+            self._writer.write(out)
 
     # -- TLS and AUTH --------------------------------------------------------------------------------------------------
 
@@ -343,8 +348,7 @@ class Session(SMTP):
         if refusal is not None:
             return refusal
         self._queue(Reply(220, "ready to start TLS", "2.0.0"))
-        out, self._out = bytes(self._out), bytearray()
-        self._writer.write(out)  # no drain: the handshake may begin as soon as this is read
+        self._write_out()  # no drain: the handshake may begin as soon as this is read
         try:
             async with asyncio.timeout(self.options.limits.handshake_timeout_s):
                 transport = await self.loop.start_tls(self._writer.transport, self, context, server_side=True)

@@ -55,7 +55,7 @@ _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 
 class Transport(asyncio.Transport):
-    """Remembers what is written; hangs up as a socket does."""
+    """Remembers what is written; hangs up as a socket does, and is as strict as uvloop's."""
 
     def __init__(self, tls: bool) -> None:
         super().__init__({"peername": ("127.0.0.1", 4711), "ssl_object": _Tls() if tls else None})
@@ -64,8 +64,9 @@ class Transport(asyncio.Transport):
         self.session: Session | None = None
 
     def write(self, data: Any) -> None:
-        if not self.closing:
-            self.written += data
+        if self.closing:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+        self.written += data
 
     def close(self) -> None:
         if not self.closing:
@@ -250,11 +251,11 @@ class SessionOrdeal:
             self._settle()
         return self._listen()
 
-    def end(self) -> None:
-        """The client leaves. AssertionError for whatever is not as it has to be."""
+    def end(self, *, lost: bool = False) -> None:
+        """The client leaves, or is `lost` without a word. AssertionError for whatever is not as it has to be."""
         try:
             if not self.over:
-                self._loop.call_soon(self._leave)
+                self._loop.call_soon(self._transport.close if lost else self._leave)
                 self._settle()
             self._listen()
             self._check()
@@ -282,8 +283,10 @@ class SessionOrdeal:
         task = cast("asyncio.Task[None] | None", self.session._handler_coroutine)
         if task is None:
             return False
+        if self._transport.closing or task.done():
+            return task.done() and self.session.transport is None
         waiter = self.session.inbox._waiter
-        return (waiter is not None and not waiter.done()) or (task.done() and self.session.transport is None)
+        return waiter is not None and not waiter.done()
 
     def _listen(self) -> list[str]:
         written = bytes(self._transport.written[self._heard :])
@@ -307,6 +310,8 @@ class SessionOrdeal:
         if not self._flags & BROKEN:
             bugs = [line for line in self._logs if line["event"].endswith(".bug") and line["event"] != "auth.bug"]
             assert not bugs, bugs
+        task = cast("asyncio.Task[None]", self.session._handler_coroutine)
+        assert task.exception() is None
         assert self._house.memory.kept_bytes == 0
         assert self._house.present == 0
         assert Spool.open_count == 0
@@ -333,7 +338,10 @@ def _is_keyword(words: str) -> bool:
 
 
 def run(loop: asyncio.AbstractEventLoop, data: bytes) -> None:
-    """An input: a byte of bits, then segments. AssertionError, or whatever exception leaves the session."""
+    """An input: a byte of bits, then segments; behind a last cut the client is lost, else it leaves.
+
+    AssertionError, or whatever exception leaves the session.
+    """
     if not data:
         return
     ordeal = SessionOrdeal(loop, data[0])
@@ -344,4 +352,4 @@ def run(loop: asyncio.AbstractEventLoop, data: bytes) -> None:
             if segment:
                 ordeal.say(segment)
     finally:
-        ordeal.end()
+        ordeal.end(lost=data.endswith(CUT))

@@ -218,3 +218,11 @@ def test_whatever_is_said_no_bug_no_hang_no_foreign_text(
 @given(flags=st.integers(0, 255), data=st.binary(max_size=400))
 def test_any_bytes(loop: asyncio.AbstractEventLoop, flags: int, data: bytes) -> None:
     run(loop, bytes([flags]) + b"EHLO x\r\n" + CUT + data)
+
+
+@pytest.mark.parametrize(
+    "said", [b"BDAT 5\r\none\r\n", b"BDAT 600\r\n" + b"x" * 600, b"DATA\r\n" + CUT + b"x" * 600, b""]
+)
+@pytest.mark.parametrize("asked", [b"", b"NOOP\r\n"])
+def test_a_client_that_is_lost_leaves_nothing(loop: asyncio.AbstractEventLoop, said: bytes, asked: bytes) -> None:
+    run(loop, b"\0" + GROUP + said + asked + CUT)
