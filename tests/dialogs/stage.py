@@ -1,13 +1,15 @@
-"""Where dialogues are played: doors, ways to cut a segment, and the play itself.
+"""Where dialogues are played: doors, loops, ways to cut a segment, and the play itself.
 
 A **door** is a way of the product to hold a session. `DOORS` names all that there are; each dialogue is played through
-each of them, and has to sound the same. A **cut** is how the client's bytes reach the server.
+each of them, and has to sound the same. A **cut** is how the client's bytes reach the server. Nodes run on uvloop where
+it is installed, else on asyncio's own loop, which differ in what they do on sockets that are gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import itertools
 import random
 import ssl
@@ -23,6 +25,7 @@ from smtp_edge.auth.users import hash_password
 from smtp_edge.envelope import ReceivedMessage
 from smtp_edge.reply import Reply
 from smtp_edge.server.listener import Surroundings
+from smtp_edge.server.pressure import Memory
 from smtp_edge.settings_inbound import AccessSettings
 from tests.dialogs.script import Act, Check, Hear, Script, Send
 from tests.unit.smtp_edge.server.doors import (
@@ -59,6 +62,13 @@ async def by_aiosmtpd(directory: Path, settings: dict[str, Any], surroundings: S
 
 
 DOORS: Mapping[str, Open] = {"aiosmtpd": by_aiosmtpd}
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+if importlib.util.find_spec("uvloop"):
+    import uvloop
+
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 def in_one(data: bytes) -> list[bytes]:
@@ -151,6 +161,14 @@ async def _open(script: Script, door: Open, directory: Path, scenery: Scenery) -
         if "answer" in answers:
             place.acceptor.answer = lambda message: answers["answer"]
         yield place
+        await _wait_clean(surroundings.memory, directory / "spool" / "incoming")
+
+
+async def _wait_clean(memory: Memory, incoming: Path) -> None:
+    """Whatever was said and however it ended, nothing of half a message stays: a moment later, for a file."""
+    async with asyncio.timeout(PATIENCE_S):
+        while memory.kept_bytes or any(incoming.glob("*")):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.005)
 
 
 def _reply(text: str) -> Reply:
@@ -209,6 +227,8 @@ class Player:
 
     async def _send(self, data: bytes) -> None:
         for piece in self._cut(data):
+            if self._writer.is_closing():
+                return  # the server has had enough; what it said last is there to be heard
             self._writer.write(piece)
             await asyncio.sleep(0)
 

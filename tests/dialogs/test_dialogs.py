@@ -1,14 +1,16 @@
-"""Every dialogue of this folder, through every door, with its segments as they are and cut to single bytes."""
+"""Every dialogue of this folder, through every door, on every loop, with its segments as they are and cut to bytes."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.dialogs.script import Script, ScriptError, read_script
-from tests.dialogs.stage import CUTS, DOORS, Scenery, build_scenery, play
+from tests.dialogs.stage import CUTS, DOORS, LOOPS, Scenery, build_scenery, play
 
 FOLDER = Path(__file__).parent
 SCRIPTS = [read_script(path) for path in sorted(FOLDER.rglob("*.dialog"))]
@@ -19,11 +21,12 @@ def name_of(script: Script) -> str:
     return str(script.path.relative_to(FOLDER).with_suffix(""))
 
 
+WAYS = [*((loop, "whole") for loop in LOOPS), (list(LOOPS)[-1], "crumbs")]
 CASES = [
-    pytest.param(script, door, cut, id=f"{name_of(script)}-{door}-{cut}")
+    pytest.param(script, door, loop, cut, id=f"{name_of(script)}-{door}-{loop}-{cut}")
     for script in SCRIPTS
     for door in DOORS
-    for cut in CUTS
+    for loop, cut in WAYS
     if cut == "whole" or not script.settings.get("whole")
 ]
 
@@ -39,10 +42,13 @@ def _cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtp_edge.auth.users.COST_LOG2", 2)
 
 
-@pytest.mark.parametrize(("script", "door", "cut"), CASES)
-async def test_dialogue(script: Script, door: str, cut: str, tmp_path: Path, scenery: Scenery) -> None:
-    with capture_logs() as lines:
-        await play(script, DOORS[door], CUTS[cut], tmp_path, scenery)
+@pytest.mark.parametrize(("script", "door", "loop", "cut"), CASES)
+def test_dialogue(script: Script, door: str, loop: str, cut: str, tmp_path: Path, scenery: Scenery) -> None:
+    faults: list[dict[str, Any]] = []
+    with capture_logs() as lines, asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.get_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+        runner.run(play(script, DOORS[door], CUTS[cut], tmp_path, scenery))
+    assert faults == []
     assert [line for line in lines if line["event"].endswith(".bug")] == []
 
 
