@@ -156,8 +156,8 @@ def revoke(node: str, parent: Path, output: Path | None, reason: str) -> None:
     except SetupError as error:
         fail(str(error), EXIT_NOT_DONE)
     click.echo(f"{file} revokes the node {revocation.node_id} of the cluster {revocation.cluster}. It does so where")
-    click.echo("it lies in the folder `cluster.revocations` (revocations, beside ca.crt) of a node that starts or gets")
-    click.echo("SIGHUP. There is no way back: the machine needs a new key, from `smtpmesh init`.")
+    click.echo("it lies in the folder `cluster.revocations` (revocations, beside ca.crt) of a node that starts, or")
+    click.echo("is told `smtpmesh reload`. There is no way back: the machine needs a new key, from `smtpmesh init`.")
 
 
 @cli.command()

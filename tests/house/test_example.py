@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from smtp_edge.changes import RESTART
 from smtp_edge.settings import Settings
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "node.example.toml"
@@ -49,6 +50,11 @@ def test_it_names_every_setting_and_no_other() -> None:
         for name in Settings.model_fields
     }
     assert keys_by_section() == wanted
+
+
+def test_it_says_what_waits_for_a_restart() -> None:
+    (line,) = [line for line in TEXT.splitlines() if line.startswith("# Only these wait for a restart: ")]
+    assert line.partition(": ")[2].replace("[", "").replace("]", "").split() == list(RESTART)
 
 
 def test_values_are_the_defaults_unless_they_are_called_examples() -> None:
