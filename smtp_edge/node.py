@@ -374,7 +374,7 @@ class Node:
         except BaseException:
             await self._listeners.discard(plan)
             raise
-        rerouted = self._switch(settings, identity, plan)
+        rerouted = self._switch(settings, around.hostname, identity, plan)
         self._gossip.revoke(revocations)
         stale = self._listeners.stale_count
         await self._listeners.finish(plan)
@@ -383,10 +383,11 @@ class Node:
             self._rerouter.begin()
         return stale
 
-    def _switch(self, settings: Settings, identity: Identity, plan: ListenersPlan) -> bool:
+    def _switch(self, settings: Settings, hostname: str, identity: Identity, plan: ListenersPlan) -> bool:
         """The one step. True if mail may go other ways."""
         before, self.settings, queue = self.settings, settings, settings.queue
-        self._hostname, self.table = find_hostname(settings), build_table(settings)
+        rerouted = hostname != self._hostname or routing_of(before) != routing_of(settings)
+        self._hostname, self.table = hostname, build_table(settings)
         configure_logs(settings.log.format, settings.log.level, settings.node.name)
         if self.identity.renew(identity):
             self._gossip.renewed()
@@ -402,7 +403,6 @@ class Node:
             size_bytes_max=find_largest(settings),
         )
         self._listeners.switch(plan)
-        rerouted = routing_of(before) != routing_of(settings)
         if rerouted:
             self._reroute(before)
         self._gossip.publish_info(self._info())
@@ -530,7 +530,7 @@ class Node:
 
 
 def find_hostname(settings: Settings) -> str:
-    """The name in EHLO, Received and the greeting."""
+    """The name in EHLO, Received and the greeting. May ask the DNS for the machine's own."""
     return settings.node.hostname or getfqdn()
 
 
@@ -541,7 +541,7 @@ def find_largest(settings: Settings) -> int:
 
 def routing_of(settings: Settings) -> tuple[object, ...]:
     """What decides where mail goes."""
-    return settings.smart_host, settings.route, settings.mx, settings.node.tags, find_hostname(settings)
+    return settings.smart_host, settings.route, settings.mx, settings.node.tags
 
 
 def build_dispatcher_limits(queue: QueueSettings) -> DispatcherLimits:

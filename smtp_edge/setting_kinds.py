@@ -12,6 +12,7 @@ from gossip.linkstate import TAG_PATTERN, TAGS_MAX
 
 _DOMAIN = re.compile(r"(?:\*|(?:\*\.)?[^\s@*.:/,]+(?:\.[^\s@*.:/,]+)*|\[[0-9A-Fa-f.:IPv]+\])")
 _TAG = re.compile(TAG_PATTERN)
+_HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 
@@ -37,10 +38,24 @@ def parse_domain(given: str) -> str:
 
 def parse_host(given: str) -> str:
     """A host name or address without port. ValueError."""
-    if not given or re.search(r"[\s/@]", given):
+    if not given or not given.isprintable() or re.search(r"[\s/@]", given):
         raise ValueError(f"{given!r} is no host name or address")
     if given.count(":") == 1 or given.startswith("["):
         raise ValueError(f"{given!r}: the port has a key of its own, and addresses stand without brackets")
+    return given
+
+
+def parse_hostname(given: str) -> str:
+    """The name that a machine calls itself; empty for its own. ValueError: it would be no name on the wire."""
+    if given and (len(given) > 255 or not _HOSTNAME.fullmatch(given)):
+        raise ValueError(f"{given!r} is no host name; write mx1.example.org, international ones in their xn-- form")
+    return given
+
+
+def parse_word(given: str) -> str:
+    """A text of one line without control characters. ValueError."""
+    if not given.isprintable():
+        raise ValueError(f"{given!r} holds a control character")
     return given
 
 
@@ -77,6 +92,8 @@ Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(parse_network)]
 Domain = Annotated[str, AfterValidator(parse_domain)]
 Tags = Annotated[tuple[Annotated[str, AfterValidator(parse_tag)], ...], Field(max_length=TAGS_MAX)]
 Host = Annotated[str, AfterValidator(parse_host)]
+Hostname = Annotated[str, AfterValidator(parse_hostname)]
+Word = Annotated[str, AfterValidator(parse_word)]
 Server = Annotated[str, AfterValidator(parse_server)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 TlsWord = Literal["none", "opportunistic", "encrypted", "starttls", "dane", "implicit"]

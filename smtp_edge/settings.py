@@ -16,6 +16,7 @@ from smtp_edge.setting_kinds import (
     LOCAL_NETWORKS,
     Domain,
     Host,
+    Hostname,
     Name,
     Network,
     Port,
@@ -24,6 +25,7 @@ from smtp_edge.setting_kinds import (
     Server,
     Tags,
     TlsWord,
+    Word,
 )
 from smtp_edge.settings_inbound import AccessSettings, AuthSettings, LimitsSettings, ListenerSettings
 
@@ -32,7 +34,7 @@ class NodeSettings(Section):
     """[node]"""
 
     name: Name
-    hostname: str = ""
+    hostname: Hostname = ""
     """Name in EHLO, Received and the 220 banner; the machine's own name when empty."""
     zone: Name = "default"
     tags: Tags = ()
@@ -85,7 +87,7 @@ class SmartHostSettings(Section):
     """`encrypted` demands TLS with whatever certificate; `starttls` and `implicit` verify it by an authority, `dane` by
     TLSA records; `opportunistic` takes what is offered."""
     tls_ca: Path | None = None
-    user: str = ""
+    user: Word = ""
     password_file: Path | None = None
     cost: Annotated[int, Field(ge=0, le=1000)] = 0
     tags: Tags = ()
