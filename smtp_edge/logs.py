@@ -53,6 +53,14 @@ class _Reemit(logging.Handler):
         )
 
 
+def escape(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """No control character reaches a line, whoever let it through: what others say could move a terminal's cursor."""
+    for key, value in event.items():
+        if type(value) is str and not value.isprintable():
+            event[key] = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in value)
+    return event
+
+
 class Leveled(structlog.BoundLoggerBase):
     """A logger whose methods are those of the level of the moment, for loggers that were made before as well."""
 
@@ -77,6 +85,7 @@ def configure_logs(form: Literal["json", "console"], level: str, node: str) -> N
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         add_node,
+        escape,
         *([structlog.processors.format_exc_info] if form == "json" else []),
         renderer,
     ]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
 
 from gossip.identity import Identity, IdentityError
 from gossip.revocation import RevocationError, load_revocations
@@ -21,6 +24,9 @@ from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
 from smtp_edge.sinks.bindings import SinkError, load_bindings
 
+CERTIFICATE_DAYS_LEFT = 14
+"""With less than this a certificate should have been renewed: whoever does it is late."""
+
 
 def load_identity(settings: Settings) -> Identity:
     """The node's identity. IdentityError."""
@@ -31,6 +37,19 @@ def load_identity(settings: Settings) -> Identity:
 def find_mistakes(settings: Settings) -> list[Mistake]:
     """Everything in the files that a configuration names which would keep the node from starting or delivering."""
     return list(_find(settings))
+
+
+def find_warnings(settings: Settings, at: datetime) -> Iterator[str]:
+    """What works, and not for long: certificates that listeners show. For files in which `find_mistakes` found none."""
+    for listener in settings.listener:
+        if listener.certificate is None:
+            continue
+        ends_at = x509.load_pem_x509_certificates(listener.certificate.read_bytes())[0].not_valid_after_utc
+        if ends_at <= at:
+            yield f"listener {listener.name}: {listener.certificate} has expired on {ends_at:%Y-%m-%d}"
+        elif ends_at - at < timedelta(days=CERTIFICATE_DAYS_LEFT):
+            days = (ends_at - at).days
+            yield f"listener {listener.name}: {listener.certificate} expires in {days} days, on {ends_at:%Y-%m-%d}"
 
 
 def _find(settings: Settings) -> Iterator[Mistake]:

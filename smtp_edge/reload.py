@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ import structlog
 from gossip.revocation import SUFFIX
 from smtp_edge.changes import compare, find_files, hold_back
 from smtp_edge.configuration import ConfigurationError, load_configuration
-from smtp_edge.preflight import find_mistakes
+from smtp_edge.preflight import find_mistakes, find_warnings
 from smtp_edge.settings import Settings
 
 log = structlog.get_logger()
@@ -151,7 +152,7 @@ def _read(path: Path, before: Settings) -> tuple[Settings, Sequence[str], Mappin
     mistakes = find_mistakes(checked)
     if mistakes:
         raise ConfigurationError(path, mistakes)
-    return settings, warnings, contents
+    return settings, [*warnings, *find_warnings(settings, datetime.now(UTC))], contents
 
 
 def _digest_all(files: Mapping[str, Path]) -> dict[str, str]:

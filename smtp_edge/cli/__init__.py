@@ -68,12 +68,16 @@ def run(config: Path) -> None:
 def check_config(config: Path) -> None:
     """Report every mistake in a configuration, with the way out."""
     settings = load_settings(config)
+    from datetime import UTC, datetime
+
     from smtp_edge.configuration import ConfigurationError
-    from smtp_edge.preflight import find_mistakes, load_identity
+    from smtp_edge.preflight import find_mistakes, find_warnings, load_identity
 
     mistakes = find_mistakes(settings)
     if mistakes:
         fail(str(ConfigurationError(config, mistakes)), EXIT_BAD_CONFIGURATION)
+    for warning in find_warnings(settings, datetime.now(UTC)):
+        click.echo(f"smtpmesh: {config}: warning: {warning}", err=True)
     identity = load_identity(settings)
     click.echo(f"{config}: good. Node {settings.node.name} ({identity.node_id}) of the cluster {identity.cluster}")
 
@@ -181,10 +185,19 @@ def version() -> None:
 
 @cli.command("hash-password")
 def hash_password() -> None:
-    """Ask for a password and print its hash, for a line `user:hash` of a listener's auth_users file."""
+    """Ask for a password and print its hash, for a line `user:hash` of a listener's auth_users file.
+
+    Without a terminal the password is the first line of standard input.
+    """
     from smtp_edge.auth.users import hash_password as hashed
 
-    click.echo(hashed(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)))
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        fail("an empty password lets everybody in", EXIT_NOT_DONE)
+    click.echo(hashed(password))
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Listener:
         session = SessionOptions(
             listener=settings.name,
             hostname=surroundings.hostname,
-            policy=RelayPolicy(settings),
+            policy=RelayPolicy(settings, surroundings.hostname),
             intake=build_intake(settings, limits, surroundings.inline_bytes_max),
             limits=limits,
             recipients_max=settings.recipients_max,

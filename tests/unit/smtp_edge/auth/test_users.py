@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from smtp_edge.auth.api import Authenticator, AuthError
 from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.auth.senders import SenderMap
-from smtp_edge.auth.users import UsersFile, hash_password
+from smtp_edge.auth.users import UsersFile, hash_password, verify_password
+from smtp_edge.cli import cli
 from smtp_edge.envelope import Client
 from smtp_edge.settings_inbound import AuthSettings
 
@@ -30,6 +32,13 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "file"
     path.write_text(text, "utf-8")
     return path
+
+
+def test_a_password_from_a_pipe_is_hashed_and_an_empty_one_is_not() -> None:
+    done = CliRunner().invoke(cli, ["hash-password"], input="a secret\n")
+    assert done.exit_code == 0
+    assert verify_password("a secret", done.stdout.strip())
+    assert CliRunner().invoke(cli, ["hash-password"], input="").exit_code == 1
 
 
 async def test_known_users_with_their_passwords(tmp_path: Path) -> None:

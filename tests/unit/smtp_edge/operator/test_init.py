@@ -6,14 +6,21 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from gossip.identity import Identity
 from smtp_edge.cli import cli
 from smtp_edge.configuration import load_configuration
+from smtp_edge.preflight import find_warnings
 from smtp_edge.settings import Settings
 from smtp_edge.setup import FILES
 
@@ -216,3 +223,20 @@ def test_check_config_shows_warnings_of_a_good_configuration(first: Path) -> Non
         f"smtpmesh: {config}: warning: listener smtp ({FREE_ADDRESS}:2525) relays for nobody: "
         "set allow_networks, relay_domains or auth_users\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [(13, "expires in 13 days, on 2026-03-14"), (-2, "has expired on 2026-02-27"), (15, "")],
+)
+def test_a_listeners_certificate_that_ends_soon_is_told(tmp_path: Path, days: int, words: str) -> None:
+    at, path = datetime(2026, 3, 1, tzinfo=UTC), tmp_path / "tls.crt"
+    ends_at = at + timedelta(days=days, hours=1)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mx1.example.org")])
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = built.serial_number(1).not_valid_before(at - timedelta(days=90)).not_valid_after(ends_at)
+    path.write_bytes(built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    listener = {"name": "mx", "tls": "starttls", "certificate": str(path)}
+    chosen = Settings.model_validate({"node": {"name": "mx1"}, "listener": [listener]})
+    assert list(find_warnings(chosen, at)) == ([f"listener mx: {path} {words}"] if words else [])

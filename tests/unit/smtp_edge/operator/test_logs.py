@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from smtp_edge.logs import Lossy, configure_logs
+from smtp_edge.logs import Lossy, configure_logs, escape
 
 
 class FullDisk(io.StringIO):
@@ -39,6 +39,15 @@ def test_what_can_be_written_is() -> None:
     stream = io.StringIO()
     Lossy(stream).write("a line\n")
     assert stream.getvalue() == "a line\n"
+
+
+def test_no_control_character_reaches_a_line() -> None:
+    event = {"reply": "450 a\x1b[2Jb\r\nc\x85 grün \u202e", "count": 3, "names": ["x"]}
+    assert escape(None, "info", event) == {
+        "reply": "450 a\\x1b[2Jb\\r\\nc\\x85 grün \\u202e",
+        "count": 3,
+        "names": ["x"],
+    }
 
 
 @pytest.fixture

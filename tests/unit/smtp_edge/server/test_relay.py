@@ -63,6 +63,18 @@ def test_strangers_reach_the_relay_domains_and_nothing_behind_them(address: str,
 
 
 @pytest.mark.parametrize(
+    ("hostname", "allowed"), [("ours.test", True), ("MX1.below.test", True), ("mx1.theirs.test", False), ("", False)]
+)
+def test_strangers_reach_the_postmaster_of_a_relay_that_is_at_home_in_its_relay_domains(
+    hostname: str, allowed: bool
+) -> None:
+    settings = ListenerSettings.model_validate({"relay_domains": ["ours.test", "*.below.test"]})
+    chosen = RelayPolicy(settings, hostname)
+    assert (chosen.permits(STRANGER, Recipient("Postmaster")) is None) is allowed
+    assert chosen.permits(STRANGER, Recipient("a@theirs.test")) == NO_RELAY
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "<victim@theirs.test>",
