@@ -42,7 +42,6 @@ from smtp_edge.admin.address import find_advertised
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.auth.api import AuthError
-from smtp_edge.auth.backends import load_authenticator
 from smtp_edge.client.outbound import Outbound
 from smtp_edge.counters import Counters
 from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
@@ -67,13 +66,10 @@ from smtp_edge.reload import Reloader, ReloadError, Report
 from smtp_edge.rerouting import FILE as ROUTES_FILE
 from smtp_edge.rerouting import Rerouter
 from smtp_edge.room import Room
-from smtp_edge.routes import build_exits, build_table, find_classes, find_other_machines, limit_sizes
+from smtp_edge.routes import build_exits, build_table, find_classes, find_other_machines
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.server.door import ListenerError
-from smtp_edge.server.listener import MeshListener, Surroundings
-from smtp_edge.server.listeners import Listeners
-from smtp_edge.server.listeners import Plan as ListenersPlan
-from smtp_edge.server.pressure import Memory
+from smtp_edge.server.inbound import Inbound
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
@@ -239,16 +235,12 @@ class Node:
             doubt_s=lambda: self.settings.queue.in_doubt_hold_s,
             now=self.now,
         )
-        self._memory = Memory(settings.limits.buffer_bytes_max)
-        self._listeners = Listeners(self._acceptor)
-        self._mesh = MeshListener(
-            settings.mesh.listen,
-            self.identity,
+        self._inbound = Inbound(
+            settings,
+            self._acceptor,
             self._acceptor.for_peers(),
             hostname=self._hostname,
-            inline_bytes_max=queue.inline_bytes_max,
-            size_bytes_max=find_largest(settings),
-            memory=self._memory,
+            identity=self.identity,
         )
         self._admin = AdminServer(self, settings.admin.listen, self.identity)
         self._metrics = MetricsServer(self, settings.metrics.listen) if settings.metrics.listen else None
@@ -271,18 +263,6 @@ class Node:
     def _on_late(self) -> None:
         self._rerouter.begin()
 
-    def _build_surroundings(self, settings: Settings) -> Surroundings:
-        """AuthError. Reads files."""
-        return Surroundings(
-            hostname=find_hostname(settings),
-            inline_bytes_max=settings.queue.inline_bytes_max,
-            limits=settings.limits,
-            access=settings.access,
-            authenticators={section.name: load_authenticator(section) for section in settings.auth},
-            auth_timeouts={section.name: section.timeout_s for section in settings.auth},
-            memory=self._memory,
-        )
-
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -295,7 +275,7 @@ class Node:
         await self.room.measure()
         await self._sinks.start()
         await self._outbound.start()
-        self._doors["mesh"] = await _blame_async("mesh.listen", self._mesh.start())
+        self._doors["mesh"] = await _blame_async("mesh.listen", self._inbound.start_mesh())
         self._doors["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
         self._gossip.revoke(_blame("cluster.revocations", self._load_revocations))
         self._gossip.publish_info(self._info())
@@ -312,10 +292,9 @@ class Node:
         self._loops = [asyncio.create_task(loop) for loop in work]
         await self._rerouter.begin_if_changed()
         await self._dispatcher.start()
-        around = _blame("auth", lambda: self._build_surroundings(self.settings))
         try:
-            await self._listeners.start(limit_sizes(self.settings.listener, self.table), around)
-        except ListenerError as error:  # it names the listener
+            await self._inbound.start(self.settings, self.table, hostname=self._hostname)
+        except (ListenerError, AuthError) as error:  # it names the section
             raise NodeError(str(error)) from error
         if self._metrics is not None:
             self._doors["metrics"] = await _blame_async("metrics.listen", self._metrics.start())
@@ -327,8 +306,7 @@ class Node:
         """Top down; mail in flight gets `STOP_GRACE_S` to finish, the rest stays in the queue."""
         log.info("node.stopping")
         await self.reloader.stop()
-        doors: list[Listeners | MeshListener] = [self._listeners, self._mesh]
-        await asyncio.gather(*(door.stop(STOP_GRACE_S / 2) for door in doors))
+        await asyncio.gather(self._inbound.stop(STOP_GRACE_S / 2), self._inbound.stop_mesh(STOP_GRACE_S / 2))
         await self._dispatcher.stop(STOP_GRACE_S)
         for loop in self._loops:
             loop.cancel()
@@ -349,7 +327,7 @@ class Node:
                 await self.store.prune(datetime.now(UTC))
             except StoreError as error:
                 log.error("queue.prune_failed", reason=str(error))
-            await self._listeners.tidy()
+            await self._inbound.tidy()
 
     # -- another configuration -----------------------------------------------------------------------------------------
 
@@ -364,48 +342,43 @@ class Node:
             identity = await asyncio.to_thread(Identity.load, *_cluster_files(settings))
             self.identity.check_renewal(identity)
             revocations = await asyncio.to_thread(load_revocations, settings.cluster.revocations_folder, identity)
-            around = await asyncio.to_thread(self._build_surroundings, settings)
-            plan = await self._listeners.prepare(limit_sizes(settings.listener, build_table(settings)), around)
+            hostname = await asyncio.to_thread(find_hostname, settings)
+            change = await self._inbound.prepare(settings, build_table(settings), hostname=hostname)
         except START_ERRORS as error:
             raise ReloadError(_describe(error)) from error
         try:
             keeper = await self._outbound.prepare(settings)
-            self._outbound.configure(settings, hostname=around.hostname, keeper=keeper)
+            if self.identity.renew(identity):
+                self._gossip.renewed()
+            self._outbound.configure(settings, hostname=hostname, keeper=keeper)
         except BaseException:
-            await self._listeners.discard(plan)
+            await self._inbound.discard(change)
             raise
-        rerouted = self._switch(settings, around.hostname, identity, plan)
+        rerouted = self._switch(settings, hostname)
+        self._inbound.switch(change)
+        self._gossip.publish_info(self._info())
         self._gossip.revoke(revocations)
-        stale = self._listeners.stale_count
-        await self._listeners.finish(plan)
+        stale = self._inbound.stale_count
+        await self._inbound.finish(change)
         if rerouted:
             await self.operations.adapt([host.name for host in settings.smart_host])
             self._rerouter.begin()
         return stale
 
-    def _switch(self, settings: Settings, hostname: str, identity: Identity, plan: ListenersPlan) -> bool:
-        """The one step. True if mail may go other ways."""
+    def _switch(self, settings: Settings, hostname: str) -> bool:
+        """The one step of all that is not SMTP in. True if mail may go other ways."""
         before, self.settings, queue = self.settings, settings, settings.queue
         rerouted = hostname != self._hostname or routing_of(before) != routing_of(settings)
         self._hostname, self.table = hostname, build_table(settings)
-        configure_logs(settings.log.format, settings.log.level, settings.node.name)
-        if self.identity.renew(identity):
-            self._gossip.renewed()
+        if settings.log != before.log:
+            configure_logs(settings.log.format, settings.log.level, settings.node.name)
         self.store.configure(history_s=queue.history_s, entries_max=queue.entries_max, history_max=queue.history_max)
         self.room.configure(queue)
         self.postmaster.reporting = reporting = self._build_reporting()
         self._dispatcher.configure(reporting, build_dispatcher_limits(queue))
         self._acceptor.configure(self.table, hostname=self._hostname, settings=queue)
-        self._memory.bytes_max = settings.limits.buffer_bytes_max
-        self._mesh.configure(
-            hostname=self._hostname,
-            inline_bytes_max=queue.inline_bytes_max,
-            size_bytes_max=find_largest(settings),
-        )
-        self._listeners.switch(plan)
         if rerouted:
             self._reroute(before)
-        self._gossip.publish_info(self._info())
         return rerouted
 
     def _reroute(self, before: Settings) -> None:
@@ -431,7 +404,7 @@ class Node:
     async def _apply_drain(self, draining: bool) -> None:
         """Everywhere at once: nothing new comes in, what is here goes, others hear of it."""
         self.engine.draining = self._acceptor.draining = draining
-        self._listeners.drain(draining)
+        self._inbound.drain(draining)
         if "gossip" in self._doors:
             self._gossip.publish_info(self._info())
             self._gossip.publish_load(self.engine.load(self.now()))
@@ -478,7 +451,7 @@ class Node:
     @property
     def bound(self) -> Mapping[str, str]:
         """Every door -> host:port."""
-        return {**self._doors, **self._listeners.bound}
+        return {**self._doors, **self._inbound.bound}
 
     async def reload(self, by: str, *, dry_run: bool) -> Report:
         """Read the configuration again."""
@@ -514,7 +487,7 @@ class Node:
 
     def client_sessions(self) -> int:
         """Open sessions of clients."""
-        return self._listeners.session_count
+        return self._inbound.session_count
 
     def uptime_s(self) -> float:
         """Seconds since the node was built."""
@@ -532,11 +505,6 @@ class Node:
 def find_hostname(settings: Settings) -> str:
     """The name in EHLO, Received and the greeting. May ask the DNS for the machine's own."""
     return settings.node.hostname or getfqdn()
-
-
-def find_largest(settings: Settings) -> int:
-    """The largest message that a listener takes: peers may send as much."""
-    return max((section.size_bytes_max for section in settings.listener), default=50 * 1024 * 1024)
 
 
 def routing_of(settings: Settings) -> tuple[object, ...]:
