@@ -25,7 +25,6 @@ RESTART = (
     "router",
     "admin.listen",
     "metrics",
-    "sink",
 )
 """What holds from the start of a node to its end: addresses of its own doors, and objects that others hold."""
 NAMED = frozenset({"listener", "auth", "smart_host", "route"})

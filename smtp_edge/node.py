@@ -20,6 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import getfqdn
@@ -102,6 +103,8 @@ class Node:
         self.events = EventFeed(lambda node: self._gossip.name_of(node), lambda: datetime.now(UTC))
         self._began = time.monotonic()
         self._telling: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Sinks of before, until their last answer."""
         self._hostname = find_hostname(settings)
         self.table = build_table(settings)
         self.reloader = Reloader(config_path, self, self._tell_order)
@@ -190,7 +193,8 @@ class Node:
     def _build_edge(self) -> None:
         settings, queue = self.settings, self.settings.queue
         own = Binding("mesh", MeshRouter(self.engine, self.now))
-        self._sinks = SinkChain([*_blame("sink", lambda: load_bindings(settings.sink)), own])
+        self._own_binding = own
+        self._sinks = _blame("sink", lambda: self._build_sinks(settings))
         reporting = self._build_reporting()
         self._dispatcher = Dispatcher(
             self.store,
@@ -260,6 +264,10 @@ class Node:
             ),
         )
 
+    def _build_sinks(self, settings: Settings) -> SinkChain:
+        """SinkError."""
+        return SinkChain([*load_bindings(settings.sink), self._own_binding])
+
     def _on_late(self) -> None:
         self._rerouter.begin()
 
@@ -273,7 +281,7 @@ class Node:
         await _blame_async("node.data_dir", self.store.open())
         await _blame_async("node.data_dir", self.operations.restore())
         await self.room.measure()
-        await self._sinks.start()
+        await _blame_async("sink", self._sinks.start())
         await self._outbound.start()
         self._doors["mesh"] = await _blame_async("mesh.listen", self._inbound.start_mesh())
         self._doors["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
@@ -317,6 +325,7 @@ class Node:
         if self._metrics is not None:
             await self._metrics.stop()
         await self._sinks.stop()
+        await asyncio.gather(*self._leaving)  # the dispatcher has stopped: nobody waits for their answers
         await self.store.close()
         log.info("node.stopped")
 
@@ -338,24 +347,25 @@ class Node:
         parts change in one step of the event loop. Sessions and attempts under way keep what they began with. The
         number of client sessions that do.
         """
-        try:
-            identity = await asyncio.to_thread(Identity.load, *_cluster_files(settings))
-            self.identity.check_renewal(identity)
-            revocations = await asyncio.to_thread(load_revocations, settings.cluster.revocations_folder, identity)
-            hostname = await asyncio.to_thread(find_hostname, settings)
-            change = await self._inbound.prepare(settings, build_table(settings), hostname=hostname)
-        except START_ERRORS as error:
-            raise ReloadError(_describe(error)) from error
-        try:
-            keeper = await self._outbound.prepare(settings)
-            if self.identity.renew(identity):
-                self._gossip.renewed()
+        async with AsyncExitStack() as undo:
+            try:
+                identity = await asyncio.to_thread(Identity.load, *_cluster_files(settings))
+                self.identity.check_renewal(identity)
+                revocations = await asyncio.to_thread(load_revocations, settings.cluster.revocations_folder, identity)
+                hostname = await asyncio.to_thread(find_hostname, settings)
+                sinks = await self._prepare_sinks(settings, undo)
+                change = await self._inbound.prepare(settings, build_table(settings), hostname=hostname)
+                undo.push_async_callback(self._inbound.discard, change)
+                keeper = await self._outbound.prepare(settings)
+                if self.identity.renew(identity):
+                    self._gossip.renewed()
+            except START_ERRORS as error:
+                raise ReloadError(_describe(error)) from error
             self._outbound.configure(settings, hostname=hostname, keeper=keeper)
-        except BaseException:
-            await self._inbound.discard(change)
-            raise
+            undo.pop_all()
         rerouted = self._switch(settings, hostname)
         self._inbound.switch(change)
+        self._exchange_sinks(sinks)
         self._gossip.publish_info(self._info())
         self._gossip.revoke(revocations)
         stale = self._inbound.stale_count
@@ -364,6 +374,25 @@ class Node:
             await self.operations.adapt([host.name for host in settings.smart_host])
             self._rerouter.begin()
         return stale
+
+    async def _prepare_sinks(self, settings: Settings, undo: AsyncExitStack) -> SinkChain:
+        """The same ones, if nothing is said about them that was not said before. SinkError."""
+        if settings.sink == self.settings.sink:
+            return self._sinks
+        sinks = await asyncio.to_thread(self._build_sinks, settings)
+        await sinks.start()
+        undo.push_async_callback(sinks.stop)
+        return sinks
+
+    def _exchange_sinks(self, sinks: SinkChain) -> None:
+        """What waits is asked about again; what is being asked about gets its answer from those of before."""
+        if sinks is self._sinks:
+            return
+        before, self._sinks, self._dispatcher.sinks = self._sinks, sinks, sinks
+        self._dispatcher.ask_again(news=True)
+        task = asyncio.create_task(before.retire())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _switch(self, settings: Settings, hostname: str) -> bool:
         """The one step of all that is not SMTP in. True if mail may go other ways."""

@@ -79,7 +79,8 @@ class Dispatcher:
     ) -> None:
         """`on_late`: a report was stored by routes that were exchanged while the disk was busy with it."""
         self._store = store
-        self._sinks = sinks
+        self.sinks = sinks
+        """Asked from the next question on; may be exchanged at any time."""
         self._target_of = target_of
         self._in_doubt_hold_s = limits.in_doubt_hold_s
         self._now = now
@@ -276,7 +277,7 @@ class Dispatcher:
     async def _ask(self, waiting: Waiting) -> Route | Unreachable:
         if waiting.only:
             return answer_order(waiting, self._now())
-        return await self._sinks.route(make_request(waiting, self._now()))
+        return await self.sinks.route(make_request(waiting, self._now()))
 
     # -- attempts ------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 ENTRY_POINTS = "smtpmesh.sinks"
 WIRED_EVENTS = ("route",)
 TIMEOUT_AFTER_250_S = 300.0
+START_S, STOP_S = 30.0, 5.0
+"""For one sink."""
 FAILURE_RETRY_S = 30.0
 """A delivery whose route sink failed is asked again after this; mail is never dropped because of our own confusion."""
 
@@ -57,19 +59,44 @@ class SinkChain:
     def __init__(self, bindings: Sequence[Binding]) -> None:
         self.bindings = tuple(sorted(bindings, key=lambda binding: binding.priority))
         self._route = tuple(binding for binding in self.bindings if binding.handles("route"))
+        self._asked_count = 0
+        """Questions under way."""
+        self._idle: asyncio.Event | None = None
+        """Somebody waits until there are none."""
 
     async def start(self) -> None:
-        """Start every sink."""
-        for binding in self.bindings:
-            await binding.sink.start()
+        """Start every sink. SinkError names the one that does not start; then none is started."""
+        for number, binding in enumerate(self.bindings):
+            try:
+                async with asyncio.timeout(START_S):
+                    await binding.sink.start()
+            except Exception as error:
+                await _stop(self.bindings[:number])
+                reason = str(error) or type(error).__name__
+                raise SinkError(f"sink {binding.name} does not start: {reason}") from error
 
     async def stop(self) -> None:
-        """Stop every sink, last first."""
-        for binding in reversed(self.bindings):
-            await binding.sink.stop()
+        """Stop every sink, last first. What goes wrong is logged."""
+        await _stop(self.bindings)
+
+    async def retire(self) -> None:
+        """Nothing new is asked: stop when the questions under way have their answers."""
+        self._idle = asyncio.Event()
+        if self._asked_count:
+            await self._idle.wait()
+        await self.stop()
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """The first answer that is not None. A sink that fails, hangs or answers nonsense makes the delivery wait."""
+        self._asked_count += 1
+        try:
+            return await self._ask(delivery)
+        finally:
+            self._asked_count -= 1
+            if self._idle is not None and not self._asked_count:
+                self._idle.set()
+
+    async def _ask(self, delivery: RouteRequest) -> Route | Unreachable:
         for binding in self._route:
             if not binding.rule.matches(lambda key: _route_facts(delivery, key)):
                 continue
@@ -85,6 +112,15 @@ class SinkChain:
                 log.error("sink.wrong_answer", sink=binding.name, event_name="route", answer=type(answer).__name__)
                 return Unreachable(f"sink {binding.name} answered nonsense", retry_in_s=FAILURE_RETRY_S)
         return Unreachable("no sink routes this", retry_in_s=FAILURE_RETRY_S)
+
+
+async def _stop(bindings: Sequence[Binding]) -> None:
+    for binding in reversed(bindings):
+        try:
+            async with asyncio.timeout(STOP_S):
+                await binding.sink.stop()
+        except Exception:
+            log.exception("sink.stop_failed", sink=binding.name)
 
 
 def _route_facts(delivery: RouteRequest, key: str) -> Sequence[str]:

@@ -25,6 +25,8 @@ from smtp_edge.demo.submit import Connections, Submitter
 from tests.e2e.scene import account, admin_calls, drain, events, wait_until
 from tests.e2e.test_drain import smtpmesh
 
+STATIC = "tests.unit.smtp_edge.dispatch.test_bindings:Static"
+
 
 class Watchful(Submitter):
     """Notes whatever a client is told but 250."""
@@ -203,6 +205,35 @@ def test_reloads_at_once_all_end_and_the_last_file_counts(cluster: Cluster) -> N
     with dial(relay.ports["smtp"]) as client:
         assert b"LIMITS RCPTMAX=3" in client.ehlo()[1]
     assert events(relay.server.log, "node.reload_refused", "node.reload_failed") == []
+
+
+def test_a_sink_of_the_users_own_comes_and_goes(cluster: Cluster) -> None:
+    relay = cluster.relays["relay A"]
+    edit(relay, ('via = ["a", "b"]', 'via = ["b"]'))
+    cluster.start()
+    calls = admin_calls(cluster)
+
+    def send(prefix: str) -> set[str]:
+        """Hosts that ten messages came to."""
+        load = Submitter(cluster.submission_targets(), rate_mps=200, count_max=10, thread_count=2, prefix=prefix)
+        load.start()
+        assert load.join(20)
+        drain(cluster, calls, load)
+        return {arrival.host for arrival in cluster.arrivals() if arrival.message_id.startswith(prefix)}
+
+    good = relay.config.read_text()
+    assert send("one") == {"smart host B"}
+    edit(relay, ("", f'\n[[sink]]\nuse = "{STATIC}"\nwith = {{ host = "a" }}\n'))
+    assert reload(relay)["applied"] == ["sink"]
+    assert send("two") == {"smart host A"}
+    edit(relay, ('with = { host = "a" }', "with = {}"))
+    done = smtpmesh(relay, "reload")
+    assert done.returncode == 78
+    assert "the settings in `with` do not fit" in done.stderr
+    assert send("three") == {"smart host A"}
+    relay.config.write_text(good)
+    assert reload(relay)["applied"] == ["sink"]
+    assert send("four") == {"smart host B"}
 
 
 def shown_certificate(port: int, authority: Path) -> str:

@@ -56,6 +56,59 @@ def request(*addresses: str, sender: str = "sue@example.net") -> RouteRequest:
     return RouteRequest("Q1", sender, recipients, "default", 100, (), 0)
 
 
+class Noted(Sink):
+    """Says what is done to it, and answers when it may."""
+
+    def __init__(self, name: str, events: list[str], fault: str = "") -> None:
+        self.name, self.events, self.fault = name, events, fault
+        self.gate = asyncio.Event()
+
+    async def start(self) -> None:
+        if self.fault == "start":
+            raise KeyError("table")
+        self.events.append(f"start {self.name}")
+
+    async def stop(self) -> None:
+        self.events.append(f"stop {self.name}")
+        if self.fault == "stop":
+            raise RuntimeError("cannot")
+
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+        await self.gate.wait()
+        return Route((NextHop("host:old"),))
+
+
+async def test_one_that_does_not_start_stops_the_others_and_is_named() -> None:
+    events: list[str] = []
+    chain = SinkChain([Binding("a", Noted("a", events)), Binding("b", Noted("b", events, "start"))])
+    with pytest.raises(SinkError, match="sink b does not start: 'table'"):
+        await chain.start()
+    assert events == ["start a", "stop a"]
+
+
+async def test_one_that_does_not_stop_keeps_nobody_from_it() -> None:
+    events: list[str] = []
+    await SinkChain([Binding("a", Noted("a", events)), Binding("b", Noted("b", events, "stop"))]).stop()
+    assert events == ["stop b", "stop a"]
+
+
+async def test_a_chain_that_retires_answers_what_it_was_asked_and_stops_then() -> None:
+    events: list[str] = []
+    sink = Noted("a", events)
+    chain = SinkChain([Binding("a", sink)])
+    asked = [asyncio.create_task(chain.route(request())) for _ in range(2)]
+    await asyncio.sleep(0)
+    retiring = asyncio.create_task(chain.retire())
+    asked[0].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert events == []
+    sink.gate.set()
+    await retiring
+    assert events == ["stop a"]
+    assert await asked[1] == Route((NextHop("host:old"),))
+
+
 async def test_the_lowest_priority_number_is_asked_first() -> None:
     chain = SinkChain([Binding("late", Static("late"), priority=200), Binding("early", Static("early"), priority=100)])
     assert await chain.route(request()) == Route((NextHop("host:early"),))

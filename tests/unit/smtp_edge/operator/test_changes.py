@@ -30,7 +30,7 @@ def build(**sections: Any) -> Settings:
         ({"metrics": {"listen": "127.0.0.1:1"}, "log": {"level": "debug"}}, ("log.level",), ("metrics.listen",)),
         ({"mesh": {"listen": "127.0.0.1:1", "transit": False}}, ("mesh.transit",), ("mesh.listen",)),
         ({"access": [{"action": "reject", "helo": ["x"]}]}, ("access",), ()),
-        ({"sink": [{"use": "x:Y"}]}, (), ("sink",)),
+        ({"sink": [{"use": "x:Y"}]}, ("sink",), ()),
         ({"smart_host": [{**HOSTS[0], "port": 26}, HOSTS[1]]}, ("smart_host[a].port",), ()),
         (
             {"smart_host": [{"name": "c", "host": "192.0.2.3"}, HOSTS[0]]},
