@@ -63,7 +63,7 @@ from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.spool import Spool, read_whole
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
-from smtp_edge.reload import Reloader, ReloadError, Report
+from smtp_edge.reload import Configured, Reloader, ReloadError, Report
 from smtp_edge.rerouting import FILE as ROUTES_FILE
 from smtp_edge.rerouting import Rerouter
 from smtp_edge.room import Room
@@ -481,6 +481,11 @@ class Node:
     def bound(self) -> Mapping[str, str]:
         """Every door -> host:port."""
         return {**self._doors, **self._inbound.bound}
+
+    @property
+    def configured(self) -> Configured:
+        """What it goes by."""
+        return self.reloader.configured
 
     async def reload(self, by: str, *, dry_run: bool) -> Report:
         """Read the configuration again."""

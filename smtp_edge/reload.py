@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +56,18 @@ class Report:
         return words + (f", needs restart: {', '.join(self.restart)}" if self.restart else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What a node goes by."""
+
+    at: datetime
+    """Since when: its start, or the last reload that was not refused."""
+    restart: tuple[str, ...] = ()
+    """Settings that were another in the file then, and wait for a restart."""
+    mistakes: tuple[str, ...] = ()
+    """Of the last reload, if that was refused."""
+
+
 class Reconfigurable(Protocol):
     """The part of a node that is used here."""
 
@@ -72,8 +84,15 @@ class Reconfigurable(Protocol):
 class Reloader:
     """See the module. `tell`: a line for monitors."""
 
-    def __init__(self, path: Path, node: Reconfigurable, tell: Callable[[str], None]) -> None:
-        self._path, self._node, self._tell = path, node, tell
+    def __init__(
+        self,
+        path: Path,
+        node: Reconfigurable,
+        tell: Callable[[str], None],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._path, self._node, self._tell, self._clock = path, node, tell, clock
+        self.configured = Configured(clock())
         self._one, self._ready = asyncio.Lock(), asyncio.Event()
         self._contents: Mapping[str, str] = {}
         self._waiting: asyncio.Task[Report] | None = None
@@ -137,8 +156,10 @@ class Reloader:
 
     def _note(self, report: Report, by: str) -> None:
         if report.mistakes:
+            self.configured = replace(self.configured, mistakes=report.mistakes)
             log.error("node.reload_refused", reason="; ".join(report.mistakes), by=by)
         else:
+            self.configured = Configured(self._clock(), report.restart)
             names = {"applied": list(report.applied), "needs_restart": list(report.restart)}
             log.info("node.reloaded", by=by, sessions_before=report.sessions, warnings=list(report.warnings), **names)
         self._tell(f"{report} (by {by})")

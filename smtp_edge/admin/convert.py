@@ -13,6 +13,7 @@ from smtp_edge.admin.events import Told
 from smtp_edge.orders import Order, Orders, PinOrder
 from smtp_edge.queue.entry import Claim, HistoryNote, MessageHistory, QueueSummary
 from smtp_edge.queue.survey import Damaged
+from smtp_edge.reload import Configured
 from smtp_edge.room import Room
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
@@ -306,6 +307,13 @@ def convert_orders(orders: Orders) -> pb.Orders:
         drain=convert_order(orders.drain),
         hosts=[pb.HostDrain(host=name, order=convert_order(order)) for name, order in sorted(orders.hosts.items())],
         pins=[convert_pin(class_id, pin) for class_id, pin in sorted(orders.pins.items())],
+    )
+
+
+def convert_configured(configured: Configured) -> pb.Configuration:
+    """What a node goes by."""
+    return pb.Configuration(
+        since=convert_time(configured.at), needs_restart=configured.restart, mistakes=configured.mistakes
     )
 
 

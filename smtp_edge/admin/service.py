@@ -52,6 +52,7 @@ class AdminService(QueueService):
             duplicates_dropped=counters.duplicates_dropped,
             orders=convert.convert_orders(view.operations.orders),
             room=convert.convert_room(view.room),
+            configuration=convert.convert_configured(view.configured),
         )
 
     async def GetRoutes(self, request: pb.GetRoutesRequest, context: Context) -> pb.GetRoutesResponse:

@@ -17,7 +17,7 @@ from smtp_edge.operations import Operations
 from smtp_edge.postmaster import Postmaster
 from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.store import MessageStore
-from smtp_edge.reload import Report
+from smtp_edge.reload import Configured, Report
 from smtp_edge.room import Room
 from smtp_edge.settings import Settings
 from smtp_edge.sinks.api import RouteRequest
@@ -70,6 +70,11 @@ class NodeView(Protocol):
     @property
     def operations(self) -> Operations:
         """Takes orders about the node, its hosts and routes."""
+        ...
+
+    @property
+    def configured(self) -> Configured:
+        """Since when it goes by its configuration, and what the last reload left open."""
         ...
 
     async def reload(self, by: str, *, dry_run: bool) -> Report:

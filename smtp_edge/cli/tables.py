@@ -49,6 +49,7 @@ def show_status(answer: Any) -> str:
         ("repeats", f"{count_of(answer.duplicates_dropped, 'transfer')} recognised and not stored again"),
         *(("listens", listener) for listener in answer.listeners),
         ("room", _room(answer.room)),
+        *_configuration_rows(answer.configuration),
         *_order_rows(answer.orders),
     ]
     return "\n".join(f"{name:<10}{value}" for name, value in rows)
@@ -59,6 +60,17 @@ def _room(room: Any) -> str:
     words = "takes no mail" if room.overloaded else f"headroom {room.headroom_permille / 10:.0f} %"
     there = f"{_size(room.free_bytes)} of disk free, {_size(room.memory_bytes)} of memory in use"
     return f"{words}{f': {room.reason}' if room.reason else ''} ({there})"
+
+
+def _configuration_rows(configuration: Any) -> list[tuple[str, str]]:
+    """What a reload left open; mostly nothing."""
+    rows = [("config", f"of {configuration.since}")]
+    if configuration.needs_restart:
+        rows.append(("", f"needs restart: {', '.join(configuration.needs_restart)}"))
+    if configuration.mistakes:
+        rows.append(("", "the last reload was refused:"))
+        rows += [("", f"  {mistake}") for mistake in configuration.mistakes]
+    return rows
 
 
 def _order_rows(orders: Any) -> list[tuple[str, str]]:

@@ -49,6 +49,7 @@ class GetStatusResponse(_message.Message):
     DUPLICATES_DROPPED_FIELD_NUMBER: _builtins.int
     ORDERS_FIELD_NUMBER: _builtins.int
     ROOM_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     cluster_id: _builtins.str
@@ -68,6 +69,8 @@ class GetStatusResponse(_message.Message):
     def orders(self) -> Global___Orders: ...
     @_builtins.property
     def room(self) -> Global___Room: ...
+    @_builtins.property
+    def configuration(self) -> Global___Configuration: ...
     def __init__(
         self,
         *,
@@ -83,14 +86,49 @@ class GetStatusResponse(_message.Message):
         duplicates_dropped: _builtins.int = ...,
         orders: Global___Orders | None = ...,
         room: Global___Room | None = ...,
+        configuration: Global___Configuration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders", "room", b"room"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "orders", b"orders", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "orders", b"orders", "relayed", b"relayed", "room", b"room", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "cluster_id", b"cluster_id", "configuration", b"configuration", "database_root", b"database_root", "duplicates_dropped", b"duplicates_dropped", "listeners", b"listeners", "name", b"name", "node_id", b"node_id", "orders", b"orders", "relayed", b"relayed", "room", b"room", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Configuration(_message.Message):
+    """What the node goes by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    NEEDS_RESTART_FIELD_NUMBER: _builtins.int
+    MISTAKES_FIELD_NUMBER: _builtins.int
+    since: _builtins.str
+    """its start, or the last reload that was not refused"""
+    @_builtins.property
+    def needs_restart(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """settings that were another in the file then"""
+
+    @_builtins.property
+    def mistakes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of the last reload, if it was refused"""
+
+    def __init__(
+        self,
+        *,
+        since: _builtins.str = ...,
+        needs_restart: _abc.Iterable[_builtins.str] | None = ...,
+        mistakes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mistakes", b"mistakes", "needs_restart", b"needs_restart", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
 
 @_typing.final
 class Room(_message.Message):

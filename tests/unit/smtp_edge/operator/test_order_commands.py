@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -387,3 +388,13 @@ def test_a_wrong_configuration_is_told_with_every_mistake_and_ends_with_78(serve
         "smtpmesh: node.toml: c.d: unknown key",
     ]
     assert json.loads(ask(served, "reload", "--json").stdout)["mistakes"] == list(served.view.report.mistakes)
+
+
+def test_status_shows_what_the_node_goes_by_and_what_a_reload_left_open(served: Served) -> None:
+    assert cells(show(served, "status"), "config")[1] == "of 2026-03-01T11:58:00.000Z"
+    served.view.configured = replace(
+        served.view.configured, restart=("metrics.listen", "node.name"), mistakes=("node.toml: a.b: is required",)
+    )
+    lines = [line.strip() for line in show(served, "status").splitlines()]
+    first = lines.index("needs restart: metrics.listen, node.name")
+    assert lines[first + 1 : first + 3] == ["the last reload was refused:", "node.toml: a.b: is required"]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from smtp_edge.configuration import load_configuration
-from smtp_edge.reload import Reloader, ReloadError, Report
+from smtp_edge.reload import Configured, Reloader, ReloadError, Report
 from smtp_edge.settings import Settings
 from smtp_edge.setup import Plan, create_node
+
+AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
 class FakeNode:
@@ -188,3 +190,19 @@ async def test_a_node_that_stops_is_not_reconfigured(scene: Scene) -> None:
     await scene.reloader.stop()
     assert (await scene.reloader.reload("sue")).mistakes == ("the node stops",)
     assert scene.node.count == 0
+
+
+async def test_what_a_reload_left_open_is_there_to_be_asked_for(scene: Scene) -> None:
+    clock = iter([AT, AT + timedelta(minutes=1), AT + timedelta(minutes=2)])
+    reloader = Reloader(scene.path, scene.node, scene.told.append, clock=lambda: next(clock))
+    await reloader.start()
+    assert reloader.configured == Configured(AT)
+    scene.append('\n[metrics]\nlisten = "127.0.0.1:9427"\n')
+    await reloader.reload("sue")
+    assert reloader.configured == Configured(AT + timedelta(minutes=1), ("metrics.listen",))
+    scene.append("\n[limits]\nhops_max = 1\n")
+    refused = await reloader.reload("sue")
+    assert reloader.configured == Configured(AT + timedelta(minutes=1), ("metrics.listen",), refused.mistakes)
+    scene.write("hops_max = 1", "hops_max = 10")
+    await reloader.reload("sue")
+    assert reloader.configured == Configured(AT + timedelta(minutes=2), ("metrics.listen",))

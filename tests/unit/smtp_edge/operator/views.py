@@ -45,7 +45,7 @@ from smtp_edge.queue.entry import Claim
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
 from smtp_edge.queue.sqlite import SQLiteStore
-from smtp_edge.reload import Report
+from smtp_edge.reload import Configured, Report
 from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
 from smtp_edge.sinks.api import RouteRequest
@@ -162,6 +162,7 @@ class FakeView:
         )
         self.reloads: list[tuple[str, bool]] = []
         self.report = Report()
+        self.configured = Configured(datetime(2026, 3, 1, 11, 58, tzinfo=UTC))
         self.trouble = ""
         """Of the queue's disk."""
         reporting = Reporting(
