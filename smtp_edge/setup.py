@@ -273,7 +273,8 @@ def _configuration(plan: Plan, ports: dict[str, int], join: str) -> str:
 
 TEMPLATE = """\
 # A smtpmesh node. Every key, with its bounds and what it trades: deploy/node.example.toml.
-# `smtpmesh check-config` reports every mistake. Paths are relative to this file.
+# `smtpmesh check-config` reports every mistake, `smtpmesh reload` has a running node go by what is changed here.
+# Paths are relative to this file.
 
 [node]
 name = "{name}"

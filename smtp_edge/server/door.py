@@ -160,9 +160,20 @@ class Door:
             self._socket = None
 
     async def close(self) -> None:
-        """Accept nobody any more; sessions go on to their own end, watched."""
+        """Accept those who wait already, and nobody else; sessions go on to their own end, watched."""
+        await self.pause()
+        self._take_waiting()
         await self.release()
         self._loops.append(asyncio.get_running_loop().create_task(self._watch()))
+
+    def _take_waiting(self) -> None:
+        """Connections in the kernel's backlog would be reset with the address."""
+        while self._socket is not None:
+            try:
+                accepted, address = self._socket.accept()
+            except OSError:
+                break
+            self._admit(accepted, address[0])
 
     def drain(self, drained: bool) -> None:
         """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
@@ -172,7 +183,8 @@ class Door:
 
     async def stop(self, grace_s: float) -> None:
         """Accept nobody, let transactions finish within `grace_s`, then hang up."""
-        await self.close()
+        await self.release()
+        self._loops.append(asyncio.get_running_loop().create_task(self._watch()))
         for caller in list(self._callers):
             caller.cancel()
         for session in list(self._sessions):
@@ -189,6 +201,11 @@ class Door:
     def session_count(self) -> int:
         """Sessions that are there."""
         return len(self._sessions)
+
+    @property
+    def present_count(self) -> int:
+        """Sessions, and connections that will be ones."""
+        return len(self._sessions) + len(self._callers)
 
     @property
     def stale_count(self) -> int:
@@ -252,11 +269,14 @@ class Door:
                     log.error("listener.accept_failed", listener=self.name, reason=str(error))
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
-                task = loop.create_task(self._receive(accepted, address[0], self._options))
-                self._callers[task], self._begun[task] = time.monotonic(), self._options
-                task.add_done_callback(self._forget_caller)
+                self._admit(accepted, address[0])
         finally:
             listening.close()
+
+    def _admit(self, accepted: socket.socket, address: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._receive(accepted, address, self._options))
+        self._callers[task], self._begun[task] = time.monotonic(), self._options
+        task.add_done_callback(self._forget_caller)
 
     def _forget_caller(self, task: asyncio.Task[None]) -> None:
         del self._callers[task], self._begun[task]

@@ -186,6 +186,11 @@ class Listener:
         return self._door.session_count
 
     @property
+    def present_count(self) -> int:
+        """Sessions, and connections that will be ones."""
+        return self._door.present_count
+
+    @property
     def stale_count(self) -> int:
         """Those of them that began with other options than those of now."""
         return self._door.stale_count

@@ -143,7 +143,7 @@ class Listeners:
     @property
     def stale_count(self) -> int:
         """Those that began before the last change."""
-        return sum(item.stale_count for item in self._open) + sum(item.session_count for item in self._closing)
+        return sum(item.stale_count for item in self._open) + sum(item.present_count for item in self._closing)
 
     def drain(self, drained: bool) -> None:
         """Greet nobody any more (421), and let sessions end after their transactions; False = open again."""
@@ -153,7 +153,7 @@ class Listeners:
 
     async def tidy(self) -> None:
         """Forget closed listeners whose last session has ended."""
-        over = [listener for listener in self._closing if not listener.session_count]
+        over = [listener for listener in self._closing if not listener.present_count]
         self._closing = [listener for listener in self._closing if listener not in over]
         for listener in over:
             await listener.stop(0)

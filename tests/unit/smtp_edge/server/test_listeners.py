@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from smtp_edge.server.door import ListenerError
-from smtp_edge.server.listener import Surroundings
+from smtp_edge.server.listener import Listener, Surroundings
 from smtp_edge.server.listeners import Listeners
 from smtp_edge.settings_inbound import LimitsSettings, ListenerSettings
-from tests.unit.smtp_edge.server.doors import HOSTNAME, INLINE_BYTES_MAX, RawClient, Remembering, write_certificate
+from tests.unit.smtp_edge.server.doors import (
+    HOSTNAME,
+    INLINE_BYTES_MAX,
+    RawClient,
+    Remembering,
+    open_door,
+    write_certificate,
+)
 
 AROUND = Surroundings(HOSTNAME, INLINE_BYTES_MAX)
 
@@ -117,6 +124,30 @@ async def test_sessions_of_a_listener_that_is_removed_go_on_and_nobody_else_come
         assert await client.reply() == ""
         await listeners.tidy()
         assert listeners.session_count == 0
+
+
+async def test_a_listener_that_is_removed_greets_those_who_wait_already(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        await door.listener._door.pause()  # as if the loop had not come to it yet
+        clients = [await door.dial() for _ in range(3)]
+        assert isinstance(door.listener, Listener)
+        await door.listener.close()
+        assert [(await client.reply())[:4] for client in clients] == ["220 "] * 3
+        with pytest.raises(ConnectionRefusedError):
+            await door.dial()
+
+
+async def test_a_handshake_under_way_at_a_listener_that_is_removed_comes_to_its_end(tmp_path: Path) -> None:
+    certificate, key, context = write_certificate(tmp_path)
+    async with opened(tmp_path, section(tls="implicit", certificate=certificate, key=key)) as listeners:
+        host, _, port = listeners.bound["smtp"].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        await change(listeners, section("other"))
+        assert listeners.stale_count == 1
+        await writer.start_tls(context, server_hostname="relay.test")
+        client = RawClient(reader, writer)
+        assert (await client.reply()).startswith("220 ")
+        client.close()
 
 
 async def test_a_listener_begins_and_ends_to_demand_tls_at_once(tmp_path: Path) -> None:
