@@ -145,8 +145,11 @@ class Door:
     async def pause(self) -> None:
         """Accept nobody for now; `serve` goes on. Callers wait in the kernel's backlog."""
         if self._server is not None:
-            self._server.close()
-            self._server = None
+            server, self._server = self._server, None
+            for listening in server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            await asyncio.sleep(0)  # whom asyncio has accepted becomes a session: a closed server would lose him
+            server.close()
         loops, self._loops = self._loops, []
         for task in loops:
             task.cancel()
@@ -259,12 +262,17 @@ class Door:
         return Session(self._options.session, self._acceptor, self, loop=asyncio.get_running_loop())
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        """Until a pause, which may come while one waits, and never between accepting and admitting."""
         try:
             while True:
                 await self._make_room()
                 try:
-                    accepted, address = await loop.sock_accept(listening)
+                    accepted, address = listening.accept()
+                except BlockingIOError:
+                    await _readable(listening)
+                    continue
+                except ConnectionAbortedError:
+                    continue
                 except OSError as error:  # too many open files: those that are open will end
                     log.error("listener.accept_failed", listener=self.name, reason=str(error))
                     await asyncio.sleep(ACCEPT_PAUSE_S)
@@ -362,6 +370,22 @@ class Door:
                 if number % LOOKS_IN_A_ROW == LOOKS_IN_A_ROW - 1:
                     await asyncio.sleep(0)
             self.memory.unread_bytes[id(self)] = unread
+
+
+async def _readable(listening: socket.socket) -> None:
+    """Until somebody calls."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(listening, _note, came)
+    try:
+        await came
+    finally:
+        loop.remove_reader(listening)
+
+
+def _note(came: asyncio.Future[None]) -> None:
+    if not came.done():
+        came.set_result(None)
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from smtp_edge.demo.cluster import find_port
 from smtp_edge.server.door import ListenerError
 from smtp_edge.server.listener import Listener, Surroundings
 from smtp_edge.server.listeners import Listeners
 from smtp_edge.settings_inbound import LimitsSettings, ListenerSettings
+from tests.unit.smtp_edge.dispatch.fakes import until
 from tests.unit.smtp_edge.server.doors import (
     HOSTNAME,
     INLINE_BYTES_MAX,
@@ -30,11 +33,6 @@ def section(name: str = "smtp", listen: str = "127.0.0.1:0", **settings: object)
     return ListenerSettings.model_validate(
         {"name": name, "listen": listen, "allow_networks": ["127.0.0.0/8"], **settings}
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @asynccontextmanager
@@ -89,7 +87,7 @@ async def test_the_address_of_a_listener_that_stays_is_never_given_up(tmp_path: 
 
 
 async def test_a_listener_that_is_renamed_keeps_its_address_and_sessions(tmp_path: Path) -> None:
-    listen = f"127.0.0.1:{free_port()}"
+    listen = f"127.0.0.1:{find_port(set())}"
     async with opened(tmp_path, section("old", listen)) as listeners:
         client = await (await dial(listen)).hello()
         await change(listeners, section("new", listen))
@@ -99,7 +97,7 @@ async def test_a_listener_that_is_renamed_keeps_its_address_and_sessions(tmp_pat
 
 
 async def test_two_listeners_can_exchange_their_addresses(tmp_path: Path) -> None:
-    one, two = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    one, two = f"127.0.0.1:{find_port(set())}", f"127.0.0.1:{find_port(set())}"
     async with opened(tmp_path, section("a", one, recipients_max=1), section("b", two, recipients_max=2)) as listeners:
         await change(listeners, section("a", two, recipients_max=1), section("b", one, recipients_max=2))
         assert listeners.bound == {"a": two, "b": one}
@@ -124,6 +122,27 @@ async def test_sessions_of_a_listener_that_is_removed_go_on_and_nobody_else_come
         assert await client.reply() == ""
         await listeners.tidy()
         assert listeners.session_count == 0
+
+
+async def test_nobody_is_lost_while_a_listener_changes_the_way_it_accepts(tmp_path: Path) -> None:
+    """By the loop's own server, or by hand (as with load balancers): 20 callers at a time, 80 changes."""
+    async with opened(tmp_path, section()) as listeners:
+        address, over, greetings = listeners.bound["smtp"], asyncio.Event(), []
+
+        async def call() -> None:
+            while not over.is_set():
+                greetings.append((await greeting(address))[:4])
+
+        def has_grown(before: int) -> bool:
+            return len(greetings) > before + 10
+
+        callers = [asyncio.create_task(call()) for _ in range(20)]
+        for number in range(80):
+            await change(listeners, section(proxy_networks=["192.0.2.1"] if number % 2 == 0 else []))
+            await until(functools.partial(has_grown, len(greetings)))
+        over.set()
+        await asyncio.gather(*callers)
+        assert set(greetings) == {"220 "}
 
 
 async def test_a_listener_that_is_removed_greets_those_who_wait_already(tmp_path: Path) -> None:
@@ -178,7 +197,7 @@ async def test_a_port_in_use_names_the_listener_and_changes_nothing(tmp_path: Pa
 
 
 async def test_an_address_that_was_given_up_for_nothing_is_taken_back(tmp_path: Path) -> None:
-    port = free_port()
+    port = find_port(set())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         async with opened(tmp_path, section("old", f"127.0.0.1:{port}")) as listeners:
             wide = section("wide", f"0.0.0.0:{port}")
