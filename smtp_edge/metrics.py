@@ -36,6 +36,7 @@ from smtp_edge.admin.view import NodeView
 from smtp_edge.counters import Counters
 from smtp_edge.pressure import NO_PRESSURE, NOTHING_READ, Pressure, Readings
 from smtp_edge.queue.entry import ClassBacklog, QueueSummary
+from smtp_edge.reload import NEVER_RELOADED, Configured
 
 log = structlog.get_logger()
 
@@ -103,6 +104,7 @@ class Sample:
     """Joint plans made since the start."""
     shares_moved: int = 0
     """Own shares that changed by a tenth or more from one plan to the next."""
+    configured: Configured = NEVER_RELOADED
 
 
 async def read_sample(view: NodeView) -> Sample:
@@ -128,6 +130,7 @@ async def read_sample(view: NodeView) -> Sample:
         pinned=len(view.operations.orders.pins),
         plans=view.engine.planning.made,
         shares_moved=view.engine.planning.churn,
+        configured=view.configured,
     )
 
 
@@ -194,6 +197,7 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     yield _counter("smtpmesh_plans", "Joint plans of all mail that this node followed.", sample.plans)
     text = "Shares of this node that changed by a tenth or more from one plan to the next."
     yield _counter("smtpmesh_plan_shares_moved", text, sample.shares_moved)
+    yield from _build_configuration(sample.configured)
     yield from _build_room(sample.pressure, sample.readings)
     yield from _build_relay(sample.counters)
     yield from _build_queue(sample.queue, sample.at)
@@ -202,6 +206,15 @@ def build_families(sample: Sample) -> Iterator[Metric]:
     states = {state.value: sample.members.get(state, 0) for state in MemberState}
     yield _gauges("smtpmesh_gossip_members", "Members of the cluster as this node sees them.", "state", states)
     yield _gauge("smtpmesh_event_watchers", "Callers who watch events (smtpmesh monitor).", sample.watchers)
+
+
+def _build_configuration(configured: Configured) -> Iterator[Metric]:
+    text = "When the node began to go by its configuration: its start, or a reload."
+    yield _gauge("smtpmesh_configuration_timestamp_seconds", text, configured.at.timestamp())
+    text = "1 unless the last reload was refused (smtpmesh status says why)."
+    yield _gauge("smtpmesh_configuration_reload_successful", text, float(not configured.mistakes))
+    text = "Settings that were changed in the file and wait for a restart."
+    yield _gauge("smtpmesh_configuration_restart_needed", text, len(configured.restart))
 
 
 def _build_room(pressure: Pressure, readings: Readings) -> Iterator[Metric]:

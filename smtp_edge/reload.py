@@ -68,6 +68,9 @@ class Configured:
     """Of the last reload, if that was refused."""
 
 
+NEVER_RELOADED = Configured(datetime.fromtimestamp(0, UTC))
+
+
 class Reconfigurable(Protocol):
     """The part of a node that is used here."""
 

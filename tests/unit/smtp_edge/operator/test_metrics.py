@@ -36,6 +36,7 @@ from smtp_edge.metrics import (
     read_sample,
 )
 from smtp_edge.queue.entry import ClassBacklog, QueueSummary
+from smtp_edge.reload import Configured
 from tests.unit.smtp_edge.operator.views import NOW, STATS, FakeView, make_identity
 from tests.unit.smtp_edge.queue.builders import build_new
 
@@ -68,6 +69,7 @@ SAMPLE = Sample(
     pinned=124,
     plans=125,
     shares_moved=126,
+    configured=Configured(datetime.fromtimestamp(127, UTC), ("metrics.listen",) * 128, ("a mistake",)),
 )
 """Every number is another one."""
 
@@ -112,6 +114,9 @@ def label_values(text: str, name: str, label: str) -> list[str]:
         ("smtpmesh_uptime_seconds", {}, 120.5),
         ("smtpmesh_draining", {}, 1),
         ("smtpmesh_pinned_classes", {}, 124),
+        ("smtpmesh_configuration_timestamp_seconds", {}, 127),
+        ("smtpmesh_configuration_reload_successful", {}, 0),
+        ("smtpmesh_configuration_restart_needed", {}, 128),
         ("smtpmesh_plans_total", {}, 125),
         ("smtpmesh_plan_shares_moved_total", {}, 126),
         ("smtpmesh_messages_accepted_total", {}, 101),
