@@ -67,11 +67,11 @@ class AdminClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def call(self, method: str, request: dict[str, Any]) -> Any:
+    def call(self, method: str, request: dict[str, Any], *, timeout_s: float = TIMEOUT_S) -> Any:
         """One call with one answer. UnreachableError, or CallError with the node's own sentence."""
         message = json_format.ParseDict(request, getattr(admin_pb2, f"{method}Request")())
         try:
-            return getattr(self._stub, method)(message, timeout=TIMEOUT_S, metadata=_user())
+            return getattr(self._stub, method)(message, timeout=timeout_s, metadata=_user())
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

@@ -25,6 +25,8 @@ from smtp_edge.cli.common import (
 )
 
 POLL_S = 1.0
+RELOAD_MAX_S = 120.0
+"""Sinks and authenticators of the user's own may take their time to start."""
 SAID_S = 10.0
 """A line of progress at least this often while one waits."""
 EVERYWHERE = click.option(
@@ -258,7 +260,7 @@ def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> Non
         except ConfigurationError as error:
             fail(f"{error}\nthe node was not asked, and goes on by its old configuration", EXIT_BAD_CONFIGURATION)
     with _asking(config, admin) as client:
-        answer = client.call("Reload", {"dry_run": dry_run})
+        answer = client.call("Reload", {"dry_run": dry_run}, timeout_s=RELOAD_MAX_S)
     if as_json:
         click.echo(tables.to_json(answer))
     else:
