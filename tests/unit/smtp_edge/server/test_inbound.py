@@ -100,8 +100,7 @@ async def test_a_session_asks_the_authenticator_that_it_began_with_until_it_ends
 
 async def test_what_cannot_be_prepared_leaves_nothing_running(tmp_path: Path) -> None:
     async with opened(tmp_path) as scene:
-        taken = scene.inbound.bound["smtp"]
-        settings = scene.settings("second", taken.replace("127.0.0.1", "127.0.0.2"))
+        settings = scene.settings("second", "127.0.0.2:0")
         change = await scene.inbound.prepare(settings, build_table(settings), hostname=HOSTNAME)
         assert running == ["first", "second"]
         await scene.inbound.discard(change)
