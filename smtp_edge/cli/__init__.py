@@ -56,7 +56,7 @@ def main() -> None:
 @cli.command()
 @CONFIG
 def run(config: Path) -> None:
-    """Run a node until it is told to stop (SIGTERM, Ctrl-C)."""
+    """Run a node until it is told to stop (SIGTERM, Ctrl-C). SIGHUP is `smtpmesh reload`."""
     settings = load_settings(config)
     from smtp_edge import node
 

@@ -205,6 +205,11 @@ def test_reloads_at_once_all_end_and_the_last_file_counts(cluster: Cluster) -> N
     with dial(relay.ports["smtp"]) as client:
         assert b"LIMITS RCPTMAX=3" in client.ehlo()[1]
     assert events(relay.server.log, "node.reload_refused", "node.reload_failed") == []
+    edit(relay, ('hostname = "relay-a.demo.test"', 'hostname = "mx.demo.test"\nzone = "cellar"'))
+    assert reload(relay)["applied"] == ["node.hostname", "node.zone"]
+    with dial(relay.ports["smtp"]) as client:
+        assert client.ehlo()[1].startswith(b"mx.demo.test\n")
+    assert [node.zone for node in admin_calls(cluster).call("relay A", "ListNodes").nodes] == ["cellar"]
 
 
 def test_a_sink_of_the_users_own_comes_and_goes(cluster: Cluster) -> None:
