@@ -19,6 +19,9 @@
 
 One instance serves all listeners that name it, on the event loop: what blocks belongs into a thread. A right password,
 a wrong one and "I cannot say now" are three answers, and each of them reaches the client: 235, 535, 454.
+
+Every reload makes new instances, so that files are read again. The one of before is stopped when the last session that
+may ask it has ended.
 """
 
 from __future__ import annotations

@@ -18,6 +18,9 @@ overrides the events it wants and no others.
     report only       outcome disconnect
 
 The first verdict that is not None wins. The router of the mesh is an ordinary `route` sink.
+
+A reload that changes `[[sink]]` makes all sinks anew: the new ones start before anything is changed, those of before
+stop when they have answered what they were asked. A reload that does not leaves them alone.
 """
 
 from __future__ import annotations
@@ -194,7 +197,8 @@ class Sink:
     """Base of all sinks. Override the events you want."""
 
     async def start(self) -> None:
-        """Called once before the first event, on the node's loop."""
+        """Called once before the first event, on the node's loop. Whatever it raises keeps the node from starting, or a
+        reload out."""
 
     async def stop(self) -> None:
         """Called once after the last."""
