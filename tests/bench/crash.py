@@ -1,8 +1,8 @@
 """A relay killed at every system call of a few messages' life, and a disk that fails each call once, in turn.
 
-    python3 deploy/run.py bench crash [--every 1] [--stories files,network] [--errors EIO,ENOSPC,EDQUOT]
+    python3 deploy/run.py bench crash [--every 1] [--stories files,network,peers] [--errors EIO,ENOSPC,EDQUOT]
 
-Each point is a process of its own and the next start after it (tests/faults): some two seconds, ten minutes in all.
+Each point is a process of its own and the next start after it (tests/faults): some two seconds, half an hour in all.
 What the columns say: points that were struck; faults (a false 250, a loss, a start that fails, damage, what was left
 behind): must be none; doubles: letters that arrived twice because nobody could know that they had arrived. The last
 table says how often a letter stood in each row of smtp_edge/queue/PROMISE.md when the relay was killed.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from tests.bench.lab.figures import table
 from tests.faults.nursery import Nursery
+from tests.faults.pair import Ground, Role, dry_run_pair, kill_one
 from tests.faults.promise import count_rows
 from tests.faults.strace import Point, find_points
 from tests.faults.trial import (
@@ -38,21 +40,24 @@ from tests.faults.trial import (
 )
 
 STORIES = {story.name: story for story in (FIRST_START, FILES, NETWORK, READS)}
+PEERS = "peers"
+"""Not a story: two relays, each killed while it sends to the other, or receives from it."""
 
 
 def main() -> int:
     """See the module; 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="only each so-manieth point")
-    parser.add_argument("--stories", default=",".join(STORIES))
+    parser.add_argument("--stories", default=",".join((*STORIES, PEERS)))
     parser.add_argument("--errors", default="EIO,ENOSPC,EDQUOT")
     words = parser.parse_args()
-    stories = [STORIES[name] for name in words.stories.split(",")]
+    names = words.stories.split(",")
+    stories = [STORIES[name] for name in names if name != PEERS]
     with tempfile.TemporaryDirectory() as folder, Nursery(Path(folder)) as nursery:
-        return asyncio.run(run(nursery, stories, words.errors.split(","), words.every))
+        return asyncio.run(run(nursery, stories, words.errors.split(","), words.every, peers=PEERS in names))
 
 
-async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: int) -> int:
+async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: int, *, peers: bool) -> int:
     """All stories, each with all that may happen in it."""
     rows = [["story", "at each of", "what", "struck", "faults", "doubles", "s"]]
     wrong: list[str] = []
@@ -64,10 +69,10 @@ async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: 
             began = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
                 trials = await strike_all(nursery, Path(folder), story, points, strike)
-            rows.append([story.name, show_points(points), name, *show(trials), f"{time.monotonic() - began:.0f}"])
-            wrong += [f"{story.name}, {name}, {trial.point}: {fault}" for trial in trials for fault in trial.faults]
-            print(table([rows[0], rows[-1]]), flush=True)
+            wrong += report(rows, story.name, points, name, trials, began)
             kills += trials if name == "kill" else []
+    for story, victim in itertools.product((FILES, NETWORK), Role) if peers else ():
+        wrong += await run_pair(nursery, story, victim, every, rows)
     counts, unknown = count_rows(kills)
     wrong += unknown
     seen = [["killed when it was", "letters"], *([row, str(count)] for row, count in counts.items())]
@@ -75,6 +80,30 @@ async def run(nursery: Nursery, stories: list[Story], errors: list[str], every: 
     for line in wrong:
         print(line)
     return 1 if wrong else 0
+
+
+async def run_pair(nursery: Nursery, story: Story, victim: Role, every: int, rows: list[list[str]]) -> list[str]:
+    """One of two relays is killed; what was wrong."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ground = Ground(Path(folder))
+        await ground.make(nursery)
+        points = list(find_points(await dry_run_pair(nursery, ground.folder / "dry", ground, story, victim)))[::every]
+
+        async def strike(nursery: Nursery, folder: Path, story: Story, point: Point) -> Trial:
+            return await kill_one(nursery, folder, ground, story, victim, point)
+
+        trials = await strike_all(nursery, ground.folder, story, points, strike)
+    return report(rows, f"{victim}, {story.name}", points, "kill", trials, began)
+
+
+def report(
+    rows: list[list[str]], story: str, points: list[Point], name: str, trials: list[Trial], began: float
+) -> list[str]:
+    """Add a row, and show it at once; what was wrong."""
+    rows.append([story, show_points(points), name, *show(trials), f"{time.monotonic() - began:.0f}"])
+    print(table([rows[0], rows[-1]]), flush=True)
+    return [f"{story}, {name}, {trial.point}: {fault}" for trial in trials for fault in trial.faults]
 
 
 def build_strikes(story: Story, errors: list[str]) -> dict[str, Strike]:

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,22 +134,32 @@ class Process:
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._lines: asyncio.Queue[str] = asyncio.Queue()
         self._listening: asyncio.Task[None] | None = None
-        self.port = 0
+        self.port = self.mesh_port = 0
 
     @classmethod
     async def start(
-        cls, nursery: Nursery, directory: Path, host: SmartHost, *, names: str, tracer: Sequence[str] = (), errors: Path
+        cls,
+        nursery: Nursery,
+        directory: Path,
+        host: SmartHost | int,
+        *,
+        names: str,
+        tracer: Sequence[str] = (),
+        errors: Path,
+        mesh: Mapping[str, object] | None = None,
     ) -> Process:
-        """Returns when it serves, or is dead. `tracer`: a command that takes `-p PID`."""
+        """Returns when it serves, or is dead. `tracer`: takes `-p PID`. `host`: or the port of a peer."""
         reader, writer = await asyncio.open_unix_connection(str(nursery.address))
-        words = {"directory": str(directory), "host": host.port, "names": names, "errors": str(errors)}
+        port = host if isinstance(host, int) else host.port
+        words = {"directory": str(directory), "host": port, "names": names, "errors": str(errors), "mesh": mesh}
         writer.write(f"{json.dumps(words)}\n".encode())
         life = cls(int((await reader.readline()).split()[1]), reader, writer)
         if tracer:
             await life._attach(tracer)
         life._listening = asyncio.get_running_loop().create_task(life._listen())
-        word, _, number = (await life.ask("begin")).partition(" ")
-        life.port = int(number) if word == "port" else 0
+        word, *ports = (await life.ask("begin")).split(" ")
+        if word == "port":
+            life.port, life.mesh_port = (int(port or "0") for port in (*ports, "")[:2])
         return life
 
     async def _attach(self, tracer: Sequence[str]) -> None:
