@@ -21,6 +21,8 @@ PROBES_MAX = 200_000
 BEYOND = 1 << 20
 """So far behind the first damage rows are looked for, if the end of the table cannot be read."""
 ENDLESS = 1 << 62
+BEHIND_ALL = "\U0010ffff"
+"""Sorts behind every queue id."""
 COPIES_MAX = 64
 """Deliveries of a message that are asked for one by one."""
 
@@ -97,6 +99,22 @@ def read_ends(connection: sqlite3.Connection, columns: str) -> Iterator[Row]:
     """Deliveries from the first up to the damage, and from the last down to it; a few perhaps twice."""
     for order in ("ASC", "DESC"):
         yield from _read(connection, f"SELECT {columns} FROM delivery ORDER BY queue_id {order}, copy {order}", ())
+
+
+def find_gap(connection: sqlite3.Connection) -> tuple[str, str] | None:
+    """Between which queue ids, both included, deliveries may be missing; None: nowhere.
+
+    They lie in the order of their queue ids: what is read from one end without a break is complete.
+    """
+    low = high = ""
+    try:
+        for row in connection.execute("SELECT queue_id, recipients FROM delivery ORDER BY queue_id, copy"):
+            low = row[0]
+    except sqlite3.Error:
+        for row in _read(connection, "SELECT queue_id, recipients FROM delivery ORDER BY queue_id DESC, copy DESC", ()):
+            high = row[0]
+        return low, high or BEHIND_ALL
+    return None
 
 
 def is_whole(connection: sqlite3.Connection, table: str, column: str) -> bool:

@@ -2,7 +2,7 @@
 
     found                                       in the new queue
     message, mail data, deliveries              as it was; what was claimed is queued
-    message, mail data, some deliveries lost    those, and one held for the recipients that are in none of them
+    message, mail data, deliveries perhaps lost those, and one held for the recipients that are in none of them
     message without its mail data               as damaged: it is listed, and can be tried again when a file came back
     finished message                            as history
     mail data without its message               not in it; kept as a file, with the recipients that are known
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.queue.damage import is_whole, read_deliveries, read_ends, read_rows
+from smtp_edge.queue.damage import find_gap, is_whole, read_deliveries, read_ends, read_rows
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, HistoryNote
 from smtp_edge.queue.rows import (
     CORRUPT,
@@ -108,8 +108,8 @@ class Salvage:
     ) -> None:
         self._old, self._new, self._spool, self._folder = old, new, spool, folder
         self._report, self._class_of, self._at = report, class_of, at
-        self._complete = is_whole(old, "delivery", "recipients")
-        """No delivery is missing anywhere."""
+        self._gap = find_gap(old)
+        """Queue ids between which deliveries may be missing."""
 
     def run(self) -> None:
         """All tables."""
@@ -170,7 +170,7 @@ class Salvage:
 
     def _take_deliveries(self, entry: Entry, rows: Sequence[Sequence[Any]], *, whole: bool) -> None:
         covered: set[str] = set()
-        complete = self._complete
+        complete = self._gap is None or not self._gap[0] <= entry.queue_id <= self._gap[1]
         for row in rows:
             try:
                 delivery = _decode(row)

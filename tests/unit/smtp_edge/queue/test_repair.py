@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -157,6 +158,25 @@ async def test_deliveries_that_are_lost_are_held_for_a_person(queue: Path) -> No
     assert {claim.delivery.class_id for claim in claims} == {"one", "two"}
     assert {claim.delivery.last_reply for claim in claims} == {HELD_REASON}
     await store.close()
+
+
+async def test_only_where_deliveries_may_be_lost_recipients_are_in_doubt(queue: Path) -> None:
+    """Ann has had hers, in all messages. Nobody can know that of those beside the page that is lost."""
+    store = build_store(queue)
+    await store.open()
+    new = [build_new("one", addresses=("ann@one.example", "bob@one.example")) for _ in range(300)]
+    claims = [stored.claims[0] for stored in await asyncio.gather(*map(store.put, new))]
+    bob = claims[0].delivery.recipients[1:]
+    await store.settle([replace(build_deferral(claim, 10), recipients=bob) for claim in claims])
+    names = sorted(claim.entry.queue_id for claim in claims)
+    await store.close()
+    wreck(queue, leaves(queue, "delivery")[1])
+    report = save(queue)
+    held = [line.split()[0] for line in report.held]
+    first, last = names.index(held[0]), names.index(held[-1])
+    assert held == names[first : last + 1]
+    assert 0 < first < last < 299
+    assert set(await read(queue)) == set(names)
 
 
 async def test_mail_data_that_is_lost_leaves_a_damaged_message_in_the_list(queue: Path) -> None:
