@@ -128,10 +128,12 @@ class Pair:
         codes = {role: await self.lives[role].wait() for role in Role}
         return faults + [f"{role} ends with {code}" for role, code in codes.items() if code]
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Whatever still runs."""
         for life in self.lives.values():
-            life.kill()
+            if life.alive:
+                life.kill()
+                await life.wait()
         self.host.close()
 
 
@@ -144,7 +146,7 @@ async def dry_run_pair(nursery: Nursery, folder: Path, ground: Ground, story: St
         assert await pair.lives[role].wait() == 0, (folder / role / "errors").read_text()
         assert dict(pair.host.taken) == {letter.name: 1 for letter in LETTERS}
     finally:
-        pair.end()
+        await pair.end()
     return read_calls(folder / role / "log")
 
 
@@ -165,7 +167,7 @@ async def kill_one(nursery: Nursery, folder: Path, ground: Ground, story: Story,
             left = read_disk(folder / role / "queue", folder / role / "copy").files
             trial.faults += [f"{role} left behind: {name}" for name in left]
     finally:
-        pair.end()
+        await pair.end()
     judge(trial, pair.host)
     if victim is Role.SENDER:
         trial.faults += [text for text in trial.doubled if "no answer" not in text]
