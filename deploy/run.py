@@ -16,9 +16,11 @@ apt-get and says so, otherwise it prints the line to run.
 import glob
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -26,6 +28,7 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 RUN_LOCK = os.path.join(ROOT, "deploy", "requirements.lock")
 DEV_LOCK = os.path.join(ROOT, "deploy", "requirements-dev.lock")
+PEERS = os.path.join(VENV, "peers")
 PYTHON_MIN = (3, 11)
 APT_PEERS = {
     "swaks": "swaks",
@@ -37,8 +40,21 @@ APT_PEERS = {
     "knotd": "knot",
     "unbound": "unbound",
     "lmtp": "dovecot-lmtpd",
+    "curl": "curl",
+    "msmtp": "msmtp",
 }
 """Commands that tests drive, and the Debian packages that bring them."""
+APT_UNPACKED = {
+    "exim4-daemon-light": "usr/sbin/exim4",
+    "opensmtpd": "usr/sbin/smtpd",
+    "spamassassin": "usr/share/doc/spamassassin/examples",
+    "python3-flufl.bounce": "usr/lib/python3/dist-packages/flufl/bounce/tests/data",
+    "golang-github-jhillyerd-enmime-dev": "usr/share/gocode/src/github.com/jhillyerd/enmime/testdata",
+}
+"""Debian packages that cannot be installed beside Postfix (Debian has one mail server for each machine), or of which
+only some files are wanted: unpacked below .venv, never configured or started. The value is what tests look for."""
+NPM_PEERS = {"nodemailer": "6.9.16"}
+"""Packages for Node.js, where it is there: into a folder below .venv."""
 APT_SERVICES = {"knot": "knot", "unbound": "unbound", "dovecot-core": "dovecot"}
 """Packages whose installation would start a service of the machine, and that service: tests run their own instances."""
 POLICY = "/usr/sbin/policy-rc.d"
@@ -228,6 +244,74 @@ def install_peers():
     missing = sorted(package for command, package in APT_PEERS.items() if shutil.which(command, path=path) is None)
     if missing:
         install_packages(missing, "as real peers for the tests", optional=True)
+    unpack_peers()
+    for package, version in NPM_PEERS.items():
+        install_npm(package, version)
+
+
+def unpack_peers():
+    """Download packages and unpack them; libraries that their commands need are installed, which hurts nobody."""
+    missing = [name for name, found in APT_UNPACKED.items() if not os.path.exists(os.path.join(PEERS, name, found))]
+    if not missing or not all(map(shutil.which, ("apt-get", "dpkg-deb", "dpkg-query"))):
+        return
+    say("unpacking {} below {} for the tests".format(", ".join(missing), os.path.relpath(PEERS, ROOT)))
+    libraries = set()
+    with tempfile.TemporaryDirectory(prefix="smtpmesh-peers-") as folder:
+        if not download(missing, folder):
+            say("apt-get download failed (no list of packages? apt-get update); tests that need them will be skipped")
+        for file in glob.glob(os.path.join(folder, "*.deb")):
+            name, depends = (read_field(file, field) for field in ("Package", "Depends"))
+            unpack(file, os.path.join(PEERS, name))
+            if "bin/" in APT_UNPACKED[name]:
+                libraries.update(re.findall(r"(?:^|,) *(lib[a-z0-9.+-]+)", depends))
+    absent = sorted(name for name in libraries if not is_installed(name))
+    if absent:
+        install_packages(absent, "as libraries of peers for the tests", optional=True)
+
+
+def download(packages, folder):
+    """Debian's packages into a folder; a second time with a fresh list, where that may be had."""
+    words = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if subprocess.call(words, cwd=folder, **quiet) == 0:
+        return True
+    return subprocess.call(["apt-get", "update", "-qq"], **quiet) == 0 and (
+        subprocess.call(words, cwd=folder, **quiet) == 0
+    )
+
+
+def read_field(file, name):
+    """A field of a Debian package's description."""
+    return subprocess.check_output(["dpkg-deb", "-f", file, name], text=True).strip()
+
+
+def unpack(file, target):
+    """Whole, or not at all."""
+    partial = target + ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    if subprocess.call(["dpkg-deb", "-x", file, partial]) == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(partial, target)
+
+
+def is_installed(package):
+    """Debian has it here."""
+    words = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev}", package]
+    shown = subprocess.run(words, capture_output=True, text=True, check=False)
+    return shown.stdout.startswith("ii")
+
+
+def install_npm(package, version):
+    """A package for Node.js; its install scripts are not run."""
+    prefix = os.path.join(PEERS, "npm")
+    if os.path.isdir(os.path.join(prefix, "node_modules", package)) or not all(map(shutil.which, ("node", "npm"))):
+        return
+    os.makedirs(prefix, exist_ok=True)
+    say(f"installing {package} (npm) below {os.path.relpath(PEERS, ROOT)} for the tests")
+    words = ["npm", "install", "--prefix", prefix, "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+    if subprocess.call([*words, f"{package}@{version}"], stdout=subprocess.DEVNULL) != 0:
+        say(f"npm failed; tests that need {package} will be skipped")
 
 
 def install_packages(packages, purpose, optional=False):

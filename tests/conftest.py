@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+PEERS = Path(__file__).resolve().parents[1] / ".venv" / "peers"
+"""Where `deploy/run.py test` unpacks what cannot be installed: `PACKAGE/usr/...`, and `npm/node_modules/PACKAGE`."""
 SERVER_COMMANDS = "/usr/sbin:/sbin:/usr/lib/dovecot"
 """Debian keeps servers' commands here, outside the PATH of ordinary users."""
 
 
 def find_command(name: str) -> str | None:
     """Path of a foreign program, or None."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SERVER_COMMANDS}")
+    unpacked = [str(folder) for folder in sorted(PEERS.glob("*/usr/*bin"))]
+    return shutil.which(name, path=":".join([os.environ.get("PATH", ""), SERVER_COMMANDS, *unpacked]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
