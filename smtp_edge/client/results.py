@@ -14,7 +14,9 @@ from smtp_edge.envelope import Recipient
 from smtp_edge.reply import Reply
 from smtp_edge.transfer import parse_backlogs
 
-TOO_MANY_RECIPIENTS = "4.5.3"
+TOO_MANY_RECIPIENTS = {(452, "4.5.3"), (552, "5.5.3"), (552, "")}
+"""What it says to those that it takes in another transaction. 552 is RFC 821's, and "rather temporary" (RFC 5321
+section 4.5.3.1.10); without a status it may mean a full mailbox, which says so again when it is asked alone."""
 
 
 @dataclass(slots=True)
@@ -191,8 +193,10 @@ def _spread(
     left = set(range(count)).difference(chosen)
     if any(answer is not None and answer.positive for answer in answers):
         left |= {
-            index
-            for index, answer in zip(chosen, answers, strict=False)
-            if answer is not None and answer.code == 452 and answer.status == TOO_MANY_RECIPIENTS
+            index for index, answer in zip(chosen, answers, strict=False) if answer is not None and _is_too_many(answer)
         }
     return tuple(spread), tuple(sorted(left))
+
+
+def _is_too_many(reply: Reply) -> bool:
+    return (reply.code, reply.status) in TOO_MANY_RECIPIENTS

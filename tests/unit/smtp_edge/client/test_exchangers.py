@@ -287,6 +287,13 @@ async def test_address_literals_and_domains_without_mx() -> None:
         assert (await made.send("[127.0.0.1]")).remote.startswith("127.0.0.1[127.0.0.1]")
 
 
+async def test_where_there_are_exchangers_the_domain_itself_is_none() -> None:
+    records = {"example.test MX": ["10 a.test."], "a.test A": ["127.0.0.2"], "example.test A": ["127.0.0.1"]}
+    async with smtp_server() as server, lab(records, server.port) as made:
+        assert (await made.send()).kind is OutcomeKind.CONNECT_FAILED
+        assert server.seen.connections == 0
+
+
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 STARTTLS = (*KEYWORDS, "STARTTLS")

@@ -220,12 +220,13 @@ async def test_a_session_ends_after_as_many_messages_as_the_remote_wants(client:
         assert server.seen.connections == 2
 
 
-async def test_recipients_that_were_too_many_follow_at_once(client: DeliveryClient) -> None:
+@pytest.mark.parametrize("too_many", ["452 4.5.3 too many", "552 5.5.3 too many", "552 too many recipients"])
+async def test_recipients_that_were_too_many_follow_at_once(client: DeliveryClient, too_many: str) -> None:
     taken: list[str] = []
 
     def two_at_a_time(line: str) -> str:
         taken.append(line)
-        return "250 2.1.5 Ok" if len(server.seen.accepted) * 2 + 2 > taken.index(line) else "452 4.5.3 too many"
+        return "250 2.1.5 Ok" if len(server.seen.accepted) * 2 + 2 > taken.index(line) else too_many
 
     async with smtp_server(Script(rcpt=two_at_a_time)) as server:
         result = await client.attempt(target(server), job(*CROWD[:5]))
