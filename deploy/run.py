@@ -5,6 +5,7 @@
     python3 deploy/run.py test [PYTEST ARGUMENTS]   lint, types, contracts, every test, coverage
     python3 deploy/run.py lint                      ruff, mypy, import contracts
     python3 deploy/run.py protos                    regenerate the code under proto/
+    python3 deploy/run.py requirements              write smtp_edge/REQUIREMENTS.md anew from the tests
     python3 deploy/run.py bench NAME                a benchmark of tests/bench
     python3 deploy/run.py setup                     only the set-up
 
@@ -76,7 +77,15 @@ def main(arguments):
     if sys.version_info < PYTHON_MIN:
         wanted = ".".join(map(str, PYTHON_MIN))
         return fail(f"smtpmesh needs Python {wanted} or newer, this is {sys.version.split()[0]}")
-    verbs = {"demo": demo, "test": test, "lint": lint, "protos": protos, "bench": bench, "setup": setup_only}
+    verbs = {
+        "demo": demo,
+        "test": test,
+        "lint": lint,
+        "protos": protos,
+        "requirements": requirements,
+        "bench": bench,
+        "setup": setup_only,
+    }
     if not arguments or arguments[0] not in verbs:
         print(__doc__)
         return 2
@@ -135,6 +144,12 @@ def protos(arguments):
     target = arguments[0] if arguments else os.path.join(ROOT, "proto")
     outputs = [f"--{kind}_out={target}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     return call([PYTHON, "-m", "grpc_tools.protoc", "-I", os.path.join(ROOT, "proto"), *outputs, *PROTOS])
+
+
+def requirements(_arguments):
+    """Regenerate the page of requirements."""
+    prepare([RUN_LOCK, DEV_LOCK])
+    return call([PYTHON, "-m", "tests.requirements"])
 
 
 def bench(arguments):

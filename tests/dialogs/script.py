@@ -1,6 +1,7 @@
 r"""Dialogues as text: what a client says, what is answered, to the letter, and what was accepted in the end. Pure.
 
     # One or more lines of comment: the claim.
+    # rfc: 5321 4.1.4a                    what of tests/requirements it shows, if anything
     @ relay_domains = ["here.test"]       settings, in TOML, before the first step
 
     C: MAIL FROM:<sue@here.test>          a line of the client; CRLF is added

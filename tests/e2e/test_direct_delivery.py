@@ -201,6 +201,7 @@ def test_mail_arrives_over_tls_as_the_domain_asks(scene: Scene, domain: str, che
         ),
     ],
 )
+@pytest.mark.rfc("8461 5.1b")
 def test_mail_waits_with_a_precise_reason_where_something_is_wrong(
     scene: Scene, domain: str, outcome: str, reason: str
 ) -> None:

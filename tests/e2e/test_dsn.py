@@ -35,6 +35,7 @@ def empty(calls: AdminCalls) -> bool:
     return calls.waiting("relay A") == 0
 
 
+@pytest.mark.rfc("5321 4.2.5")
 def test_a_refused_recipient_is_reported_to_the_sender_and_the_other_gets_the_mail(cluster: Cluster) -> None:
     send(cluster, SENDER, ["nobody@example.test", "reader@example.test"], "for two")
     wait_until(lambda: len(arrivals(cluster)) >= 2, 30, "the mail and the report")
@@ -46,6 +47,7 @@ def test_a_refused_recipient_is_reported_to_the_sender_and_the_other_gets_the_ma
     assert len(arrivals(cluster)) == 2
 
 
+@pytest.mark.rfc("5321 4.5.5b")
 def test_nobody_is_told_about_a_refused_message_with_a_null_reverse_path(cluster: Cluster) -> None:
     send(cluster, "", ["nobody@example.test"], "no answer please")
     log = cluster.relays["relay A"].server.log

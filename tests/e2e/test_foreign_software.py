@@ -284,6 +284,7 @@ def plan() -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("client", "way", "letter"), plan())
+@pytest.mark.rfc("4954 7", "5321 3.6.3", "5321 4.4b", "5321 4.5.2a", "6152 3a", "6531 3.7.3")
 def test_what_a_client_sends_arrives_octet_by_octet(scene: Scene, client: str, way: str, letter: str) -> None:
     if absent(client):
         pytest.skip(absent(client))
@@ -347,6 +348,7 @@ def test_what_we_send_to_a_server_keeps_its_body(scene: Scene, server: str, lett
     assert used == {"verified"} or (server == "opensmtpd" and used <= {"", "unverified"})
 
 
+@pytest.mark.rfc("6531 3.2a")
 def test_mail_that_a_server_cannot_take_comes_back_with_the_reason(scene: Scene) -> None:
     if "opensmtpd" not in scene.servers:
         pytest.skip(missing("smtpd"))

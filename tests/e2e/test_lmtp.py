@@ -108,6 +108,7 @@ def mailbox(folder: Path, name: str) -> list[Path]:
     return sorted((folder / "dovecot" / "mail" / name).glob("new/*"))
 
 
+@pytest.mark.rfc("2033 4.2a")
 def test_a_mail_store_answers_for_each_recipient(folder: Path) -> None:
     with contextlib.ExitStack() as stack:
         socket = stack.enter_context(dovecot(folder / "dovecot"))

@@ -70,6 +70,7 @@ def test_an_attachment_arrives_byte_equal(cluster: Cluster, folder: Path) -> Non
     assert record["size_bytes"] > attachment.stat().st_size
 
 
+@pytest.mark.rfc("5321 4.5.2b", "6152 3a")
 def test_eight_bit_text_with_dots_and_blanks_arrives_byte_equal(cluster: Cluster, folder: Path) -> None:
     text = folder / "body.txt"
     text.write_bytes("Grüße\n.dot\n..\n\nblanks  \nein Zeichen: \u20ac\n".encode())
@@ -79,6 +80,7 @@ def test_eight_bit_text_with_dots_and_blanks_arrives_byte_equal(cluster: Cluster
     assert arrival(cluster, message_id)["body_sha256"] == digest
 
 
+@pytest.mark.rfc("6531 3.3")
 def test_addresses_in_utf8_keep_their_letters(cluster: Cluster) -> None:
     # swaks knows no SMTPUTF8; the text between the brackets goes out as it is given, and so carries the parameters.
     message_id, digest = swaks(

@@ -15,6 +15,7 @@ RATE_MPS = 60.0
 
 
 @pytest.mark.parametrize("victim", ["relay A", "relay B"])
+@pytest.mark.rfc("5321 6.1c")
 def test_a_lost_answer_between_relays_never_doubles_a_message(folder: Path, victim: str) -> None:
     rng = random.Random(7)
     with Cluster(folder, relays=("A", "B"), hosts=(HostPlan("S", 200),)) as cluster:

@@ -59,12 +59,14 @@ async def transfer(tmp_path: Path, envelope: Envelope, body: bytes) -> tuple[Env
         Envelope("", (replace(ANN, notify=Notify.NEVER),), requiretls=True),
     ],
 )
+@pytest.mark.rfc("3461 5.2.1a", "5321 3.6.1", "5321 4.1.2b", "8689 2b")
 async def test_the_envelope_arrives_as_it_was(tmp_path: Path, envelope: Envelope) -> None:
     arrived, body = await transfer(tmp_path, envelope, b"Subject: gr\xfc\xdfe\r\n\r\n..text\r\n")
     assert arrived == envelope
     assert body == PREFIX + b"Subject: gr\xfc\xdfe\r\n\r\n..text\r\n"
 
 
+@pytest.mark.rfc("3030 3c")
 async def test_binary_mail_arrives_as_it_was(tmp_path: Path) -> None:
     body = b"Subject: x\r\n\r\n\x00\r\n..dots\r\n\n.\n\r.\r end without a line end"
     envelope = Envelope("sue@example.net", (ANN,), BodyType.BINARY_MIME)
@@ -72,6 +74,7 @@ async def test_binary_mail_arrives_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("notify", NOTIFY)
+@pytest.mark.rfc("3461 5.2.1a")
 async def test_no_wish_is_lost(tmp_path: Path, notify: Notify) -> None:
     envelope = Envelope("sue@example.net", (replace(ANN, notify=notify), Recipient("bob@example.org")), envid="E1")
     arrived, _ = await transfer(tmp_path, envelope, b"Subject: x\r\n\r\nx\r\n")

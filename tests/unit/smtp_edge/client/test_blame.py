@@ -49,6 +49,7 @@ def test_a_reply_is_blamed_on_the_hop_only_if_it_is_about_the_hop(
     assert blame(Reply(code, "text", status), stage) is kind
 
 
+@pytest.mark.rfc("5321 4.5.3.2b")
 def test_a_known_host_gets_a_few_usual_times_and_more_after_a_timeout() -> None:
     told = Patience(10)
     assert told.allow(HERE) == 10, "nothing is known of it"

@@ -52,6 +52,7 @@ NOT, SKIP, ENCRYPT, AUTH = (
         (True, True, TlsaLookup.SECURE, (USELESS, GOOD), AUTH),
     ],
 )
+@pytest.mark.rfc("7672 2.1.2", "7672 2.2b")
 def test_the_verdict_for_a_host(
     list_secure: bool, addresses_secure: bool, lookup: TlsaLookup, records: tuple[Tlsa, ...], verdict: DaneVerdict
 ) -> None:
@@ -87,10 +88,12 @@ def test_the_verdict_for_a_host(
         (Tlsa(3, 1, 1, b""), False),
     ],
 )
+@pytest.mark.rfc("7672 3.1.3")
 def test_records_that_can_be_used(record: Tlsa, usable: bool) -> None:
     assert choose_usable([record]) == ((record,) if usable else ())
 
 
+@pytest.mark.rfc("7672 5")
 def test_of_two_digests_the_stronger_counts() -> None:
     weak, strong, whole, elsewhere = tlsa(OTHER, 3, 1, 1), tlsa(LEAF, 3, 1, 2), tlsa(LEAF, 3, 1, 0), tlsa(ROOT, 2, 0, 1)
     assert choose_usable([weak, strong, whole, elsewhere]) == (strong, whole, elsewhere)
@@ -103,6 +106,7 @@ def test_the_number_of_records_is_bounded() -> None:
 @pytest.mark.parametrize("selector", [0, 1])
 @pytest.mark.parametrize("matching", [0, 1, 2])
 @pytest.mark.parametrize(("pair", "usage"), [(LEAF, 3), (MIDDLE, 2), (ROOT, 2)])
+@pytest.mark.rfc("7672 2.2a")
 def test_each_kind_of_record_accepts_its_certificate_and_no_other(
     pair: object, usage: int, selector: int, matching: int
 ) -> None:
@@ -112,6 +116,7 @@ def test_each_kind_of_record_accepts_its_certificate_and_no_other(
         verify_chain([OTHER.der], [record], NAMES, at=NOW)
 
 
+@pytest.mark.rfc("7672 3.1.1")
 def test_dane_ee_looks_neither_at_names_nor_at_time() -> None:
     old = issue("old", names=("elsewhere.test",), begins=NOW - 3 * DAY, ends=NOW - DAY, usage=None)
     assert verify_chain([old.der], [tlsa(old, 3)], NAMES, at=NOW) == "dane-ee"
@@ -130,6 +135,7 @@ def test_dane_ee_looks_neither_at_names_nor_at_time() -> None:
         ([b"garbage", ROOT.der], NAMES, timedelta(), "cannot be read"),
     ],
 )
+@pytest.mark.rfc("7672 3.1.2")
 def test_dane_ta_wants_a_chain_a_name_and_the_time(
     chain: list[bytes], names: tuple[str, ...], later: timedelta, why: str
 ) -> None:
@@ -137,6 +143,7 @@ def test_dane_ta_wants_a_chain_a_name_and_the_time(
         verify_chain(chain, [tlsa(ROOT, 2)], names, at=NOW + later)
 
 
+@pytest.mark.rfc("7672 3.1.2")
 def test_dane_ta_accepts_any_of_the_reference_names_and_a_chain_out_of_order() -> None:
     shuffled = [LEAF.der, ROOT.der, MIDDLE.der]
     assert verify_chain(shuffled, [tlsa(ROOT, 2)], ("x.test", "mx.example.net"), at=NOW) == "dane-ta"

@@ -48,6 +48,7 @@ def codes(result: AttemptResult) -> list[int | None]:
     return [reply.code if reply else None for reply in result.replies]
 
 
+@pytest.mark.rfc("5321 3.6.3", "5321 4.4a", "5321 4.5.2a")
 async def test_a_message_arrives_byte_for_byte_behind_its_trace_field(client: DeliveryClient) -> None:
     async with smtp_server() as server:
         result = await client.attempt(target(server), job())
@@ -57,6 +58,7 @@ async def test_a_message_arrives_byte_for_byte_behind_its_trace_field(client: De
         assert result.latency_s > 0
 
 
+@pytest.mark.rfc("5321 3.2a")
 async def test_the_connection_is_used_again(client: DeliveryClient) -> None:
     async with smtp_server() as server:
         for _ in range(3):
@@ -78,6 +80,7 @@ async def test_a_stale_connection_is_replaced_without_anyone_noticing(client: De
         assert server.seen.connections == 3
 
 
+@pytest.mark.rfc("2920 3.1a", "3461 5.2.2b")
 async def test_without_pipelining_each_command_waits_for_its_reply(client: DeliveryClient) -> None:
     async with smtp_server(Script(keywords=())) as server:
         result = await client.attempt(target(server), job(ANN, BOB))
@@ -90,6 +93,7 @@ def some(refused: str) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+@pytest.mark.rfc("2920 3.1c", "5321 4.5.4.1d")
 async def test_each_recipient_gets_its_own_reply(client: DeliveryClient, keywords: tuple[str, ...]) -> None:
     async with smtp_server(Script(rcpt=some("450 4.2.0 later"), keywords=keywords)) as server:
         result = await client.attempt(target(server), job(ANN, BOB))
@@ -121,6 +125,7 @@ async def test_refusals(
 
 
 @pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+@pytest.mark.rfc("2920 3.1d")
 async def test_after_a_refusal_the_connection_is_in_step_again(
     client: DeliveryClient, keywords: tuple[str, ...]
 ) -> None:
@@ -155,6 +160,7 @@ async def test_after_a_refusal_the_connection_is_in_step_again(
         (Script(final="354 go on"), OutcomeKind.IN_DOUBT),
     ],
 )
+@pytest.mark.rfc("5321 3.8d", "5321 4.5.3.2a")
 async def test_broken_sessions_and_the_instant_of_doubt(
     client: DeliveryClient, script: Script, kind: OutcomeKind
 ) -> None:
@@ -201,6 +207,7 @@ async def test_a_spool_file_is_streamed(client: DeliveryClient, tmp_path: Path) 
         ((), job(Recipient("j\xf6rg@example.org"), smtputf8=True), "5.6.7"),
     ],
 )
+@pytest.mark.rfc("1870 6.2", "3030 3c", "6152 3c", "6531 3.2a", "8689 4.2.1d")
 async def test_what_the_remote_does_not_take_is_not_sent(
     client: DeliveryClient, keywords: tuple[str, ...], what: Job, status: str
 ) -> None:
@@ -213,6 +220,7 @@ async def test_what_the_remote_does_not_take_is_not_sent(
 
 @pytest.mark.parametrize("keywords", [("PIPELINING",), ("CHUNKING",)])
 @pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.rfc("1870 5", "1870 6a")
 async def test_doubled_dots_do_not_count_against_the_size_that_a_remote_takes(
     client: DeliveryClient, tmp_path: Path, keywords: tuple[str, ...], in_file: bool
 ) -> None:
@@ -238,6 +246,7 @@ async def test_a_size_that_makes_no_sense_is_no_limit(client: DeliveryClient, sa
         assert (await client.attempt(target(server), job())).kind is not OutcomeKind.MESSAGE_REFUSED
 
 
+@pytest.mark.rfc("1870 5", "3461 5.2.1a", "6152 3b")
 async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient) -> None:
     ann = Recipient("j\xf6rg@example.org", "rfc822;x@y", Notify.SUCCESS)
     what = job(ann, body_type=BodyType.EIGHT_BIT_MIME, smtputf8=True, ret="HDRS", envid="E1")
@@ -254,6 +263,7 @@ async def test_extensions_are_used_where_they_are_offered(client: DeliveryClient
         assert server.seen.said("RCPT") == ["RCPT TO:<j\xf6rg@example.org> NOTIFY=SUCCESS ORCPT=rfc822;x@y"]
 
 
+@pytest.mark.rfc("3461 5.2.1b")
 async def test_wishes_that_nobody_stated_are_not_stated_to_the_next_hop(client: DeliveryClient) -> None:
     stated = Recipient("bob@example.org", notify=Notify.FAILURE | Notify.DELAY | Notify.STATED)
     async with smtp_server(Script(keywords=("DSN",))) as server:
@@ -272,6 +282,7 @@ async def test_wishes_that_nobody_stated_are_not_stated_to_the_next_hop(client: 
         ]
 
 
+@pytest.mark.rfc("6152 3b")
 async def test_mail_marked_8bit_that_is_ascii_goes_out_as_7bit(client: DeliveryClient, tmp_path: Path) -> None:
     path = tmp_path / "spooled"
     path.write_bytes(BODY)
@@ -286,6 +297,7 @@ async def test_mail_marked_8bit_that_is_ascii_goes_out_as_7bit(client: DeliveryC
         assert server.seen.said("MAIL") == ["MAIL FROM:<sue@example.net>"] * 2
 
 
+@pytest.mark.rfc("6531 3.1c")
 async def test_an_original_recipient_beyond_ascii_is_escaped_for_a_session_without_smtputf8(
     client: DeliveryClient,
 ) -> None:
@@ -295,6 +307,7 @@ async def test_an_original_recipient_beyond_ascii_is_escaped_for_a_session_witho
         assert server.seen.said("RCPT") == ["RCPT TO:<ann@example.org> ORCPT=utf-8;j\\x{F6}rg@example.org"]
 
 
+@pytest.mark.rfc("6531 3.4")
 async def test_an_ascii_message_marked_smtputf8_goes_out_without(client: DeliveryClient) -> None:
     async with smtp_server(Script(keywords=())) as server:
         assert (await client.attempt(target(server), job(smtputf8=True))).kind is OutcomeKind.ACCEPTED
@@ -346,6 +359,7 @@ async def test_broken_opportunistic_tls_falls_back_on_a_fresh_connection(client:
 
 
 @pytest.mark.parametrize("keywords", [("STARTTLS",), ()])
+@pytest.mark.rfc("3207 4.1b", "3207 6c")
 async def test_demanded_tls_is_never_left_out(
     client: DeliveryClient, server_context: ssl.SSLContext, keywords: tuple[str, ...]
 ) -> None:
@@ -372,6 +386,7 @@ async def test_passwords_come_from_a_file_and_a_refusal_is_the_hosts(
 
 
 @pytest.mark.parametrize("tls", ["none", "opportunistic"])
+@pytest.mark.rfc("4954 4h")
 async def test_a_password_never_goes_out_in_the_clear(client: DeliveryClient, tmp_path: Path, tls: str) -> None:
     secret = tmp_path / "password"
     write_new(secret, b"secret\n", mode=0o600)

@@ -126,6 +126,7 @@ def bodies(servers: Sequence[SmtpServer]) -> list[int]:
 # -- which exchanger ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rfc("5321 5.1a")
 async def test_the_best_exchanger_gets_the_mail() -> None:
     async with smtp_servers(Script(), Script()) as servers, lab(TWO, servers[0].port) as made:
         result = await made.send()
@@ -166,6 +167,7 @@ async def test_the_best_exchanger_gets_the_mail() -> None:
         "452 after the dot",
     ],
 )
+@pytest.mark.rfc("5321 5.1g")
 async def test_an_exchanger_in_trouble_is_passed_over_within_the_attempt(script: Script) -> None:
     async with smtp_servers(script, Script()) as servers, lab(TWO, servers[0].port) as made:
         result = await made.send()
@@ -188,6 +190,7 @@ async def test_what_is_about_the_message_or_in_doubt_goes_nowhere_else(script: S
         assert servers[1].seen.connections == 0
 
 
+@pytest.mark.rfc("5321 5.1d")
 async def test_every_address_of_a_host_is_tried() -> None:
     records = {"example.test MX": ["10 a.test."], "a.test A": ["127.0.0.1", "127.0.0.2", "127.0.0.3"]}
     async with smtp_server(host="127.0.0.2") as server, lab(records, server.port) as made:
@@ -287,6 +290,7 @@ async def test_address_literals_and_domains_without_mx() -> None:
         assert (await made.send("[127.0.0.1]")).remote.startswith("127.0.0.1[127.0.0.1]")
 
 
+@pytest.mark.rfc("5321 5.1c")
 async def test_where_there_are_exchangers_the_domain_itself_is_none() -> None:
     records = {"example.test MX": ["10 a.test."], "a.test A": ["127.0.0.2"], "example.test A": ["127.0.0.1"]}
     async with smtp_server() as server, lab(records, server.port) as made:
@@ -383,6 +387,7 @@ def test_a_route_asks_only_for_its_own_domains() -> None:
         ("verified", False, True, "deferred"),
     ],
 )
+@pytest.mark.rfc("3207 4.1b")
 async def test_floors(keys: Keys, level: str, offered: bool, sound: bool, outcome: str) -> None:
     script = keys.script(keywords=STARTTLS if offered else KEYWORDS)
     if not sound:
@@ -408,6 +413,7 @@ async def test_floors(keys: Keys, level: str, offered: bool, sound: bool, outcom
         (("*.partner.test",), ("mail.partner.test",), True),
     ],
 )
+@pytest.mark.rfc("8461 4.2")
 async def test_whom_a_verified_certificate_must_name(
     keys: Keys, tmp_path: Path, names_wanted: tuple[str, ...], shown: tuple[str, ...], fits: bool
 ) -> None:
@@ -430,6 +436,7 @@ async def test_a_certificate_of_nobody_we_know_is_none(keys: Keys) -> None:
         assert "certificate: " in result.reason
 
 
+@pytest.mark.rfc("3207 6b")
 async def test_what_is_said_in_the_clear_behind_the_starttls_reply_ends_the_session(keys: Keys) -> None:
     script = keys.script(starttls="220 2.0.0 go\r\n250 2.1.0 injected")
     for level, kind in (("encrypted", OutcomeKind.TLS_FAILED), ("opportunistic", ACCEPTED)):
@@ -440,6 +447,7 @@ async def test_what_is_said_in_the_clear_behind_the_starttls_reply_ends_the_sess
             assert servers[0].seen.connections == (2 if kind is ACCEPTED else 1)
 
 
+@pytest.mark.rfc("3207 4.2c", "3207 4.2d")
 async def test_extensions_are_asked_again_under_tls(keys: Keys) -> None:
     script = keys.script(keywords_tls=("SIZE 10",))
     records = {**TWO, "example.test MX": ["10 a.test."]}
@@ -476,6 +484,7 @@ def dane(record: str, **more: Sequence[str]) -> dict[str, Sequence[str]]:
     return {**TWO, "_PORT._tcp.a.test TLSA": [record], **more}
 
 
+@pytest.mark.rfc("7672 2.2a")
 async def test_a_host_with_tlsa_records_must_show_the_certificate_in_them(keys: Keys, tmp_path: Path) -> None:
     other = issue("a.test", keys.root, names=("a.test",))
     for record, checked in (
@@ -497,6 +506,7 @@ async def test_a_host_with_tlsa_records_must_show_the_certificate_in_them(keys: 
                 assert servers[0].seen.snis == ["a.test"]
 
 
+@pytest.mark.rfc("7672 2.1.2")
 async def test_a_host_that_fails_dane_is_passed_over_for_one_that_does_not(keys: Keys) -> None:
     other = tlsa(issue("x"), 3)
     async with (
@@ -519,6 +529,7 @@ async def test_a_host_that_fails_dane_is_passed_over_for_one_that_does_not(keys:
         (ALL, {"a.test AAAA": SERVFAIL}, "dane"),
     ],
 )
+@pytest.mark.rfc("7672 2.1.1", "7672 2.2.1")
 async def test_what_dnssec_vouches_for_decides(
     keys: Keys, secure: set[str], changes: dict[str, Sequence[str]], outcome: str
 ) -> None:
@@ -534,6 +545,7 @@ async def test_what_dnssec_vouches_for_decides(
 
 
 @pytest.mark.parametrize("record", ["3 1 1 " + "00" * 32, "1 1 1 " + "00" * 32])
+@pytest.mark.rfc("7672 2.2b")
 async def test_with_tlsa_records_nothing_goes_out_in_the_clear(record: str) -> None:
     records = {**dane(record), "example.test MX": ["10 a.test."]}
     async with smtp_servers(Script()) as servers, lab(records, servers[0].port, secure=ALL) as made:
@@ -568,6 +580,7 @@ async def test_with_tlsa_records_nothing_goes_out_in_the_clear(record: str) -> N
         ),
     ],
 )
+@pytest.mark.rfc("7672 2.2.3", "7672 8.1")
 async def test_aliases(keys: Keys, records: dict[str, Sequence[str]], secure: set[str], sni: str) -> None:
     good = row(tlsa(keys.leaf, 3))
     every = {key: [good if text == "GOOD" else text for text in rows] for key, rows in records.items()}
@@ -579,6 +592,7 @@ async def test_aliases(keys: Keys, records: dict[str, Sequence[str]], secure: se
         assert servers[0].seen.snis == [sni]
 
 
+@pytest.mark.rfc("7672 3.2.2")
 async def test_dane_ta_accepts_the_domain_of_the_recipient_as_a_name(keys: Keys, tmp_path: Path) -> None:
     leaf = issue("x", keys.root, names=("example.test",))
     script = keys.script(context=server_context(leaf.write(tmp_path / "x.pem", keys.root)))
@@ -620,6 +634,7 @@ def policies(mode: Mode, *hosts: str) -> Policies:
     return Policies(example=Policy(mode, hosts or ("a.test",), 86400))
 
 
+@pytest.mark.rfc("8461 4.2", "8461 5a")
 async def test_an_enforced_policy_wants_a_listed_host_with_a_verified_certificate(keys: Keys, tmp_path: Path) -> None:
     wrong = server_context(issue("x", keys.root, names=("x.test",)).write(tmp_path / "x.pem"))
     for mode, hosts, script, fits in (
@@ -647,6 +662,7 @@ async def test_an_enforced_policy_wants_a_listed_host_with_a_verified_certificat
             assert result.tls.endswith("verified mta-sts") is (mode is Mode.ENFORCE)
 
 
+@pytest.mark.rfc("8461 5b")
 async def test_a_policy_in_testing_lets_mail_pass_and_says_what_would_have_failed(keys: Keys) -> None:
     for script, events in ((keys.script(), 0), (keys.script(context=None, keywords=KEYWORDS), 1)):
         with structlog.testing.capture_logs() as logs:
@@ -659,6 +675,7 @@ async def test_a_policy_in_testing_lets_mail_pass_and_says_what_would_have_faile
         assert [line["source"] for line in found] == ["mta-sts testing"] * events
 
 
+@pytest.mark.rfc("8461 2")
 async def test_dane_takes_the_place_of_mta_sts(keys: Keys) -> None:
     for record, kind in ((tlsa(keys.leaf, 3), ACCEPTED), (tlsa(issue("x"), 3), OutcomeKind.TLS_FAILED)):
         records = {**dane(row(record)), "example.test MX": ["10 a.test."]}
@@ -680,6 +697,7 @@ async def test_dane_takes_the_place_of_mta_sts(keys: Keys) -> None:
 PROMISES = (*STARTTLS, "REQUIRETLS")
 
 
+@pytest.mark.rfc("8689 4.2.1b", "8689 4.2.1c")
 async def test_mail_that_requires_tls_goes_to_hosts_that_promise_it_and_nowhere_else(keys: Keys) -> None:
     kept, promised = policies(Mode.ENFORCE, "*.test"), "MAIL FROM:<sue@example.net>"
     for script, refused in (
@@ -703,6 +721,7 @@ async def test_mail_that_requires_tls_goes_to_hosts_that_promise_it_and_nowhere_
                 assert said[0].endswith(" REQUIRETLS")
 
 
+@pytest.mark.rfc("8689 4.2.1a")
 async def test_the_name_of_the_host_must_be_vouched_for(keys: Keys) -> None:
     records = {**TWO, "example.test MX": ["10 a.test."]}
     script = keys.script(keywords=PROMISES)
@@ -713,6 +732,7 @@ async def test_the_name_of_the_host_must_be_vouched_for(keys: Keys) -> None:
         assert (await made.send(requiretls=True)).kind is ACCEPTED
 
 
+@pytest.mark.rfc("8689 4.2.1d")
 async def test_a_host_that_is_down_makes_mail_that_requires_tls_wait(keys: Keys) -> None:
     async with smtp_servers(keys.script()) as servers:
         port = servers[0].port
@@ -722,11 +742,13 @@ async def test_a_host_that_is_down_makes_mail_that_requires_tls_wait(keys: Keys)
             assert result.kind is OutcomeKind.CONNECT_FAILED
 
 
+@pytest.mark.rfc("8689 5b")
 async def test_a_report_is_sent_even_where_tls_cannot_be_required() -> None:
     async with smtp_servers(Script()) as servers, lab(TWO, servers[0].port) as made:
         assert (await made.send(sender="", requiretls=True)).kind is ACCEPTED
 
 
+@pytest.mark.rfc("8689 4.2.2")
 async def test_a_message_may_waive_the_policies_of_the_domain_but_its_connection_serves_no_other(keys: Keys) -> None:
     records = {**dane(row(tlsa(issue("x"), 3))), "example.test MX": ["10 a.test."]}
     async with smtp_servers(keys.script()) as servers, lab(records, servers[0].port, secure=ALL) as made:

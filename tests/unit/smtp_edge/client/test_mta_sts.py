@@ -49,10 +49,12 @@ POLICY = b"version: STSv1\r\nmode: enforce\r\nmx: mx.example.org\r\nmx: *.exampl
         (["v=STSv10; id=a1"], None),
     ],
 )
+@pytest.mark.rfc("8461 3.1")
 def test_the_record(texts: list[str], record_id: str | None) -> None:
     assert parse_record(texts) == record_id
 
 
+@pytest.mark.rfc("8461 3.2")
 def test_a_policy() -> None:
     assert parse_policy(POLICY) == Policy(Mode.ENFORCE, ("mx.example.org", "*.example.net"), 86400)
     assert parse_policy(POLICY.replace(b"\r\n", b"\n")) == parse_policy(POLICY)
@@ -79,6 +81,7 @@ def test_a_policy() -> None:
         (b"mx.example.org", b"x" * 70_000),
     ],
 )
+@pytest.mark.rfc("8461 3.2")
 def test_what_is_no_policy(before: bytes, after: bytes) -> None:
     with pytest.raises(PolicyError):
         parse_policy(POLICY.replace(before, after, 1))
@@ -103,6 +106,7 @@ def test_garbage_only_ever_raises_our_error(body: bytes) -> None:
         ("mx.example.com", False),
     ],
 )
+@pytest.mark.rfc("8461 4.1")
 def test_hosts_of_a_policy(host: str, permitted: bool) -> None:
     assert permits_host(parse_policy(POLICY), host) is permitted
 
@@ -189,6 +193,7 @@ async def test_the_first_mail_waits_for_the_policy_and_the_next_ask_nobody(tmp_p
         assert (hosts.fetched, table.asked) == (["example.org"], [RECORD])
 
 
+@pytest.mark.rfc("8461 3.1")
 async def test_a_domain_without_a_record_is_asked_again_only_after_a_while(tmp_path: Path) -> None:
     table, hosts = Table({"example.org A": ["192.0.2.1"]}), Hosts()
     async with keeper(tmp_path, table, hosts) as kept:
@@ -208,6 +213,7 @@ async def test_a_record_without_a_policy_behind_it_is_no_policy(tmp_path: Path, 
         assert hosts.fetched == ["example.org"]
 
 
+@pytest.mark.rfc("8461 3.3b")
 async def test_a_policy_host_that_hangs_does_not_hold_mail_for_long(tmp_path: Path) -> None:
     hosts = Hosts()
     hosts.gate = asyncio.Event()
@@ -235,6 +241,7 @@ async def test_a_policy_host_that_hangs_does_not_hold_mail_for_long(tmp_path: Pa
         (DAY_S + 1, "a1", None, 2, None),
     ],
 )
+@pytest.mark.rfc("8461 5.1a")
 async def test_what_becomes_of_a_policy_that_is_known(
     tmp_path: Path,
     later_s: float,
@@ -259,6 +266,7 @@ async def test_what_becomes_of_a_policy_that_is_known(
         assert len(hosts.fetched) == fetches
 
 
+@pytest.mark.rfc("8461 5.1a")
 async def test_a_cached_enforce_policy_survives_a_restart_and_trouble_everywhere(tmp_path: Path) -> None:
     hosts = Hosts()
     async with keeper(tmp_path, zone(), hosts) as kept:
@@ -297,6 +305,7 @@ async def test_the_number_of_policies_is_bounded(tmp_path: Path) -> None:
         assert (len(kept._known), len(kept._absent)) == (3, 3)
 
 
+@pytest.mark.rfc("8461 10.2a")
 async def test_policies_in_use_are_refreshed_ahead_and_others_may_expire(tmp_path: Path) -> None:
     table = Table({f"_mta-sts.{name}.test TXT": ['"v=STSv1; id=a1"'] for name in ("used", "idle")})
     hosts = Hosts()

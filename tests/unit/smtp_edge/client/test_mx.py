@@ -15,10 +15,12 @@ from tests.unit.smtp_edge.client.names import BARE_NXDOMAIN, NXDOMAIN, SERVFAIL,
 RNG = random.Random(1)
 
 
+@pytest.mark.rfc("5321 5.1a")
 def test_preference_decides() -> None:
     assert order_exchangers([(20, "b."), (10, "A.")], "example.org", RNG) == ["a", "b"]
 
 
+@pytest.mark.rfc("5321 5.1b")
 def test_equal_preferences_are_shuffled() -> None:
     records = [(10, "a."), (10, "b."), (10, "c."), (20, "d.")]
     orders = {tuple(order_exchangers(records, "x", random.Random(seed))) for seed in range(50)}
@@ -30,6 +32,7 @@ def test_a_host_that_is_named_twice_is_tried_once_at_its_best_preference() -> No
     assert order_exchangers([(30, "a."), (10, "a."), (20, "b.")], "x", RNG) == ["a", "b"]
 
 
+@pytest.mark.rfc("5321 5.1c")
 def test_no_record_means_the_domain_itself() -> None:
     assert order_exchangers([], "example.org", RNG) == ["example.org"]
 
@@ -51,6 +54,7 @@ def test_the_number_tried_is_bounded() -> None:
         ([(10, "-\\000.")], "me", "5.4.4"),
     ],
 )
+@pytest.mark.rfc("5321 5.1e", "7505 3")
 def test_own_names_null_mx_and_impossible_names(
     records: list[tuple[int, str]], own: str, left: list[str] | str
 ) -> None:
@@ -108,6 +112,7 @@ RECORDS = {
         ("a..test", ""),
     ],
 )
+@pytest.mark.rfc("5321 5.1f", "6531 3.2b", "7505 3")
 async def test_what_dns_says(domain: str, expected: list[str] | str) -> None:
     async with names(Table(RECORDS)) as resolver:
         if isinstance(expected, list):
@@ -126,6 +131,7 @@ async def test_a_bare_nxdomain_is_believed_from_a_resolver_that_knows_the_root()
         assert not (await resolver.lookup("doubtful.test", "MX")).certain
 
 
+@pytest.mark.rfc("7672 2.1.1")
 async def test_an_answer_is_secure_only_from_a_resolver_that_may_be_believed() -> None:
     table = Table(RECORDS, secure={"good.test"})
     async with names(table) as resolver:
@@ -173,6 +179,7 @@ def test_families_take_turns() -> None:
     assert interleave([["6a", "6b", "6c"], ["4a"]]) == ["6a", "4a", "6b", "6c"]
 
 
+@pytest.mark.rfc("5321 5.1f")
 async def test_a_resolver_that_nobody_reaches_is_a_reason_to_wait() -> None:
     resolver = Resolver(DnsSettings(servers=("127.0.0.1:1",), timeout_s=0.3))
     with pytest.raises(LookupFailed):

@@ -52,6 +52,7 @@ def spooled(tmp_path: Path) -> Job:
 @pytest.mark.parametrize(
     "answer", ["250 2.0.0 taken", "354 go ahead\r\n250 2.0.0 taken", "220 what"], ids=["250", "354 and 250", "220"]
 )
+@pytest.mark.rfc("2920 3.1b", "5321 4.3.2")
 async def test_no_answer_to_data_but_354_lets_a_message_go_or_counts_as_its_acceptance(
     client: DeliveryClient, keywords: tuple[str, ...], answer: str
 ) -> None:
@@ -62,6 +63,7 @@ async def test_no_answer_to_data_but_354_lets_a_message_go_or_counts_as_its_acce
 
 
 @pytest.mark.parametrize("keywords", [KEYWORDS, ONE_BY_ONE, BDAT], ids=["pipelined", "one by one", "BDAT"])
+@pytest.mark.rfc("2920 3.1b")
 async def test_a_greeting_with_one_reply_too_many_is_no_session(
     client: DeliveryClient, keywords: tuple[str, ...]
 ) -> None:
@@ -76,6 +78,7 @@ async def test_a_greeting_with_one_reply_too_many_is_no_session(
 
 
 @pytest.mark.parametrize("keywords", [KEYWORDS, ONE_BY_ONE], ids=["pipelined", "one by one"])
+@pytest.mark.rfc("2920 3.1c")
 async def test_replies_that_come_twice_are_not_taken_for_those_to_the_next_commands(
     client: DeliveryClient, keywords: tuple[str, ...]
 ) -> None:
@@ -161,6 +164,7 @@ def receive(sent: bytes, policy: str) -> bytes | None:
 
 @pytest.mark.parametrize("policy", ["refuse", "normalise"])
 @given(pieces=PIECES)
+@pytest.mark.rfc("5321 2.3.8a")
 async def test_nothing_inside_of_what_we_send_ends_it(policy: str, pieces: list[bytes]) -> None:
     kept = receive(b"".join(pieces), policy)
     if kept is not None:

@@ -41,6 +41,7 @@ def answer(**replies: str) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("keywords", [LMTP_WORDS, (), ("CHUNKING",)])
+@pytest.mark.rfc("2033 4.1", "2033 4.2a", "2033 4.2b", "2033 4.3")
 async def test_lmtp_answers_for_each_recipient(client: DeliveryClient, keywords: tuple[str, ...]) -> None:
     script = Script(keywords=keywords, finals=answer(bob="452 4.2.2 over quota", carol="550 5.2.1 disabled"))
     async with smtp_server(script) as server:
@@ -52,6 +53,7 @@ async def test_lmtp_answers_for_each_recipient(client: DeliveryClient, keywords:
         assert (again.kind, server.seen.connections) == (OutcomeKind.ACCEPTED, 1)
 
 
+@pytest.mark.rfc("2033 4.2a")
 async def test_lmtp_waits_for_no_reply_for_those_refused_at_rcpt(client: DeliveryClient) -> None:
     script = Script(keywords=LMTP_WORDS, rcpt=lambda line: "550 5.1.1 who" if "bob" in line else TAKEN, finals=answer())
     async with smtp_server(script) as server:
@@ -59,6 +61,7 @@ async def test_lmtp_waits_for_no_reply_for_those_refused_at_rcpt(client: Deliver
         assert codes(result) == [250, 550, 250]
 
 
+@pytest.mark.rfc("2033 4.2b")
 async def test_a_connection_lost_among_the_replies_leaves_the_rest_in_doubt(client: DeliveryClient) -> None:
     async with smtp_server(Script(keywords=LMTP_WORDS, finals=answer(bob=DROP))) as server:
         result = await client.attempt(target(server, protocol="lmtp"), job(ANN, BOB, CAROL))
@@ -82,6 +85,7 @@ async def test_lmtp_over_a_unix_socket(client: DeliveryClient, tmp_path: Path) -
     assert result.kind is OutcomeKind.CONNECT_FAILED
 
 
+@pytest.mark.rfc("2033 4.1")
 async def test_a_server_that_speaks_no_lmtp_is_not_greeted_otherwise(client: DeliveryClient) -> None:
     async with smtp_server(Script(ehlo="500 5.5.1 what")) as server:
         result = await client.attempt(target(server, protocol="lmtp"), job())
@@ -102,6 +106,7 @@ UNSTUFFED = PREFIX + b"Subject: x\r\n\r\n.hello\r\n"
         ((*KEYWORDS, "CHUNKING", "BINARYMIME"), BodyType.BINARY_MIME, [f"BDAT {len(UNSTUFFED)} LAST"]),
     ],
 )
+@pytest.mark.rfc("3030 2h")
 async def test_bdat_is_used_where_it_must_be_and_where_it_saves_a_round_trip(
     client: DeliveryClient, keywords: tuple[str, ...], body_type: BodyType, chunks: list[str]
 ) -> None:
@@ -118,6 +123,7 @@ def spooled(tmp_path: Path, body: bytes, **changes: object) -> Job:
     return replace(job(**changes), data=MailData(len(body), path=path, header=b"Subject: x\r\n\r\n"))  # type: ignore[arg-type]
 
 
+@pytest.mark.rfc("3030 2h")
 async def test_a_spool_file_goes_out_in_chunks_unstuffed(client: DeliveryClient, tmp_path: Path) -> None:
     body = b"Subject: large\r\n\r\n" + b"..dots\r\nplain\r\n" * 40_000
     async with smtp_server(Script(keywords=("CHUNKING",))) as server:
@@ -133,6 +139,7 @@ async def test_a_spool_file_goes_out_in_chunks_unstuffed(client: DeliveryClient,
     ("reply", "kind"),
     [("552 5.3.4 too much", OutcomeKind.MESSAGE_REFUSED), ("451 4.3.0 broken", OutcomeKind.HOP_TEMPFAIL)],
 )
+@pytest.mark.rfc("3030 2g")
 async def test_a_chunk_that_is_refused_ends_the_transfer(
     client: DeliveryClient, tmp_path: Path, reply: str, kind: OutcomeKind
 ) -> None:
@@ -175,10 +182,12 @@ def test_unstuffing_does_not_depend_on_how_data_is_cut(parts: list[bytes], data:
         ("", Limits()),
     ],
 )
+@pytest.mark.rfc("9422 3b")
 def test_limits(argument: str, limits: Limits) -> None:
     assert parse_limits(argument) == limits
 
 
+@pytest.mark.rfc("9422 4.3")
 def test_recipients_are_chosen_in_order_and_by_domain() -> None:
     people = [Recipient(f"p@{domain}.test") for domain in "abacb"]
     assert choose_recipients(Limits(0, 2, 0), set(), people) == [0, 1]
@@ -193,6 +202,7 @@ CROWD = [Recipient(f"p{n}@example.org") for n in range(7)]
 
 
 @pytest.mark.parametrize("keywords", [KEYWORDS, ()])
+@pytest.mark.rfc("9422 4.2")
 async def test_more_recipients_than_a_transaction_takes_follow_at_once(
     client: DeliveryClient, keywords: tuple[str, ...]
 ) -> None:
@@ -203,6 +213,7 @@ async def test_more_recipients_than_a_transaction_takes_follow_at_once(
         assert server.seen.connections == 1
 
 
+@pytest.mark.rfc("9422 4.3")
 async def test_domains_beyond_the_limit_get_another_session(client: DeliveryClient) -> None:
     async with smtp_server(Script(keywords=(*KEYWORDS, "LIMITS RCPTDOMAINMAX=1"))) as server:
         result = await client.attempt(target(server), job(ANN, CAROL, BOB))
@@ -213,6 +224,7 @@ async def test_domains_beyond_the_limit_get_another_session(client: DeliveryClie
         assert server.seen.connections == 2, "a session that has named the domain takes more of it"
 
 
+@pytest.mark.rfc("9422 4.1")
 async def test_a_session_ends_after_as_many_messages_as_the_remote_wants(client: DeliveryClient) -> None:
     async with smtp_server(Script(keywords=(*KEYWORDS, "LIMITS MAILMAX=2"))) as server:
         for _ in range(4):
@@ -221,6 +233,7 @@ async def test_a_session_ends_after_as_many_messages_as_the_remote_wants(client:
 
 
 @pytest.mark.parametrize("too_many", ["452 4.5.3 too many", "552 5.5.3 too many", "552 too many recipients"])
+@pytest.mark.rfc("5321 4.5.3.1.10b")
 async def test_recipients_that_were_too_many_follow_at_once(client: DeliveryClient, too_many: str) -> None:
     taken: list[str] = []
 
@@ -260,6 +273,7 @@ async def test_a_later_transaction_that_breaks_leaves_only_its_own_recipients(cl
 
 
 @pytest.mark.parametrize("answer", ["500 what", "502 5.5.1 not implemented", "550 no"])
+@pytest.mark.rfc("5321 3.2b")
 async def test_helo_where_ehlo_is_unknown(client: DeliveryClient, answer: str) -> None:
     async with smtp_server(Script(ehlo=answer)) as server:
         result = await client.attempt(target(server), job())
@@ -273,6 +287,7 @@ async def test_refused_by_helo_as_well(client: DeliveryClient) -> None:
         assert (result.kind, result.reason) == (OutcomeKind.HOP_TEMPFAIL, "HELO: 501 no")
 
 
+@pytest.mark.rfc("5321 4.2c")
 async def test_an_ehlo_answer_of_many_words_is_read_to_its_end(client: DeliveryClient) -> None:
     words = tuple(f"X-WORD-{number} with some arguments" for number in range(60))
     async with smtp_server(Script(keywords=(*words, "DSN"))) as server:
@@ -289,6 +304,7 @@ async def test_an_ehlo_answer_of_many_words_is_read_to_its_end(client: DeliveryC
         ("AUTH GSSAPI", []),
     ],
 )
+@pytest.mark.rfc("4954 4i")
 async def test_authentication_takes_what_is_offered(
     client: DeliveryClient, tmp_path: Path, offered: str, said: list[str]
 ) -> None:

@@ -9,6 +9,8 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from gossip.identity import Authority
 from router.decision import Hop, OutcomeKind
 from smtp_edge.client.attempt import Job, Target
@@ -50,6 +52,7 @@ def job() -> Job:
     return Job("Q1", Envelope("sue@example.net", (Recipient("ann@example.org"),)), MailData(len(BODY), inline=BODY))
 
 
+@pytest.mark.rfc("5321 2.3.5")
 async def test_idle_connections_are_closed_and_the_next_one_goes_by_the_new_settings(tmp_path: Path) -> None:
     outbound = build_outbound(build_settings(tmp_path))
     async with smtp_server() as server:

@@ -38,6 +38,7 @@ def client() -> DeliveryClient:
         ("459 4.7.99 ok", REFUSED, 459),
     ],
 )
+@pytest.mark.rfc("3463 2b", "5321 4.2b", "5321 4.2c")
 async def test_replies_are_judged_by_their_code_alone(
     client: DeliveryClient, said: str, kind: OutcomeKind, code: int
 ) -> None:
@@ -51,17 +52,20 @@ async def test_replies_are_judged_by_their_code_alone(
     ("line", "status"),
     [("5.1.1 who", ""), ("4.2.2 full", ""), ("2.1.5 ok", "2.1.5"), ("2.1.5ok", ""), ("2.1 ok", ""), ("", "")],
 )
+@pytest.mark.rfc("2034 4c")
 def test_a_status_of_another_class_is_not_believed(line: str, status: str) -> None:
     reply = build_reply([(250, line)])
     assert reply.status == status
     assert f"{reply.status} {reply.text}".strip() == line
 
 
+@pytest.mark.rfc("2034 4b")
 def test_a_reply_of_ours_is_one_line_with_one_status() -> None:
     assert str(Reply(550, "no such user\nsee our pages", "5.1.1")) == "550 5.1.1 no such user see our pages"
 
 
 @pytest.mark.parametrize("keywords", [(), ("PIPELINING",), ("CHUNKING",)])
+@pytest.mark.rfc("3461 5.2.2b")
 async def test_to_a_host_without_dsn_nothing_of_it_is_said(client: DeliveryClient, keywords: tuple[str, ...]) -> None:
     ann = Recipient("ann@example.org", "rfc822;x@y", Notify.SUCCESS | Notify.STATED)
     async with smtp_server(Script(keywords=keywords)) as server:
@@ -72,6 +76,7 @@ async def test_to_a_host_without_dsn_nothing_of_it_is_said(client: DeliveryClien
     await client.close()
 
 
+@pytest.mark.rfc("5321 3.8b")
 async def test_a_connection_that_was_used_ends_with_quit(client: DeliveryClient) -> None:
     async with smtp_server(Script(quit=HANG)) as server:
         await client.attempt(target(server), job())
@@ -82,6 +87,7 @@ async def test_a_connection_that_was_used_ends_with_quit(client: DeliveryClient)
                 await asyncio.sleep(0)
 
 
+@pytest.mark.rfc("2920 3.1d")
 async def test_a_go_ahead_for_nobody_is_answered_by_a_lone_dot(client: DeliveryClient) -> None:
     script = Script(rcpt=lambda line: "550 5.1.1 who", data="354 go on", final="554 5.5.1 no valid recipients")
     async with smtp_server(script) as server:

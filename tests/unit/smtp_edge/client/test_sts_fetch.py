@@ -44,6 +44,7 @@ async def web(tmp_path: Path, reply: bytes, **certificate: object) -> AsyncItera
     server.close()
 
 
+@pytest.mark.rfc("8461 3.3a")
 async def test_a_policy_is_fetched_from_its_host(tmp_path: Path) -> None:
     async with web(tmp_path, answer()) as (port, ca, requests), names(Table(RECORDS)) as resolver:
         assert await HttpsFetcher(resolver, timeout_s=5, ca=ca, port=port).fetch("example.test") == BODY
@@ -65,12 +66,14 @@ async def test_a_policy_is_fetched_from_its_host(tmp_path: Path) -> None:
         (answer(), {"begins": NOW - 3 * DAY, "ends": NOW - DAY}, "expired"),
     ],
 )
+@pytest.mark.rfc("8461 3.3a", "8461 3.3b")
 async def test_what_is_no_policy_host(tmp_path: Path, reply: bytes, certificate: dict[str, object], why: str) -> None:
     async with web(tmp_path, reply, **certificate) as (port, ca, _), names(Table(RECORDS)) as resolver:
         with pytest.raises(FetchFailed, match=why):
             await HttpsFetcher(resolver, timeout_s=0.5, ca=ca, port=port).fetch("example.test")
 
 
+@pytest.mark.rfc("8461 3.3a")
 async def test_an_authority_that_nobody_knows(tmp_path: Path) -> None:
     async with web(tmp_path, answer()) as (port, _, _), names(Table(RECORDS)) as resolver:
         with pytest.raises(FetchFailed):

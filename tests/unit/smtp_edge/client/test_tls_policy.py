@@ -94,6 +94,7 @@ def test_what_is_tried(floor: Level, dane: DanePlan, sts: Policy | None, tried: 
         (NONE, NOT_APPLICABLE, None, True, [VER]),
     ],
 )
+@pytest.mark.rfc("8689 4.2.1b")
 def test_requiretls_wants_a_verified_session_with_a_host_whose_name_is_vouched_for(
     floor: Level, dane: DanePlan, sts: Policy | None, trusted: bool, tried: list[Level] | None
 ) -> None:
@@ -113,6 +114,7 @@ def test_requiretls_wants_a_verified_session_with_a_host_whose_name_is_vouched_f
         (DANE, NOT_APPLICABLE, None, OUT),
     ],
 )
+@pytest.mark.rfc("8689 4.2.2")
 def test_tls_required_no_sets_the_domains_policies_aside_but_not_the_operators(
     floor: Level, dane: DanePlan, sts: Policy | None, tried: list[Level] | None
 ) -> None:
@@ -144,6 +146,7 @@ def test_the_header_field(header: bytes, wish: Wish) -> None:
     assert wish_of(Envelope("sue@example.net", ()), header) is wish
 
 
+@pytest.mark.rfc("8689 4.1")
 def test_requiretls_overrides_the_field_and_is_only_a_wish_for_a_report() -> None:
     header = b"TLS-Required: No\r\n\r\n"
     assert wish_of(Envelope("sue@example.net", (), requiretls=True), header) is Wish.REQUIRE

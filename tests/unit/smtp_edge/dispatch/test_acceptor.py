@@ -29,6 +29,7 @@ async def test_the_reply_names_the_queue_id(tmp_path: Path) -> None:
         assert str(reply) == "250 2.0.0 Ok: queued as Q00000000001"
 
 
+@pytest.mark.rfc("5321 6.1c")
 async def test_a_transfer_is_stored_once(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered()) as bench:
         transfer = Transfer(TOKEN, (PEER,), 7)
@@ -51,6 +52,7 @@ async def test_a_message_that_steps_back_is_stored_again(tmp_path: Path) -> None
             assert words in reply.text
 
 
+@pytest.mark.rfc("1870 6.1b")
 async def test_full_disk_answers_452_and_stores_nothing(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered()) as bench:
         bench.acceptor._store = Failing(StoreFull("no space"))  # type: ignore[assignment]

@@ -58,6 +58,7 @@ def test_accepted_for_all_is_relayed_without_a_report() -> None:
     assert [note.event for note in done.notes] == ["relayed"]
 
 
+@pytest.mark.rfc("3461 5.2.6a", "5321 6.1b")
 def test_permanent_refusal_by_a_foreign_host_is_reported_to_the_sender() -> None:
     done = settle(claim(), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
     assert done is not None
@@ -69,12 +70,14 @@ def test_permanent_refusal_by_a_foreign_host_is_reported_to_the_sender() -> None
     assert [note.event for note in done.notes] == ["attempt", "bounced"]
 
 
+@pytest.mark.rfc("5321 4.5.5b")
 def test_null_reverse_path_is_never_reported_to() -> None:
     done = settle(claim(sender=""), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
     assert done is not None
     assert (done.state, done.reports) == (DeliveryState.FAILED, ())
 
 
+@pytest.mark.rfc("3461 5.2.6c")
 def test_notify_never_is_respected() -> None:
     silent = replace(ANN, notify=Notify.NEVER)
     done = settle(claim(silent), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE))
@@ -82,12 +85,14 @@ def test_notify_never_is_respected() -> None:
     assert (done.state, done.reports) == (DeliveryState.FAILED, ())
 
 
+@pytest.mark.rfc("3461 5.2.6b")
 def test_permanent_refusal_by_a_peer_never_bounces() -> None:
     done = settle(claim(), AttemptResult(OutcomeKind.MESSAGE_REFUSED, (GONE,), GONE), hop=PEER)
     assert done is not None
     assert (done.state, done.reports) == (DeliveryState.DEFERRED, ())
 
 
+@pytest.mark.rfc("5321 4.5.4.1a")
 def test_only_the_deferred_recipient_remains() -> None:
     done = settle(claim(ANN, BOB), AttemptResult(OutcomeKind.ACCEPTED, (OK, LATER), OK))
     assert done is not None
@@ -125,6 +130,7 @@ def test_lost_final_reply_is_cleared_up_within_seconds_and_names_the_hop() -> No
     assert done.next_attempt_at == AT + timedelta(seconds=1)
 
 
+@pytest.mark.rfc("5321 4.5.4.1c", "5321 6.1b")
 def test_lifetime_over_expires_with_a_report() -> None:
     old = claim(received_at=AT - timedelta(days=6))
     done = settle(old, AttemptResult(OutcomeKind.CONNECT_FAILED, reason="refused"))
@@ -132,6 +138,7 @@ def test_lifetime_over_expires_with_a_report() -> None:
     assert (done.state, len(done.reports)) == (DeliveryState.EXPIRED, 1)
 
 
+@pytest.mark.rfc("3461 4.1b", "3461 5.2.5")
 def test_delay_is_reported_once() -> None:
     late = claim(received_at=AT - timedelta(hours=5))
     refused = AttemptResult(OutcomeKind.MESSAGE_REFUSED, (LATER,), LATER)
@@ -173,6 +180,7 @@ def test_parked_beyond_its_lifetime_expires() -> None:
     assert (done.state, len(done.reports)) == (DeliveryState.EXPIRED, 1)
 
 
+@pytest.mark.rfc("3461 5.2.5")
 def test_parked_for_long_reports_the_delay() -> None:
     done = park(claim(received_at=AT - timedelta(hours=5)))
     assert (done.state, done.delay_notified, len(done.reports)) == (DeliveryState.DEFERRED, True, 1)
@@ -190,6 +198,7 @@ KEEN = replace(ANN, notify=Notify.SUCCESS | Notify.FAILURE)
         (PEER, {}, None),
     ],
 )
+@pytest.mark.rfc("3461 5.2.2a")
 def test_success_is_told_by_the_last_that_can(hop: Hop, changes: dict[str, bool], told: bytes | None) -> None:
     accepted = replace(AttemptResult(OutcomeKind.ACCEPTED, (OK, OK), OK, remote="mx[192.0.2.1]:25"), **changes)  # type: ignore[arg-type]
     done = settle(claim(KEEN, BOB), accepted, hop=hop)
@@ -205,6 +214,7 @@ def test_success_is_told_by_the_last_that_can(hop: Hop, changes: dict[str, bool]
     assert b"bob@example.org" not in body
 
 
+@pytest.mark.rfc("3461 5.2.6b")
 def test_a_refusal_and_a_success_of_one_attempt_are_one_report() -> None:
     done = settle(claim(KEEN, BOB), AttemptResult(OutcomeKind.ACCEPTED, (OK, GONE), OK))
     assert done is not None

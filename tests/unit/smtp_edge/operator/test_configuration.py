@@ -143,6 +143,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "no"', "smart_host[0].password_file: no: No such file or directory"),
     ],
 )  # fmt: skip
+@pytest.mark.rfc("2033 5")
 def test_a_mistake_is_one_sentence_with_key_and_way_out(node: Path, before: str, after: str, expected: str) -> None:
     assert before in GOOD
     assert mistakes(node, GOOD.replace(before, after, 1)) == [expected]

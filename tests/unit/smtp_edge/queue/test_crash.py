@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.sqlite import SQLiteStore
 from tests.unit.smtp_edge.queue.builders import AT
@@ -59,6 +61,7 @@ async def check(store: SQLiteStore, stored: set[str], settled: set[str]) -> None
     assert (await store.summary()).corrupt == 0
 
 
+@pytest.mark.rfc("5321 4.2.5", "5321 6.1a")
 async def test_killed_at_any_instant_nothing_acknowledged_is_missing(tmp_path: Path) -> None:
     seed = int(os.environ.get("SMTPMESH_SEED", random.randrange(2**32)))
     print(f"replay: SMTPMESH_SEED={seed} pytest {__file__}")

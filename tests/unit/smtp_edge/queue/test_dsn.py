@@ -77,6 +77,7 @@ def fields(new: NewEntry | None) -> list[Message]:
     return cast("list[Message]", parts(new)[1].get_payload())
 
 
+@pytest.mark.rfc("3461 6.1a", "5321 4.5.5a")
 def test_failure_goes_to_the_sender_from_nobody() -> None:
     new = report(build_entry())
     assert new is not None
@@ -91,6 +92,7 @@ def test_failure_goes_to_the_sender_from_nobody() -> None:
     assert new.entry.data.inline.endswith(b"--\r\n")
 
 
+@pytest.mark.rfc("3464 2a", "6522 3a", "6522 3b")
 def test_report_is_what_the_stdlib_reads_as_one() -> None:
     message = parse(report(build_entry()))
     assert message.get_content_type() == "multipart/report"
@@ -104,6 +106,19 @@ def test_report_is_what_the_stdlib_reads_as_one() -> None:
     ]
 
 
+@pytest.mark.rfc(
+    "3461 6.3a",
+    "3461 6.3b",
+    "3463 2a",
+    "3464 2b",
+    "3464 2.2.1",
+    "3464 2.2.2",
+    "3464 2.3.1",
+    "3464 2.3.2",
+    "3464 2.3.4",
+    "3464 2.3.6",
+    "3464 2.3.9",
+)
 def test_fields_say_who_what_and_why() -> None:
     entry = build_entry(
         envelope=Envelope("anna@sender.example", (BERT,), envid="QQ+2B314"),
@@ -127,6 +142,7 @@ def test_fields_say_who_what_and_why() -> None:
     }
 
 
+@pytest.mark.rfc("3464 2.3.1", "3464 2.3.3", "3464 2.3.9")
 def test_delay_says_until_when() -> None:
     _, bert = fields(report(build_entry(), result(action=Action.DELAYED)))
     assert (bert["Action"], bert["Status"]) == ("delayed", "4.0.0")
@@ -134,11 +150,13 @@ def test_delay_says_until_when() -> None:
     assert bert["Diagnostic-Code"] is None
 
 
+@pytest.mark.rfc("3463 2a", "3464 2.3.4")
 def test_status_without_an_enhanced_one_is_its_class() -> None:
     _, bert = fields(report(build_entry(), result(reply=Reply(452, "full"))))
     assert bert["Status"] == "4.0.0"
 
 
+@pytest.mark.rfc("3461 6.1b", "3464 2c")
 def test_nobody_is_told_about_a_report() -> None:
     assert report(build_entry(envelope=Envelope("", (BERT,)))) is None
 
@@ -153,11 +171,13 @@ def test_nobody_is_told_about_a_report() -> None:
         (Notify.DELAY, {"delayed"}),
     ],
 )
+@pytest.mark.rfc("3461 4.1b", "3461 5.2.6a", "3464 2.3.3")
 def test_notify_chooses_what_is_told(notify: Notify, told: set[str]) -> None:
     recipient = Recipient("b@exit.example", notify=notify)
     assert {action.value for action in Action if report(build_entry(), result(recipient, action=action))} == told
 
 
+@pytest.mark.rfc("3464 2.3.3", "6522 3c")
 def test_what_was_decided_at_once_is_one_report_and_the_gravest_gives_its_subject() -> None:
     keen = Recipient("keen@exit.example", notify=Notify.SUCCESS)
     entry = build_entry(envelope=Envelope("anna@sender.example", (BERT, keen), ret="FULL"))
@@ -180,6 +200,7 @@ def test_what_was_decided_at_once_is_one_report_and_the_gravest_gives_its_subjec
         ("2001:db8::1[2001:db8::1]:25", "dns; [IPv6:2001:db8::1]"),
     ],
 )
+@pytest.mark.rfc("3464 2.1.2", "3464 2.3.5", "3464 2.3.6")
 def test_the_remote_is_named_if_it_has_said_something(remote: str, field: str) -> None:
     _, bert = fields(report(build_entry(), result(reply=UNKNOWN, remote=remote)))
     assert bert["Remote-MTA"] == field
@@ -187,6 +208,7 @@ def test_the_remote_is_named_if_it_has_said_something(remote: str, field: str) -
     assert (own["Remote-MTA"], own["Diagnostic-Code"]) == (None, "x-smtpmesh; 550 5.1.2 no such domain")
 
 
+@pytest.mark.rfc("3464 2c")
 def test_a_report_that_fails_is_told_to_the_postmaster_once_where_there_is_one() -> None:
     lost = build_entry(envelope=Envelope("", (Recipient("anna@sender.example", notify=Notify.NEVER),)))
     silent = result(Recipient("anna@sender.example", notify=Notify.NEVER), UNKNOWN)
@@ -200,6 +222,7 @@ def test_a_report_that_fails_is_told_to_the_postmaster_once_where_there_is_one()
     assert report(lost, result(action=Action.DELAYED), reporter=reporter) is None
 
 
+@pytest.mark.rfc("8689 5a")
 def test_a_report_on_mail_that_requires_tls_requires_it_too_and_returns_the_header_only() -> None:
     entry = build_entry(envelope=Envelope("anna@sender.example", (BERT,), ret="FULL", requiretls=True))
     new = report(entry)
@@ -225,6 +248,7 @@ def test_spooled_mail_comes_back_whole_up_to_the_bound(tmp_path: Path) -> None:
         assert parts(new)[2].get_content_type() == kind
 
 
+@pytest.mark.rfc("3461 5.2.6c", "3464 2b")
 def test_only_recipients_that_want_it_are_named() -> None:
     silent = result(Recipient("silent@exit.example", notify=Notify.NEVER), UNKNOWN)
     new = report(build_entry(), silent, result(reply=UNKNOWN))
@@ -233,6 +257,7 @@ def test_only_recipients_that_want_it_are_named() -> None:
     assert b"silent" not in (new.entry.data.inline or b"")
 
 
+@pytest.mark.rfc("3461 6.2a")
 def test_ret_full_returns_the_message_as_it_was() -> None:
     entry = build_entry(envelope=Envelope("anna@sender.example", (BERT,), ret="FULL"))
     new = report(entry)
@@ -242,6 +267,7 @@ def test_ret_full_returns_the_message_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("ret", ["", "HDRS"])
+@pytest.mark.rfc("3461 6.2a", "6522 4")
 def test_without_ret_full_only_the_header_comes_back(ret: str) -> None:
     new = report(build_entry(envelope=Envelope("anna@sender.example", (BERT,), ret=ret)))
     assert parts(new)[2].get_content_type() == "text/rfc822-headers"
@@ -249,6 +275,7 @@ def test_without_ret_full_only_the_header_comes_back(ret: str) -> None:
     assert BODY not in (new.entry.data.inline or b"")
 
 
+@pytest.mark.rfc("3461 6.2b")
 def test_a_delay_and_mail_that_cannot_be_read_return_the_header_only() -> None:
     full = Envelope("anna@sender.example", (BERT,), ret="FULL")
     spooled = MailData(10, path=Path("/nowhere"), header=HEADER)
@@ -300,6 +327,7 @@ def test_utf8_sender_gets_a_utf8_report() -> None:
     assert "Content-Type: message/global\r\n" in content
 
 
+@pytest.mark.rfc("3464 2.1")
 def test_remote_text_cannot_begin_a_field_or_end_a_part() -> None:
     text = "bad\r\nAction: delivered\n--=0ABCdefGHI99/relay.example--\n\x00\x1b[31m" + "x" * 5000
     new = report(build_entry(), result(reply=Reply(550, text)))
@@ -319,6 +347,7 @@ def test_long_host_name_keeps_the_boundary_legal() -> None:
 
 
 @given(st.text(max_size=50), st.text(max_size=200), st.text(max_size=30))
+@pytest.mark.rfc("3464 2a")
 def test_whatever_others_said_the_report_parses(address: str, text: str, envid: str) -> None:
     entry = build_entry(envelope=Envelope("anna@sender.example", (BERT,), envid=envid))
     recipient = Recipient(address or "x", orcpt=f"rfc822;{text}")
@@ -333,11 +362,13 @@ def test_escaped_address_is_printable_ascii_and_unambiguous(address: str) -> Non
     assert escaped.encode().decode("ascii").count("\\x{") == len(escaped.split("\\")) - 1
 
 
+@pytest.mark.rfc("3461 6.3b")
 def test_xtext_is_undone() -> None:
     assert decode_xtext("a+2Bb+3Dc+zz+2b") == "a+b=c+zz+2b"
 
 
 @pytest.mark.parametrize("action", [Action.FAILED, Action.DELAYED, Action.RELAYED])
+@pytest.mark.rfc("6522 3b")
 def test_report_looks_as_it_did(action: Action) -> None:
     reply = Reply(250, "ok", "2.0.0") if action is Action.RELAYED else UNKNOWN
     every = Notify.SUCCESS | Notify.FAILURE | Notify.DELAY
@@ -356,6 +387,7 @@ def test_report_looks_as_it_did(action: Action) -> None:
     assert content == file.read_bytes()
 
 
+@pytest.mark.rfc("3464 2.2.2")
 def test_a_relay_without_a_full_name_does_not_claim_to_stand_in_dns() -> None:
     message, _ = fields(report(build_entry(), reporter=replace(REPORTER, hostname="relay")))
     assert message["Reporting-MTA"] == "x-local-hostname; relay"

@@ -239,6 +239,7 @@ def test_the_table_knows_every_state_and_every_step() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.rfc("5321 6.1a")
 async def test_every_step_in_every_state_does_what_the_table_says(tmp_path: Path, step: str) -> None:
     seen: set[Line] = set()
     states = [NONE] if step == "put" else STATES[1:]

@@ -109,6 +109,7 @@ POLICY = RetryPolicy(first_s=10, factor=2, max_s=3600, lifetime_s=432000, delay_
 @pytest.mark.parametrize(
     ("attempts", "pause_s"), [(0, 10), (1, 10), (2, 20), (3, 40), (9, 2560), (10, 3600), (5000, 3600)]
 )
+@pytest.mark.rfc("5321 4.5.4.1b")
 def test_pause_grows_to_its_ceiling(attempts: int, pause_s: float) -> None:
     assert POLICY.pause_s(attempts) == pause_s
 
@@ -128,6 +129,7 @@ def test_jitter_shortens_by_a_quarter_at_most() -> None:
     assert 39.5 < max(pauses) <= 40
 
 
+@pytest.mark.rfc("5321 4.5.4.1b", "5321 4.5.4.1c")
 def test_policy_follows_the_settings() -> None:
     settings = QueueSettings(retry_first_s=1, retry_factor=3, retry_max_s=50, lifetime_s=99, delay_notice_s=7)
     assert RetryPolicy.from_settings(settings) == RetryPolicy(1, 3, 50, 99, 7)

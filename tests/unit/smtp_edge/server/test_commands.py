@@ -36,6 +36,7 @@ from smtp_edge.server.commands import (
         ("FROM:<jörg@grüße.test>", "jörg@grüße.test"),
     ],
 )
+@pytest.mark.rfc("5321 4.1.2a")
 def test_paths(argument: str, address: str) -> None:
     assert parse_path_argument(argument, "FROM", null_allowed=True).address == address
 
@@ -51,6 +52,7 @@ def test_paths(argument: str, address: str) -> None:
         "FROM:<" + "a" * 65 + "@b.c>", "FROM:<a@" + "b." * 130 + "c>", "FROM:<@x.y a@b.c>", "FROM:<@:a@b.c>",
     ],
 )  # fmt: skip
+@pytest.mark.rfc("5321 4.1.2a")
 def test_no_path(argument: str) -> None:
     with pytest.raises(SyntaxFault):
         take_mail_parameters(dict(parse_path_argument(argument, "FROM", null_allowed=False).parameters), tls=True)
@@ -97,6 +99,7 @@ def test_bad_parameters_of_mail(text: str, code: int) -> None:
     assert fault.value.code == code
 
 
+@pytest.mark.rfc("8689 2a")
 def test_requiretls_is_not_known_in_the_clear() -> None:
     with pytest.raises(SyntaxFault) as fault:
         mail("REQUIRETLS", tls=False)
@@ -114,6 +117,7 @@ def test_requiretls_is_not_known_in_the_clear() -> None:
         ({"ORCPT": "utf-8;jörg@x"}, (Notify.FAILURE | Notify.DELAY, "utf-8;jörg@x")),
     ],
 )
+@pytest.mark.rfc("3461 4.1a")
 def test_parameters_of_rcpt(parameters: dict[str, str | None], expected: tuple[Notify, str]) -> None:
     assert take_rcpt_parameters(parameters) == expected
     assert parameters == {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.unit.smtp_edge.server.doors import open_door
 
 DRAINED = "421 4.3.2 this relay is being drained, try another"
 CLOSING = "421 4.3.2 relay.test is closing"
 
 
+@pytest.mark.rfc("5321 3.1")
 async def test_a_new_client_is_sent_elsewhere(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         door.listener.drain(True)
@@ -20,6 +23,7 @@ async def test_a_new_client_is_sent_elsewhere(tmp_path: Path) -> None:
         assert (await (await door.dial()).reply()).startswith("220 ")
 
 
+@pytest.mark.rfc("5321 3.8a")
 async def test_a_session_that_waits_ends_at_once(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         client = await door.client()

@@ -110,6 +110,7 @@ async def test_each_bound_has_its_reply_and_leaves_nothing(
         ({"bare_newlines": "normalise"}, [HEADER, b"a\nb\rc\r\n"]),
     ],
 )
+@pytest.mark.rfc("1870 6.3")
 async def test_at_the_bound_it_is_taken(room: Room, options: dict[str, object], chunks: list[bytes]) -> None:
     assert isinstance(await take(room.intake(**options), *chunks), MailData)
 

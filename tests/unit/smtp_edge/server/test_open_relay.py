@@ -146,6 +146,7 @@ async def relays(client: RawClient, sender: str, recipient: str) -> bool:
 
 
 @pytest.mark.parametrize("recipient", FOREIGN)
+@pytest.mark.rfc("5321 3.6.2")
 async def test_a_foreign_destination_in_any_clothes_is_refused(tmp_path: Path, recipient: str) -> None:
     async with open_door(tmp_path, **SETTINGS) as door:
         client = await door.client()

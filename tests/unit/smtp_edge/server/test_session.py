@@ -68,6 +68,7 @@ async def test_the_size_that_mail_declared_is_known_when_recipients_are_judged(t
         assert door.acceptor.declared == [4711, 0]
 
 
+@pytest.mark.rfc("2920 3.2a")
 async def test_a_pipelined_group_gets_its_replies_in_order(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         client = await door.client()
@@ -109,6 +110,7 @@ ODD_ENDS = [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", 
 
 @pytest.mark.parametrize("policy", ["refuse", "normalise"])
 @pytest.mark.parametrize("end", ODD_ENDS)
+@pytest.mark.rfc("5321 4.1.1.4a")
 async def test_no_line_end_but_crlf_dot_crlf_ends_the_data(tmp_path: Path, end: bytes, policy: str) -> None:
     async with open_door(tmp_path, bare_newlines=policy) as door:
         client = await door.client()
@@ -154,6 +156,7 @@ async def test_large_mail_goes_to_a_spool_file(tmp_path: Path) -> None:
         assert (message.data.size_bytes, message.data.header) == (len(body), b"Subject: large\r\n\r\n")
 
 
+@pytest.mark.rfc("5321 4.5.3.1.7")
 async def test_too_much_mail_data_is_refused_at_its_end_and_leaves_no_file(tmp_path: Path) -> None:
     async with open_door(tmp_path, size_bytes_max=20_000) as door:
         client = await door.client()
@@ -199,6 +202,7 @@ async def test_endless_mail_data_ends_the_session(tmp_path: Path) -> None:
         ("X" * 5000, "500 5.5.2"),
     ],
 )
+@pytest.mark.rfc("2034 4a")
 async def test_bad_commands_get_their_code_and_no_echo(tmp_path: Path, line: str, code: str) -> None:
     async with open_door(tmp_path) as door:
         client = await door.client()
@@ -207,6 +211,7 @@ async def test_bad_commands_get_their_code_and_no_echo(tmp_path: Path, line: str
         assert line not in reply
 
 
+@pytest.mark.rfc("5321 3.3a", "5321 4.5.1a")
 async def test_commands_out_of_order_are_refused(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         client = await door.dial()
@@ -248,6 +253,7 @@ async def test_many_bad_commands_end_the_session(tmp_path: Path) -> None:
         assert codes == ["500"] * 20 + ["421"]
 
 
+@pytest.mark.rfc("5321 4.5.3.1.10a")
 async def test_too_many_recipients_are_told_to_come_again(tmp_path: Path) -> None:
     async with open_door(tmp_path, recipients_max=2) as door:
         client = await door.client()
@@ -256,6 +262,7 @@ async def test_too_many_recipients_are_told_to_come_again(tmp_path: Path) -> Non
         assert codes == ["250 2.1.5", "250 2.1.5", "452 4.5.3"]
 
 
+@pytest.mark.rfc("5321 4.5.3.2.7")
 async def test_silence_ends_the_session(tmp_path: Path) -> None:
     async with open_door(tmp_path, idle_timeout_s=0.05) as door:
         client = await door.client()
@@ -299,6 +306,7 @@ async def test_no_room_is_said_at_mail(tmp_path: Path) -> None:
         assert (await client.say("MAIL FROM:<a@b.c>")).startswith("452 4.3.1")
 
 
+@pytest.mark.rfc("5321 4.1.1.4c")
 async def test_a_client_that_leaves_in_its_mail_data_leaves_nothing(tmp_path: Path) -> None:
     async with open_door(tmp_path) as door:
         client = await door.client()
@@ -332,6 +340,7 @@ def users(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.rfc("3207 4.2a")
 async def test_starttls_forgets_what_was_said_before_and_shows_auth(tmp_path: Path, users: Path) -> None:
     certificate, key, context = write_certificate(tmp_path)
     async with open_door(tmp_path, tls="starttls", certificate=certificate, key=key, auth_users=users) as door:
@@ -345,6 +354,7 @@ async def test_starttls_forgets_what_was_said_before_and_shows_auth(tmp_path: Pa
         assert "STARTTLS" not in keywords
 
 
+@pytest.mark.rfc("3207 6a")
 async def test_commands_behind_starttls_in_the_clear_end_the_session(tmp_path: Path) -> None:
     certificate, key, _ = write_certificate(tmp_path)
     async with open_door(tmp_path, tls="starttls", certificate=certificate, key=key) as door:
@@ -354,6 +364,7 @@ async def test_commands_behind_starttls_in_the_clear_end_the_session(tmp_path: P
         assert await client.reply() == ""
 
 
+@pytest.mark.rfc("4954 3a")
 async def test_right_and_wrong_passwords(tmp_path: Path, users: Path) -> None:
     certificate, key, context = write_certificate(tmp_path)
     settings = {"tls": "implicit", "certificate": certificate, "key": key, "auth_users": users, "allow_networks": []}

@@ -136,6 +136,7 @@ class Model(RuleBasedStateMachine):
             self.ordeal.end()
 
 
+@pytest.mark.rfc("5321 4.2a")
 def test_the_session_follows_its_model(loop: asyncio.AbstractEventLoop) -> None:
     Model.loop, Model.accepted_total = loop, 0
     bounded = settings(max_examples=250, stateful_step_count=30, deadline=None, derandomize=True, database=None)
@@ -206,6 +207,7 @@ WORDS = [
     flags=st.integers(0, 255),
     words=st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=20)), max_size=60),
 )
+@pytest.mark.rfc("5321 4.2a")
 def test_whatever_is_said_no_bug_no_hang_no_foreign_text(
     loop: asyncio.AbstractEventLoop, flags: int, words: list[bytes]
 ) -> None:

@@ -79,6 +79,7 @@ async def test_who_does_not_verify_is_served_under_any_certificate(tmp_path: Pat
 
 
 @pytest.mark.parametrize("demand", ["encrypted", "starttls"])
+@pytest.mark.rfc("3207 6c")
 async def test_our_client_sends_nothing_in_the_clear_where_the_offer_was_taken_away(
     tmp_path: Path, demand: str
 ) -> None:
@@ -115,6 +116,7 @@ NO_HANDSHAKES = {
 
 @pytest.mark.parametrize("tls", ["starttls", "implicit"])
 @pytest.mark.parametrize("what", NO_HANDSHAKES)
+@pytest.mark.rfc("3207 4.1a")
 async def test_garbage_instead_of_a_handshake_ends_that_session_alone(tmp_path: Path, what: str, tls: str) -> None:
     limits = {"handshake_timeout_s": 0.1, "handshakes_max": 1}
     with capture_logs() as lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from email import message_from_bytes
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def build(client: Client, *recipients: Recipient) -> bytes:
     return build_received(client, hostname="relay.test", queue_id="Q1", at=AT, recipients=recipients, tls=client.tls)
 
 
+@pytest.mark.rfc("5321 4.4c", "5321 4.4d")
 def test_the_field_names_both_ends_the_protocol_the_id_and_the_only_recipient() -> None:
     client = Client("192.0.2.1", helo="client.test", protocol="ESMTPS", tls="TLSv1.3 TLS_AES_256_GCM_SHA384")
     assert build(client, ANN) == (
@@ -30,6 +32,7 @@ def test_the_field_names_both_ends_the_protocol_the_id_and_the_only_recipient() 
     )
 
 
+@pytest.mark.rfc("5321 4.4e", "5321 7.2")
 def test_several_recipients_are_not_revealed() -> None:
     assert b"for <" not in build(Client("192.0.2.1", helo="x"), ANN, BOB)
 
@@ -54,6 +57,7 @@ def test_whom_a_filter_had_as_its_client_is_told_apart() -> None:
     assert b"\t(forwarded for evil?x? [203.0.113.9]???)\r\n" in field
 
 
+@pytest.mark.rfc("4954 7", "6531 3.7.3")
 def test_with_words() -> None:
     assert protocol_word(extended=False, tls=True, authenticated=False, utf8=False) == "SMTP"
     assert protocol_word(extended=True, tls=False, authenticated=False, utf8=False) == "ESMTP"
