@@ -6,11 +6,13 @@ parameters and addresses in UTF-8, and refuses nothing.
 
 from __future__ import annotations
 
+import re
 import socketserver
 import threading
 from dataclasses import dataclass
 from types import TracebackType
 
+RECEIVED = re.compile(rb"Received: from [^;]*;\r\n\t[^\r\n]*\r\n")
 KEYWORDS = ("PIPELINING", "SIZE 200000000", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES")
 
 
@@ -36,14 +38,15 @@ class Kept:
         return [_path(line) for line in self.rcpts]
 
     def below(self, hops: int) -> bytes:
-        """The message without its first Received fields, which is as it was before so many relays had it."""
+        """The message as it was before so many of our relays had it: without their Received fields.
+
+        These end with the line of the date. What follows may begin with a blank, and is no part of them all the same.
+        """
         rest = self.data
         for _ in range(hops):
-            assert rest.startswith(b"Received: "), rest[:200]
-            end = next(
-                at for at in range(len(rest)) if rest[at : at + 2] == b"\r\n" and rest[at + 2 : at + 3] not in b" \t"
-            )
-            rest = rest[end + 2 :]
+            field = RECEIVED.match(rest)
+            assert field is not None, rest[:300]
+            rest = rest[field.end() :]
         return rest
 
     @property
