@@ -44,7 +44,9 @@ SENDER_OK = Reply(250, "Ok", "2.1.0")
 RECIPIENT_OK = Reply(250, "Ok", "2.1.5")
 BAD_SEQUENCE = Reply(503, "bad sequence of commands", "5.5.1")
 NOT_IMPLEMENTED = Reply(502, "command not implemented", "5.5.1")
-UTF8_NEEDED = Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
+SENDER_NEEDS_UTF8 = Reply(550, "SMTPUTF8 is required for this address", "5.6.7")
+RECIPIENT_NEEDS_UTF8 = Reply(553, "SMTPUTF8 is required for this address", "5.6.7")
+"""Two codes, as RFC 6531 section 3.5 has them."""
 HELLO_NEEDED = Reply(503, "EHLO or HELO first", "5.5.1")
 MAIL_NEEDED = Reply(503, "MAIL first", "5.5.1")
 TLS_NEEDED = Reply(530, "STARTTLS first", "5.7.0")
@@ -207,7 +209,7 @@ class Conversation:
         path = parse_path_argument(argument, "FROM", null_allowed=True)
         transaction = self._parse_mail(path)
         if not (path.address.isascii() or transaction.mail.smtputf8):
-            return UTF8_NEEDED
+            return SENDER_NEEDS_UTF8
         refusal = self._refuse_mail(transaction)
         if refusal is not None:
             log.info("mail.refused", client=client.address, user=client.user, sender=path.address, reply=str(refusal))
@@ -259,7 +261,7 @@ class Conversation:
         path = parse_path_argument(argument, "TO", null_allowed=False)
         recipient = self._parse_recipient(path)
         if not (path.address.isascii() or transaction.mail.smtputf8):
-            return UTF8_NEEDED
+            return RECIPIENT_NEEDS_UTF8
         if len(transaction.recipients) >= self.options.recipients_max:
             return TOO_MANY_RECIPIENTS
         refusal = self._refuse_recipient(transaction, recipient)

@@ -297,7 +297,7 @@ async def test_mail_marked_8bit_that_is_ascii_goes_out_as_7bit(client: DeliveryC
         assert server.seen.said("MAIL") == ["MAIL FROM:<sue@example.net>"] * 2
 
 
-@pytest.mark.rfc("6531 3.1c")
+@pytest.mark.rfc("6531 3.2c")
 async def test_an_original_recipient_beyond_ascii_is_escaped_for_a_session_without_smtputf8(
     client: DeliveryClient,
 ) -> None:

@@ -55,6 +55,8 @@ def warnings(folder: Path, text: str) -> list[str]:
         ('name = "a"', "name = 3", "node.name: must be a text in quotes, not 3"),
         ('name = "a"', "", "node.name: is required"),
         ("[node]", "[gosip]\n[node]", "gosip: unknown key; did you mean gossip?"),
+        ("[node]", "[node]\nhostname = 'b\u00fccher.example'", "node.hostname: 'b\u00fccher.example' is no name for EHLO: ASCII labels (xn--... for others) between dots"),
+        ("[node]", '[node]\nhostname = "relay.test\\r\\nQUIT"', "node.hostname: 'relay.test\\r\\nQUIT' is no name for EHLO: ASCII labels (xn--... for others) between dots"),
         ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, tags, zone"),
         ("[node]", "[node]\ndata_dir = 3", "node.data_dir: must be a path in quotes, not 3"),
         ("[node]", "[queue]\nretry_frist_s = 1\n[node]", "queue.retry_frist_s: unknown key; did you mean retry_first_s?"),
@@ -143,7 +145,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "no"', "smart_host[0].password_file: no: No such file or directory"),
     ],
 )  # fmt: skip
-@pytest.mark.rfc("2033 5")
+@pytest.mark.rfc("2033 5", "6531 3.7.1b")
 def test_a_mistake_is_one_sentence_with_key_and_way_out(node: Path, before: str, after: str, expected: str) -> None:
     assert before in GOOD
     assert mistakes(node, GOOD.replace(before, after, 1)) == [expected]

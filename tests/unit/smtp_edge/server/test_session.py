@@ -192,7 +192,7 @@ async def test_endless_mail_data_ends_the_session(tmp_path: Path) -> None:
         ("MAIL FROM:<a@b.c> SIZE=abc", "501 5.5.4"),
         ("MAIL FROM:<a@b.c> COLOUR=red", "555 5.5.4"),
         ("MAIL FROM:<a@b.c> XTOKEN=x", "555 5.5.4"),
-        ("MAIL FROM:<\xfc@b.c>", "553 5.6.7"),
+        ("MAIL FROM:<\xfc@b.c>", "550 5.6.7"),
         ("RCPT TO:<a@b.c>", "503 5.5.1"),
         ("DATA", "503 5.5.1"),
         ("STARTTLS", "503 5.5.1"),
