@@ -18,7 +18,9 @@ ACKNOWLEDGEMENT, GOSSIP, UNKNOWN = "acknowledgement", "gossip", "unknown"
 INGRESS_TAU_S = 5.0
 INGRESS_STEP = 1.1
 """The rate that is told is a power of this: what changes by less is no news."""
-INGRESS_MIN_MPS = 0.1
+INGRESS_MIN_MPS = 0.4
+"""Less is told as nothing: no plan is made for it, and single messages would be news to the whole cluster."""
+INGRESS_KEPT_MPS = 0.05
 HEARD_CLASSES_MAX = 10_000
 """Classes remembered of one neighbour; past it the oldest knowledge goes."""
 
@@ -76,7 +78,7 @@ class Backlogs:
         for class_id in {*counts, *self._ingress}:
             rate = self._ingress.get(class_id, 0.0)
             rate += (counts.get(class_id, 0) / passed_s - rate) * weight
-            if rate >= INGRESS_MIN_MPS / 2 or class_id in counts:
+            if rate >= INGRESS_KEPT_MPS or class_id in counts:
                 self._ingress[class_id] = rate
             else:
                 del self._ingress[class_id]

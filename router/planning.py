@@ -14,7 +14,7 @@ from gossip.linkstate import Snapshot
 from router.decision import HopKind
 from router.plan import Plan, solve
 from router.policy import DIRECT_PREFIX, DestinationClass
-from router.problem import build_problem
+from router.problem import Problem, build_problem, has_demand
 from router.topology import Arc, Digests, build_topology
 
 PLAN_S = 1.0
@@ -23,6 +23,7 @@ RELAYS_MAX = 200
 FADE = 0.8
 """Of what was sent, kept each second: the past must not weigh for ever."""
 FADES_MAX = 30
+SOLVED_MAX = 64
 CHURN_MIN = 0.1
 """Change of a share between two plans that counts as one."""
 
@@ -73,6 +74,8 @@ class Planning:
         """Plans, since the start."""
         self.churn = 0
         """Shares of this node that changed by a tenth or more from one plan to the next."""
+        self.solved: dict[Problem, Plan] | None = None
+        """What others who share this process found: a simulation solves once what all its relays ask."""
         self._classes: dict[str, ClassPlan] = {}
         self._steps: Generator[None, None, Plan] | None = None
         self._began = float("-inf")
@@ -109,6 +112,8 @@ class Planning:
 
     def _make(self, snapshot: Snapshot, classes: Mapping[str, DestinationClass]) -> Generator[None, None, Plan]:
         """From the database alone, own links included as they were advertised: so all come to the same."""
+        if not has_demand(snapshot.nodes):
+            return self.plan if self.plan is not None and not self.plan.flows else Plan(Problem(), {})
         topology = build_topology("", snapshot, (), 0.0, self._digests)
         yield
         wanted = {load.class_id for node in snapshot.nodes for load in node.load.classes}
@@ -127,8 +132,16 @@ class Planning:
         problem = build_problem(arcs, snapshot.nodes)
         if self.plan is not None and problem == self.plan.problem:
             return self.plan
+        known = self.solved.get(problem) if self.solved is not None else None
+        if known is not None:
+            return known
         yield
-        return (yield from solve(problem))
+        plan = yield from solve(problem)
+        if self.solved is not None:
+            if len(self.solved) >= SOLVED_MAX:
+                self.solved.clear()
+            self.solved[problem] = plan
+        return plan
 
     def _take(self, plan: Plan, now: float) -> None:
         if plan is self.plan:

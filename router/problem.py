@@ -24,6 +24,9 @@ HEADROOM = 1.05
 DRAIN_S = 10.0
 """A backlog is planned to be gone after this time, and at most by as much again as arrives and `DRAIN_MPS`."""
 DRAIN_MPS, DRAIN_FREE = 5.0, 5
+DEMAND_MIN_MPS = 0.5
+"""What a relay has of a class below this is not worth a plan: the forwarding rule finds its way, and a quiet cluster
+works out nothing."""
 TRIFLE_MPS = 0.01
 """What a plan leaves out."""
 UNLIMITED = math.inf
@@ -94,13 +97,18 @@ def build_problem(classes: Mapping[str, Sequence[Arc]], nodes: Iterable[NodeReco
     return Problem(tuple(links), tuple(_commodity(name, classes[name], demands[name], number) for name in wanted))
 
 
+def has_demand(nodes: Iterable[NodeRecord]) -> bool:
+    """Somebody has something worth a plan."""
+    return bool(_demands(nodes))
+
+
 def _demands(nodes: Iterable[NodeRecord]) -> dict[str, dict[str, float]]:
     """Class -> node id -> messages per second."""
     found: dict[str, dict[str, float]] = {}
     for node in nodes:
         for load in node.load.classes:
             wanted = _round(_demand(load), DEMAND_RATIO)
-            if wanted >= TRIFLE_MPS:
+            if wanted >= DEMAND_MIN_MPS:
                 found.setdefault(load.class_id, {})[node.node_id] = wanted
     return found
 

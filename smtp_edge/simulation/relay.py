@@ -18,7 +18,9 @@ from typing import Any
 from gossip.linkstate import LinkState, NodeId
 from router.decision import EdgeState, ExitHop, Hop, HopKind, Pin
 from router.engine import RoutingEngine
+from router.plan import Plan
 from router.policy import RouteTable
+from router.problem import Problem
 from router.recording import Origin, Recorder
 from router.settings import RouterSettings
 from router.terms import NO_TERMS, Terms
@@ -80,6 +82,8 @@ class Surroundings:
     """Deviation of the logarithm by which advertised capacities are wrong."""
     terms: Mapping[str, Terms] = field(default_factory=dict)
     """Of hosts, by name."""
+    solved: dict[Problem, Plan] = field(default_factory=dict)
+    """Joint plans that a relay of the mesh has worked out already: all of them ask the same."""
 
 
 class SimulatedRelay:
@@ -225,6 +229,7 @@ class SimulatedRelay:
             self.engine = self.recordings[-1].engine
         else:
             self.engine = origin.build()
+            self.engine.planning.solved = around.solved
         self._client = ModelledClient(
             self.node_id,
             around.server_of,
