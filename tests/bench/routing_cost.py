@@ -21,6 +21,7 @@ from router.decision import ExitHop, Hop, HopKind, Outcome, OutcomeKind, Query
 from router.engine import RoutingEngine
 from router.policy import RouteRule, RouteTable
 from router.settings import RouterSettings
+from tests.bench.lab.bars import Row, bar
 from tests.bench.lab.figures import table
 
 CLASS = "default"
@@ -50,6 +51,20 @@ def main() -> None:
         applied, decided, explained = recompute(size, arguments.repeats)
         rows.append([f"{size} nodes", *(spread(times, 1e3, 1) for times in (applied, decided, explained))])
     print(table(rows))
+
+
+def bars(repeats: int = 5) -> list[Row]:
+    """Row 9, but for the share of a message's processor time (`routing_real`)."""
+    engine = build_engine(4, 4)
+    found, lookups = ([timer() for _ in range(repeats)] for timer in (lambda: time_decisions(engine), time_lookups))
+    few, many = ([time_classes(routes) for _ in range(repeats)] for routes in (50, 5000))
+    decision, ratio = statistics.median(found), statistics.median(found) / statistics.median(lookups)
+    growth = statistics.median(many) / statistics.median(few)
+    return [
+        bar("9  a decision, 8 edges", "2 us", f"{spread(found, 1e6, 1)} us", met=decision <= 2e-6),
+        bar("9  a decision / a lookup in a dictionary", "50", f"{ratio:.0f}", met=ratio <= 50),
+        bar("9  class of a domain: 5,000 routes / 50", "about 1", f"{growth:.2f}", met=growth <= 1.5),
+    ]
 
 
 def spread(times: Sequence[float], unit: float, digits: int) -> str:
@@ -107,11 +122,11 @@ def time_lookups() -> float:
     return timed(look) / DECISIONS
 
 
-def time_classes() -> float:
-    """Seconds for one domain among 5,000 exact routes, never asked before."""
-    rules = [RouteRule(f"c{number}", (f"d{number}.example",), ("s",)) for number in range(5000)]
+def time_classes(routes: int = 5000) -> float:
+    """Seconds for one domain among so many exact routes, never asked before."""
+    rules = [RouteRule(f"c{number}", (f"d{number}.example",), ("s",)) for number in range(routes)]
     found = RouteTable(rules)
-    domains = [f"d{number}.example" for number in range(0, 5000, 5)]
+    domains = [f"d{number}.example" for number in range(0, routes, max(1, routes // 1000))]
     return timed(lambda: [found.classify(domain) for domain in domains]) / len(domains)
 
 

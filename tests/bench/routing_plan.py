@@ -29,9 +29,11 @@ from router.recording import replay
 from router.replay import recompute
 from router.topology import build_topology
 from smtp_edge.simulation import Mesh
-from tests.bench.lab.figures import percentile, table
-from tests.bench.routing import Plan as MeshPlan
-from tests.bench.routing import build_mesh, random_plan
+from tests.bench.lab.bars import Row, bar, show
+from tests.bench.lab.figures import percentile
+from tests.bench.lab.linear import new_model
+from tests.bench.lab.meshes import Plan as MeshPlan
+from tests.bench.lab.meshes import build_mesh, random_plan
 
 LOAD = 0.9
 HOSTS_PER_CLASS = 3
@@ -50,19 +52,14 @@ def main() -> None:
     parser.add_argument("--meshes", type=int, default=100, help="for row 11")
     parser.add_argument("--runs", type=int, default=6, help="meshes in virtual time, for rows 8 and 14")
     arguments = parser.parse_args()
-    print(table([["bar", "wanted", "measured"], *rows(arguments.meshes, arguments.runs)]))
+    print(show(rows(arguments.meshes, arguments.runs)))
 
 
-def rows(meshes: int, runs: int) -> list[list[str]]:
-    """The rows of the table: bar, wanted, measured."""
+def rows(meshes: int, runs: int) -> list[Row]:
+    """Rows 8, 10, 11 and 14."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     whole = [_hops(runs)] if runs else []
     return [*whole, *_costs(), *([_quality(meshes)] if meshes else []), *(_same(runs) if runs else [])]
-
-
-def row(bar: str, wanted: str, measured: str, *, met: bool) -> list[str]:
-    """One of them."""
-    return [bar, wanted, measured if met else f"{measured} MISSED"]
 
 
 # -- 8: hops -----------------------------------------------------------------------------------------------------------
@@ -71,7 +68,7 @@ def row(bar: str, wanted: str, measured: str, *, met: bool) -> list[str]:
 def _hops(runs: int) -> list[str]:
     ratios = [hop_ratio(random_plan(seed, 9)) for seed in range(1, runs + 1)]
     text = f"{statistics.median(ratios):.2f} ({max(ratios):.2f}) in {runs} meshes"
-    return row("8  transfers / those of the least delay, load 0.6", "1.15", text, met=statistics.median(ratios) <= 1.15)
+    return bar("8  transfers / those of the least delay, load 0.6", "1.15", text, met=statistics.median(ratios) <= 1.15)
 
 
 def hop_ratio(plan: MeshPlan) -> float:
@@ -97,7 +94,7 @@ def _problem_of(plan: MeshPlan, offered: float) -> Problem:
 
 def least_delay(problem: Problem) -> dict[tuple[str, str], float]:
     """Flows of least delay, one class: delay x f + f / (c - f) in straight pieces."""
-    model, flows = _model(), {}
+    model, flows = new_model(), {}
     for link in problem.links:
         if link.capacity_mps == UNLIMITED:
             flows[link.tail, link.head] = model.addVariable(lb=0, obj=link.delay_s)
@@ -122,11 +119,11 @@ def _costs() -> list[list[str]]:
     for relays, classes, bar_ms in SIZES:
         times = [_timed_plan(relays, classes, seed) for seed in range(5)]
         measured = f"{statistics.median(times):.1f} ms ({max(times):.1f})"
-        found.append(row(f"10 plan, {relays} relays x {classes}", f"{bar_ms:g} ms", measured, met=max(times) <= bar_ms))
+        found.append(bar(f"10 plan, {relays} relays x {classes}", f"{bar_ms:g} ms", measured, met=max(times) <= bar_ms))
     relays, classes, bar_ms = RANKS
     ranks = [_timed_ranks(relays, classes, seed) for seed in range(5)]
     found.append(
-        row(
+        bar(
             f"10 ranks, {relays} relays x {classes}",
             f"{bar_ms:g} ms",
             f"{statistics.median(ranks):.1f} ms ({max(ranks):.1f})",
@@ -136,7 +133,7 @@ def _costs() -> list[list[str]]:
     steps = [step for seed in range(3) for step in _steps(100, 20, seed)]
     stall = percentile(steps, 0.99)
     found.append(
-        row("10 longest wait of the event loop, p99", f"{STALL_MS:g} ms", f"{stall:.1f} ms", met=stall <= STALL_MS)
+        bar("10 longest wait of the event loop, p99", f"{STALL_MS:g} ms", f"{stall:.1f} ms", met=stall <= STALL_MS)
     )
     return found
 
@@ -179,7 +176,7 @@ def _steps(relays: int, classes: int, seed: int) -> list[float]:
 def _quality(meshes: int) -> list[str]:
     peaks = [peak_utilisation(random_problem(10, 3, seed)) for seed in range(meshes)]
     text = f"{statistics.median(peaks):.3f} ({max(peaks):.3f}) in {meshes} meshes"
-    return row(f"11 peak utilisation at {LOAD:g} of the optimum", "0.93", text, met=statistics.median(peaks) <= 0.93)
+    return bar(f"11 peak utilisation at {LOAD:g} of the optimum", "0.93", text, met=statistics.median(peaks) <= 0.93)
 
 
 def peak_utilisation(problem: Problem) -> float:
@@ -204,7 +201,7 @@ def peak_utilisation(problem: Problem) -> float:
 
 def largest_factor(problem: Problem) -> float:
     """By which all demand can be multiplied and still be carried."""
-    model = _model()
+    model = new_model()
     factor = model.addVariable(lb=0, obj=-1.0)
     loads: list[list[object]] = [[] for _ in problem.links]
     for item in problem.commodities:
@@ -219,12 +216,6 @@ def largest_factor(problem: Problem) -> float:
             model.addConstr(sum(load) <= link.capacity_mps)
     model.run()
     return float(model.val(factor))
-
-
-def _model() -> highspy.Highs:
-    model = highspy.Highs()
-    model.setOptionValue("output_flag", False)
-    return model
 
 
 def _conserve(model: highspy.Highs, flows: dict[tuple[str, str], object], demand: dict[str, object]) -> None:
@@ -263,13 +254,13 @@ def _same(runs: int) -> list[list[str]]:
     for seed in range(1, runs + 1):
         _agree(random_plan(seed, 9), found)
     return [
-        row(
+        bar(
             "14 decisions whose terms lead elsewhere, answers that differ in a replay",
             "0, 0",
             f"{found.wrong} of {found.decisions}, {found.other} of {found.calls}",
             met=not found.wrong and not found.other,
         ),
-        row(
+        bar(
             "14 equal views with different plans",
             "0",
             f"{found.differ} of {found.pairs} pairs of relays",
