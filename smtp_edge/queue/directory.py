@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smtp_edge.queue.errors import StoreError
+from smtp_edge.queue.logcheck import count_lost_commits
 from smtp_edge.queue.spool import SPOOL
 
 DATABASE = "queue.db"
@@ -33,6 +34,14 @@ def demand_no_repair(directory: Path) -> None:
     """StoreError if a repair was cut off: the database may be away, or without its log."""
     if find_ready(directory) is not None:
         raise StoreError(f"a repair of {directory} was cut off: `smtpmesh queue repair` finishes it")
+
+
+def demand_whole_log(directory: Path) -> None:
+    """StoreError if transactions are missing in the middle of the log: SQLite would drop the later ones as well."""
+    lost = count_lost_commits(directory / DATABASE)
+    if lost:
+        what = f"{lost} transactions in {DATABASE}-wal cannot be read, though the disk had said that it keeps them"
+        raise StoreError(f"the queue's database is damaged ({what}): `smtpmesh queue repair` goes on without them")
 
 
 def demand_fresh(directory: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from smtp_edge.queue.directory import DAMAGED, DATABASE, PARTS, READY, find_ready
 from smtp_edge.queue.lock import LOCK, DirectoryLock
+from smtp_edge.queue.logcheck import count_lost_commits
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION
 from smtp_edge.queue.salvage import Report, Salvage
 from smtp_edge.queue.spool import INCOMING, SPOOL, create_directories, sync_directory
@@ -32,6 +33,7 @@ from smtp_edge.queue.store import StoreError
 PROBLEMS_MAX = 20
 BUILT = "new.db"
 REPORT = "report.txt"
+LOST_COMMITS = "transactions in the log cannot be read"
 
 
 def check(directory: Path) -> list[str]:
@@ -83,15 +85,17 @@ def _check(directory: Path) -> list[str]:
         return ["an earlier repair was cut off"]
     if not database.exists():
         return ["there is no database"]
+    lost = count_lost_commits(database)
+    problems = [f"{lost} {LOST_COMMITS}"] if lost else []
     try:
         with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             found = connection.execute(f"PRAGMA integrity_check({PROBLEMS_MAX})").fetchall()
     except sqlite3.Error as error:
-        return [str(error)]
+        return [*problems, str(error)]
     if version > SCHEMA_VERSION:
         raise StoreError(f"{database} was written by a newer release: repair it with that one")
-    return [line for (text,) in found if text != "ok" for line in str(text).splitlines()]
+    return problems + [line for (text,) in found if text != "ok" for line in str(text).splitlines()]
 
 
 # -- the new database --------------------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ def _build(directory: Path, folder: Path, report: Report, class_of: Callable[[st
         with _open_copy(directory, folder / "reading") as old, _open_new(folder / BUILT) as new:
             new.execute("BEGIN")
             Salvage(old, new, directory / SPOOL, folder, report, class_of, at).run()
+            report.holes |= any(problem.endswith(LOST_COMMITS) for problem in report.problems)
             new.execute("COMMIT")
         shutil.rmtree(folder / "reading")
         report.folder = folder

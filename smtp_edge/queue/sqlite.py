@@ -30,7 +30,7 @@ import structlog
 
 from smtp_edge.envelope import MailData
 from smtp_edge.queue import decisions, questions, regroup, statements, survey
-from smtp_edge.queue.directory import DATABASE, demand_fresh, demand_no_repair
+from smtp_edge.queue.directory import DATABASE, demand_fresh, demand_no_repair, demand_whole_log
 from smtp_edge.queue.entry import (
     Claim,
     Decision,
@@ -166,6 +166,7 @@ class SQLiteStore(MessageStore):
             create_directories(self._directory)
             self._lock.acquire(self._incarnation)
             demand_no_repair(self._directory)
+            demand_whole_log(self._directory)
             self._recover()
             return self._connect(), self._take_snapshot()
         except BaseException as error:
