@@ -7,7 +7,6 @@ mistakes of their own, so that one slip of the pen is not reported three times.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,10 +23,6 @@ SMTP_PORT = 25
 DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
-LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-LITERAL = re.compile(r"\[[0-9A-Za-z.:]+\]")
-"""What EHLO may say (RFC 5321 section 4.1.1.1, RFC 6531 section 3.7.1): ASCII labels, or an address in brackets."""
-HOSTNAME_MAX = 255
 MEMORY_BYTES_MIN = 128 * 1024 * 1024
 
 
@@ -75,9 +70,6 @@ def find_warnings(settings: Settings) -> Iterator[str]:
 
 
 def _check_names(settings: Settings) -> Iterator[Mistake]:
-    if not _is_hostname(settings.node.hostname):
-        text = f"{settings.node.hostname!r} is no name for EHLO: ASCII labels (xn--... for others) between dots"
-        yield Mistake("node.hostname", text)
     for key, names in (
         ("listener", [section.name for section in settings.listener]),
         ("auth", [section.name for section in settings.auth]),
@@ -95,12 +87,6 @@ def _check_names(settings: Settings) -> Iterator[Mistake]:
     for number, host in enumerate(settings.smart_host):
         if host.name == "mx":
             yield Mistake(f"smart_host[{number}].name", '"mx" means direct delivery in a route; choose another name')
-
-
-def _is_hostname(name: str) -> bool:
-    """Also the empty one, which stands for the machine's own."""
-    labels = name.split(".") if name and len(name) <= HOSTNAME_MAX else []
-    return not name or LITERAL.fullmatch(name) is not None or (bool(labels) and all(map(LABEL.fullmatch, labels)))
 
 
 def _check_routes(settings: Settings) -> Iterator[Mistake]:
