@@ -10,6 +10,7 @@ great many goes page by page: the caller asks again with the place where the las
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 PAGE = 500
 """Deliveries changed in one call."""
 ROUNDS_MAX = 3
+ROUND_PAUSE_S = 0.05
+"""Before it is looked for again: what was claimed on disk is not in memory yet, for a moment."""
 DAMAGED_ACTIONS = {Action.RETRY, Action.RELEASE, Action.REMOVE}
 """What can be done to deliveries that cannot be read; they must be named by their ids."""
 
@@ -108,7 +111,9 @@ class Postmaster:
         if order.hop:
             return replace(await self._hand_over(order, todo), unfit=unfit)
         changed: list[Key] = []
-        for _ in range(ROUNDS_MAX):
+        for number in range(ROUNDS_MAX):
+            if number:
+                await asyncio.sleep(ROUND_PAUSE_S)
             changed += await self._change_once(order, todo)
             todo = await self._find_again(order, todo, changed)
             if not todo:

@@ -211,6 +211,22 @@ async def test_what_somebody_took_meanwhile_is_looked_for_again(
         assert bench.dispatcher.active_count == 0
 
 
+async def test_what_is_claimed_and_not_in_memory_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object, **__: object) -> list[Claim]:
+        return []
+
+    async with Bench(tmp_path, Nowhere()) as bench:
+        monkeypatch.setattr(bench.store, "claim", nothing)
+        new = build_new("default")
+        await bench.store.put(new, claim=False)
+        claims = await bench.store.claim_these([(new.entry.queue_id, 0)], datetime.now(UTC))
+        asyncio.get_running_loop().call_later(0.03, bench.dispatcher.submit, claims)
+        done = await order(bench, Action.HOLD)
+        assert (len(done.changed), done.under_way) == (1, 0)
+
+
 async def test_a_disk_that_refuses_an_order_leaves_the_mail_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
