@@ -16,8 +16,12 @@ from smtp_edge.client.attempt import AttemptResult, Job, Target
 from smtp_edge.dispatch.lines import Waiting
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.reading import MailDataLost
+from smtp_edge.queue.store import MessageStore
 
 log = structlog.get_logger()
+
+MAY_HAVE_IT = frozenset({OutcomeKind.ACCEPTED, OutcomeKind.IN_DOUBT, OutcomeKind.CANCELLED})
+"""Ends after which the hop may have the message; the settlement says more."""
 
 
 class Attempter(Protocol):
@@ -55,6 +59,7 @@ class Attempts:
 
     def __init__(
         self,
+        store: MessageStore,
         client: Attempter,
         observer: AttemptObserver,
         node_id: str,
@@ -62,6 +67,7 @@ class Attempts:
         clock: Callable[[], datetime],
     ) -> None:
         self.inflight: dict[str, int] = {}
+        self._store = store
         self._client = client
         self._observer = observer
         self._node_id = node_id
@@ -78,6 +84,8 @@ class Attempts:
     async def run(self, waiting: Waiting, target: Target) -> AttemptResult:
         """One transaction in a slot that was taken. Raises `MailDataLost`: nothing was sent that counts."""
         hop, delivery, began = target.hop, waiting.claim.delivery, self._now()
+        if hop.kind is HopKind.PEER:
+            self._store.note_offer(*waiting.key, hop.id)
         result = AttemptResult(OutcomeKind.CANCELLED, reason="abandoned")
         try:
             result = await self._client.attempt(target, self._job(waiting, target))
@@ -89,6 +97,8 @@ class Attempts:
             waiting.hop = ""
             size_bytes = waiting.claim.entry.data.size_bytes
             self._observer.ended(hop, delivery.class_id, result, began, size_bytes, delivery.queue_id)
+        if hop.kind is HopKind.PEER and result.kind not in MAY_HAVE_IT:
+            self._store.withdraw_offer(*waiting.key)
         waiting.tries += 1
         self._log(waiting, hop, result, self._now() - began)
         return result

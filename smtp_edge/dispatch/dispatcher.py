@@ -90,7 +90,7 @@ class Dispatcher:
         self._lines = Lines()
         self._places = Places(limits.active_max)
         self._refill = Refill(store, self._places, self.submit, clock)
-        self._attempts = Attempts(client, observer, node_id, now, clock)
+        self._attempts = Attempts(store, client, observer, node_id, now, clock)
         self._endings = Endings(
             store, self._places, self._refill, self._tasks, observer, counters, clock, reporting, limits.park_retry_s
         )

@@ -48,6 +48,8 @@ from smtp_edge.queue.faults import Kind, Trouble, translate
 from smtp_edge.queue.gate import Gate
 from smtp_edge.queue.lock import DirectoryLock
 from smtp_edge.queue.migrations import migrate
+from smtp_edge.queue.offers import FILE as OFFERS
+from smtp_edge.queue.offers import Offers
 from smtp_edge.queue.picking import Pick, pick
 from smtp_edge.queue.reserve import Reserve
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION, CorruptRow
@@ -104,6 +106,7 @@ class SQLiteStore(MessageStore):
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
         self._reserve = Reserve(self._directory)
+        self._offers = Offers(self._directory / OFFERS)
         self._tally = Tally()
         self._puts_pending = 0
         self._writer: Writer | None = None
@@ -157,6 +160,7 @@ class SQLiteStore(MessageStore):
             await asyncio.to_thread(writer.stop)
         if self._reader is not None:
             await self._read(self._close_reader)
+        self._offers.close()
         self._lock.release()
         self._reading.shutdown(wait=False)
 
@@ -193,8 +197,9 @@ class SQLiteStore(MessageStore):
         schema = migrate(connection, str(self._directory / DATABASE))
         if not schema:
             demand_fresh(self._directory)
-        voided = statements.void_claims(connection, self._clock())
+        voided = statements.void_claims(connection, self._clock(), self._offers.read())
         connection.execute("COMMIT")
+        self._offers.restart()
         if schema not in (0, SCHEMA_VERSION):
             log.warning("queue.migrated", schema_before=schema, schema=SCHEMA_VERSION)
         orphans = remove_orphans(self._directory, questions.find_spooled(connection))
@@ -292,6 +297,15 @@ class SQLiteStore(MessageStore):
                 statements.settle(connection, changes, settlement, self._incarnation, at)
 
         await self._open_writer().submit(work)
+        self._offers.forget((settlement.queue_id, settlement.copy) for settlement in settlements)
+
+    def note_offer(self, queue_id: str, copy: int, hop: str) -> None:
+        """See MessageStore."""
+        self._offers.note((queue_id, copy), hop)
+
+    def withdraw_offer(self, queue_id: str, copy: int) -> None:
+        """See MessageStore."""
+        self._offers.withdraw((queue_id, copy))
 
     async def regroup(self, items: Sequence[Regrouping]) -> int:
         """See MessageStore."""

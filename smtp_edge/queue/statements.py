@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -238,8 +238,15 @@ def set_aside(connection: Connection, changes: Changes, queue_id: str, copy: int
     changes.add(row[0], row[1], row[2], CORRUPT)
 
 
-def void_claims(connection: Connection, at: datetime) -> int:
-    """Give back what earlier incarnations had claimed: the token rises, so that they cannot settle it any more."""
+def void_claims(connection: Connection, at: datetime, offers: Mapping[tuple[str, int], str]) -> int:
+    """Give back what earlier incarnations had claimed: the token rises, so that they cannot settle it any more.
+
+    `offers`: queue id and copy -> the peer that may have it, of those that were under way.
+    """
+    connection.executemany(
+        f"UPDATE delivery SET in_doubt_hop = ? WHERE queue_id = ? AND copy = ? AND state = '{CLAIMED}'",
+        [(hop, queue_id, copy) for (queue_id, copy), hop in offers.items()],
+    )
     return connection.execute(
         f"UPDATE delivery SET {_GIVEN_BACK}, token = token + 1, claimed_by = '' WHERE state = '{CLAIMED}'",
         {"at": to_us(at)},

@@ -81,6 +81,14 @@ class MessageStore(Protocol):
         """Commit the ends of claims; those whose token is not current are ignored."""
         ...
 
+    def note_offer(self, queue_id: str, copy: int, hop: str) -> None:
+        """A claimed delivery is about to be offered to a peer: if this process dies now, that peer may have it."""
+        ...
+
+    def withdraw_offer(self, queue_id: str, copy: int) -> None:
+        """It was not taken there."""
+        ...
+
     async def page(self, after: tuple[str, int], limit: int) -> list[Claim]:
         """Deliveries that wait unclaimed (token 0, without mail data), in the order of queue id and copy, behind one.
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from smtp_edge.queue import questions, statements
 from smtp_edge.queue.entry import Claim, DeliveryState
 from smtp_edge.queue.faults import Trouble, translate
+from smtp_edge.queue.offers import Offers
 from smtp_edge.queue.rows import SCHEMA
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.store import StoreError
@@ -31,7 +32,7 @@ class MemoryStore(SQLiteStore):
 
     def __init__(self, *, name: str, history_s: float, entries_max: int, clock: Callable[[], datetime]) -> None:
         super().__init__(NOWHERE, incarnation=name, history_s=history_s, entries_max=entries_max, clock=clock)
-        self._name, self._lives = name, 0
+        self._name, self._lives, self._offers = name, 0, Offers()
         self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         for statement in SCHEMA.split(";"):
             self._connection.execute(statement)
@@ -42,7 +43,8 @@ class MemoryStore(SQLiteStore):
             raise StoreError(f"the queue of {self._name} is open already")
         self._lives += 1
         self._incarnation = f"{self._name}-{self._lives}"
-        statements.void_claims(self._connection, self._clock())
+        statements.void_claims(self._connection, self._clock(), self._offers.read())
+        self._offers.restart()
         self._tally = Tally()
         self._tally.begin(questions.count_everything(self._connection))
         self._writer, self._reader = InlineWriter(self._connection, self._tally), self._connection

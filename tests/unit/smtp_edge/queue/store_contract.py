@@ -492,6 +492,20 @@ class StoreContract:
         await store.settle([build_end(claim)])
         await store.close()
 
+    async def test_what_was_offered_to_a_peer_when_the_process_died_is_in_doubt(self, make_store: MakeStore) -> None:
+        store = await make_store()
+        claims = [(await store.put(build_new(name))).claims[0] for name in ("one", "two", "three", "four")]
+        offered, refused, taken, never = [claim.delivery.queue_id for claim in claims]
+        for queue_id in (offered, refused, taken):
+            store.note_offer(queue_id, 0, "peer:b")
+        store.withdraw_offer(refused, 0)
+        await store.settle([build_end(claims[2])])
+        await store.close()
+        store = await make_store()
+        doubts = {claim.delivery.queue_id: claim.delivery.in_doubt_hop for claim in await store.claim(10, AT)}
+        assert doubts == {offered: "peer:b", refused: "", never: ""}
+        await store.close()
+
     async def test_closed_store_refuses(self, store: MessageStore) -> None:
         await store.close()
         with pytest.raises(StoreError):
