@@ -1,7 +1,7 @@
 """What can be read of a damaged queue, put into a new one; nothing is thrown away.
 
     found                                       in the new queue
-    message, mail data, deliveries              as it was; what was claimed is queued
+    message, mail data, deliveries              as it was: what was under way is so for the next start, too
     message, mail data, deliveries perhaps lost those, and one held for the recipients that are in none of them
     message without its mail data               as damaged: it is listed, and can be tried again when a file came back
     finished message                            as history
@@ -37,7 +37,7 @@ from smtp_edge.queue.rows import (
     to_us,
 )
 from smtp_edge.queue.spool import SPOOL
-from smtp_edge.queue.statements import CLAIMED, QUEUED, add_note
+from smtp_edge.queue.statements import QUEUED, add_note
 
 LOST = "lost"
 """Folder for mail data whose message is lost."""
@@ -264,13 +264,11 @@ def _read_addresses(packed: Any) -> set[str]:
 
 
 def _rest(row: Sequence[Any], *, whole: bool) -> list[Any]:
-    """The row of a delivery that nobody has in hand."""
+    """The row of a delivery that nobody has in hand; who may have it is known to the next start (offers.py)."""
     values = list(row)
     values[TOKEN], values[CLAIMED_BY] = row[TOKEN] + 1, ""
     if not whole and row[STATE] not in FINAL_STATES:
         values[STATE], values[DUE_AT], values[REPLY] = CORRUPT, None, NO_DATA
-    elif row[STATE] == CLAIMED:
-        values[STATE] = QUEUED
     return values
 
 

@@ -307,6 +307,21 @@ async def test_what_only_the_log_has_is_saved_as_well(queue: Path, tmp_path: Pat
     assert list(await read(tmp_path / "killed")) == [stored.claims[0].entry.queue_id]
 
 
+async def test_who_may_have_what_was_under_way_is_known_behind_a_repair(queue: Path, tmp_path: Path) -> None:
+    store = build_store(queue)
+    await store.open()
+    (claim,) = (await store.put(build_new())).claims
+    store.note_offer(claim.entry.queue_id, 0, "peer:b")
+    shutil.copytree(queue, tmp_path / "killed")
+    await store.close()
+    assert save(tmp_path / "killed", force=True).kept == 1
+    again = build_store(tmp_path / "killed")
+    await again.open()
+    (claim,) = await again.claim(10, AT)
+    assert claim.delivery.in_doubt_hop == "peer:b"
+    await again.close()
+
+
 async def test_a_damaged_queue_of_an_earlier_release_comes_out_as_one_of_this(queue: Path) -> None:
     make_old(queue, 1)
     report = save(queue, force=True)
