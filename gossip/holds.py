@@ -68,7 +68,7 @@ class Hold:
         self.issued_at = now
 
     def _note_bypass(self, urgency: Urgency, now: float, *, returned: bool) -> None:
-        if urgency is Urgency.WITHDRAW:
+        if urgency is Urgency.WITHDRAW and now >= self.withdrawals.due(self.bypass_s):
             self.withdrawals.use(self.bypass_s, now)
         elif urgency is Urgency.DEGRADE and now >= self.degraded_at + self.bypass_s:
             self.degraded_at = now

@@ -45,6 +45,7 @@ class LinkStatus(enum.IntEnum):
     UP = 1
     SUSPECT = 2
     HALF_OPEN = 3
+    """Understood, and not told by this release: a trial is told when it is over (`router.edge.STATUS`)."""
     DOWN = 4
     DRAINING = 5
 

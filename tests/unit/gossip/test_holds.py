@@ -62,6 +62,19 @@ def test_some_returns_pass_in_a_row_and_take_no_turn_of_a_withdrawal(hold: Hold)
     assert hold.due(Urgency.WITHDRAW) <= now
 
 
+def test_what_is_gone_may_pass_with_what_is_back_and_costs_no_withdrawal_then(hold: Hold) -> None:
+    now = 100.1
+    for _ in range(int(PASSES_IN_A_ROW)):
+        hold.record_issue(Urgency.WITHDRAW, now)
+        now += 0.1
+    due = hold.due(Urgency.WITHDRAW)
+    assert due > now
+    assert hold.due(Urgency.WITHDRAW, returned=True) <= now
+    hold.record_issue(Urgency.WITHDRAW, now, returned=True)
+    assert hold.due(Urgency.WITHDRAW) == due
+    assert hold.returns.left == PASSES_IN_A_ROW - 1
+
+
 def test_a_return_that_came_when_the_hold_was_over_took_no_pass(hold: Hold) -> None:
     hold.record_issue(Urgency.RECOVER, 102, returned=True)
     assert hold.returns.left == PASSES_IN_A_ROW
