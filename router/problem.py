@@ -99,7 +99,7 @@ def build_problem(classes: Mapping[str, Sequence[Arc]], nodes: Iterable[NodeReco
 
 def has_demand(nodes: Iterable[NodeRecord]) -> bool:
     """Somebody has something worth a plan."""
-    return bool(_demands(nodes))
+    return any(_wanted(load) >= DEMAND_MIN_MPS for node in nodes for load in node.load.classes)
 
 
 def _demands(nodes: Iterable[NodeRecord]) -> dict[str, dict[str, float]]:
@@ -107,15 +107,16 @@ def _demands(nodes: Iterable[NodeRecord]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for node in nodes:
         for load in node.load.classes:
-            wanted = _round(_demand(load), DEMAND_RATIO)
+            wanted = _wanted(load)
             if wanted >= DEMAND_MIN_MPS:
                 found.setdefault(load.class_id, {})[node.node_id] = wanted
     return found
 
 
-def _demand(load: ClassLoad) -> float:
+def _wanted(load: ClassLoad) -> float:
     rate = load.ingress_mmps / 1000
-    return HEADROOM * rate + min(rate + DRAIN_MPS, max(0, load.backlog_count - DRAIN_FREE) / DRAIN_S)
+    demand = HEADROOM * rate + min(rate + DRAIN_MPS, max(0, load.backlog_count - DRAIN_FREE) / DRAIN_S)
+    return _round(demand, DEMAND_RATIO)
 
 
 def _affordable(

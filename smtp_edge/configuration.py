@@ -15,6 +15,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from socket import getfqdn
 from typing import Any, TypeVar, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -25,7 +26,7 @@ from smtp_edge.mistake import Mistake
 from smtp_edge.relations import find_mistakes, find_warnings
 from smtp_edge.settings import Settings
 
-__all__ = ["ConfigurationError", "Mistake", "load_configuration"]
+__all__ = ["ConfigurationError", "Mistake", "find_hostname", "load_configuration"]
 
 REPAIRS_MAX = 4
 GIVEN_CHARACTERS_MAX = 60
@@ -53,6 +54,11 @@ def load_configuration(path: Path, *, files: bool = True) -> tuple[Settings, lis
     if mistakes or settings is None:
         raise ConfigurationError(path, mistakes)
     return settings, list(find_warnings(settings))
+
+
+def find_hostname(settings: Settings) -> str:
+    """The name in EHLO, Received and the greeting. May ask the DNS for the machine's own."""
+    return settings.node.hostname or getfqdn()
 
 
 def _read(path: Path) -> dict[str, Any]:

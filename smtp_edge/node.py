@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from socket import getfqdn
 from typing import TypeVar
 
 import structlog
@@ -44,6 +43,7 @@ from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.auth.api import AuthError
 from smtp_edge.client.outbound import Outbound
+from smtp_edge.configuration import find_hostname
 from smtp_edge.counters import Counters
 from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.dispatch.lines import Standing
@@ -192,8 +192,7 @@ class Node:
 
     def _build_edge(self) -> None:
         settings, queue = self.settings, self.settings.queue
-        own = Binding("mesh", MeshRouter(self.engine, self.now))
-        self._own_binding = own
+        self._own_binding = Binding("mesh", MeshRouter(self.engine, self.now))
         self._sinks = _blame("sink", lambda: self._build_sinks(settings))
         reporting = self._build_reporting()
         self._dispatcher = Dispatcher(
@@ -257,7 +256,7 @@ class Node:
                 hostname=self._hostname,
                 node_id=self.identity.node_id,
                 new_queue_id=self._ids.new,
-                class_of=self._class_of,
+                class_of=lambda domain: self._acceptor.sorter.class_of(domain),
                 lifetime=timedelta(seconds=queue.lifetime_s),
                 read=lambda data: read_whole(data, settings.dsn.return_bytes_max),
                 double_bounces_to=settings.dsn.double_bounces_to,
@@ -530,15 +529,6 @@ class Node:
     def now(self) -> float:
         """The node's monotonic clock, seconds."""
         return time.monotonic()
-
-    def _class_of(self, domain: str) -> str:
-        found = self.table.classify(domain or self._hostname.lower())
-        return found.class_id if found else f"unroutable:{domain}"
-
-
-def find_hostname(settings: Settings) -> str:
-    """The name in EHLO, Received and the greeting. May ask the DNS for the machine's own."""
-    return settings.node.hostname or getfqdn()
 
 
 def routing_of(settings: Settings) -> tuple[object, ...]:

@@ -18,9 +18,9 @@ from datetime import datetime
 import structlog
 
 from smtp_edge.dispatch.dispatcher import Dispatcher
-from smtp_edge.dispatch.lines import Key, Waiting
+from smtp_edge.dispatch.lines import Waiting
 from smtp_edge.dispatch.settlement import Reporting
-from smtp_edge.queue.entry import Claim, DeliveryState, utc_now
+from smtp_edge.queue.entry import Claim, DeliveryState, Key, utc_now
 from smtp_edge.queue.selection import Selection
 from smtp_edge.queue.store import MessageStore
 from smtp_edge.queue.survey import FIRST, Place

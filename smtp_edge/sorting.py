@@ -30,13 +30,16 @@ class Sorter:
         """The class of a recipient's mail of a size; None if no route takes it."""
         return self.table.classify(recipient.domain or self._hostname, size_bytes)
 
+    def class_of(self, domain: str) -> str:
+        """The class id of a domain's mail, whatever its size."""
+        return _name(self.table.classify(domain or self._hostname), domain)
+
     def group(self, recipients: Sequence[Recipient], size_bytes: int) -> Groups:
         """The recipients of a message by class, each in their order."""
         groups: dict[str, tuple[DestinationClass | None, list[Recipient]]] = {}
         for recipient in recipients:
             found = self.classify(recipient, size_bytes)
-            class_id = found.class_id if found else f"{UNROUTABLE}{recipient.domain}"
-            groups.setdefault(class_id, (found, []))[1].append(recipient)
+            groups.setdefault(_name(found, recipient.domain), (found, []))[1].append(recipient)
         return {class_id: (found, tuple(members)) for class_id, (found, members) in groups.items()}
 
     def plan(self, claim: Claim) -> Regrouping | None:
@@ -51,6 +54,10 @@ class Sorter:
             for class_id, (_, members) in groups.items()
         )
         return Regrouping(delivery.queue_id, delivery.copy, claim.token, delivery.recipients, parts)
+
+
+def _name(found: DestinationClass | None, domain: str) -> str:
+    return found.class_id if found is not None else f"{UNROUTABLE}{domain}"
 
 
 def routed_bytes(size_bytes: int, from_peer: bool) -> int:

@@ -9,24 +9,21 @@ from pathlib import Path
 import click
 
 from smtp_edge.cli.common import EXIT_NOT_DONE, fail, load_for_reading
+from smtp_edge.configuration import find_hostname
 from smtp_edge.queue.errors import StoreError
 from smtp_edge.queue.repair import check, repair
 from smtp_edge.routes import build_table
+from smtp_edge.sorting import Sorter
 
 
 def repair_queue(config: Path, *, only_check: bool, force: bool) -> None:
     """Ends with 1 if something is wrong (check), or is lost or in doubt (repair)."""
     settings = load_for_reading(config)
-    queue, table = settings.node.data_dir / "queue", build_table(settings)
-
-    def class_of(domain: str) -> str:
-        found = table.classify(domain or settings.node.hostname.lower())
-        return found.class_id if found is not None else f"unroutable:{domain}"
-
+    queue, sorter = settings.node.data_dir / "queue", Sorter(build_table(settings), find_hostname(settings))
     try:
         if only_check:
             _end(check(queue))
-        report = repair(queue, class_of=class_of, at=datetime.now(UTC), force=force)
+        report = repair(queue, class_of=sorter.class_of, at=datetime.now(UTC), force=force)
     except StoreError as error:
         fail(str(error), EXIT_NOT_DONE)
     for line in report.lines():

@@ -12,10 +12,8 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from smtp_edge.queue.entry import Claim, HistoryNote
+from smtp_edge.queue.entry import Claim, HistoryNote, Key
 
-Key = tuple[str, int]
-"""Queue id and copy of a delivery."""
 Line = tuple[str, bool]
 """A class, and whether its deliveries are early: these must not stand before those that an exit would take."""
 AVOID_FIRST_S = 1.0

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from smtp_edge.dispatch.lines import Key, Waiting
-from smtp_edge.queue.entry import Claim
+from smtp_edge.dispatch.lines import Waiting
+from smtp_edge.queue.entry import Claim, Key
 from smtp_edge.queue.shares import Shares
 
 

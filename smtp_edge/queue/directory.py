@@ -3,6 +3,7 @@
     queue.db, -wal, -shm    the database (sqlite.py)
     spool/                  mail data above the inline bound (spool.py)
     lock                    held by the process that has it open (lock.py)
+    offers                  peers that may have what is under way (offers.py)
     reserve                 disk space for the ends of what is under way (reserve.py)
     damaged-TIME/           what a repair replaced; nobody here looks at it again (repair.py)
     damaged-TIME.ready      the database that a repair has built, until it is in its place

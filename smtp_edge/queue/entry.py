@@ -93,6 +93,10 @@ class Delivery:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
+Key = tuple[str, int]
+"""Queue id and copy of a delivery."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A delivery in the hands of this incarnation."""

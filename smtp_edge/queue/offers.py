@@ -18,13 +18,12 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from smtp_edge.queue.entry import Key
+
 FILE = "offers"
 WITHDRAWN = "-"
 LENGTH_MAX = 1 << 20
 """Bytes; then the file is written anew, with what is open."""
-
-Key = tuple[str, int]
-"""Queue id and copy."""
 
 
 class Offers:

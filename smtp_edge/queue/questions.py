@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, MessageHistory, NewEntry
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Key, MessageHistory, NewEntry
 from smtp_edge.queue.rows import (
     BODY_COLUMNS,
     CORRUPT,
@@ -87,7 +87,7 @@ def _decode_claims(rows: Iterable[Row], spool: Path) -> Iterator[Claim]:
             continue
 
 
-def page(connection: Connection, after: tuple[str, int], limit: int, spool: Path) -> list[Claim]:
+def page(connection: Connection, after: Key, limit: int, spool: Path) -> list[Claim]:
     """Deliveries that wait unclaimed, with their entries, without mail data, in the order of their ids behind one."""
     cursor = connection.execute(
         f"SELECT {ENTRY_COLUMNS}, {DELIVERY_COLUMNS} FROM delivery d JOIN entry e USING (queue_id)"

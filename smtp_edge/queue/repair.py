@@ -27,7 +27,7 @@ from smtp_edge.queue.lock import LOCK, DirectoryLock
 from smtp_edge.queue.logcheck import count_lost_commits
 from smtp_edge.queue.rows import PAGE_BYTES, SCHEMA_VERSION
 from smtp_edge.queue.salvage import Report, Salvage
-from smtp_edge.queue.spool import INCOMING, SPOOL, create_directories, sync_directory
+from smtp_edge.queue.spool import INCOMING, SPOOL, create_directories, sync, sync_directory
 from smtp_edge.queue.store import StoreError
 
 PROBLEMS_MAX = 20
@@ -118,7 +118,7 @@ def _build(directory: Path, folder: Path, report: Report, class_of: Callable[[st
         report.files = len(_find_strays(directory, folder / BUILT))
         (folder / REPORT).write_text("\n".join(report.lines()) + "\n", encoding="utf-8")
         for path in (folder, *folder.rglob("*")):
-            _sync(path)
+            sync(path)
             _give_to_owner(path, directory)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -183,11 +183,3 @@ def _give_to_owner(path: Path, directory: Path) -> None:
     if os.geteuid() == 0:
         owner = directory.stat()
         os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

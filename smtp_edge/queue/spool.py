@@ -140,7 +140,12 @@ def try_disk(directory: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """fsync a directory, so that names created in it survive a power cut."""
-    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    sync(path, os.O_DIRECTORY)
+
+
+def sync(path: Path, flags: int = 0) -> None:
+    """fsync what stands there, by whomever it was written."""
+    number = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(number)
     finally:

@@ -37,6 +37,7 @@ from smtp_edge.queue.entry import (
     DeliveryState,
     EarlyMark,
     HistoryNote,
+    Key,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -269,7 +270,7 @@ class SQLiteStore(MessageStore):
 
         return await self._open_writer().submit(work, on_abandoned=self._give_back)
 
-    async def claim_these(self, keys: Sequence[tuple[str, int]], now_at: datetime) -> list[Claim]:
+    async def claim_these(self, keys: Sequence[Key], now_at: datetime) -> list[Claim]:
         """See MessageStore."""
         picks = [Pick(0, *key) for key in keys]
         return await self._open_writer().submit(
@@ -391,7 +392,7 @@ class SQLiteStore(MessageStore):
         """See MessageStore. StoreError if it is unknown, finished or damaged."""
         return await self._ask(lambda connection: questions.mail_data(connection, queue_id, self._spool))
 
-    async def page(self, after: tuple[str, int], limit: int) -> list[Claim]:
+    async def page(self, after: Key, limit: int) -> list[Claim]:
         """See MessageStore."""
         return await self._ask(lambda connection: questions.page(connection, after, limit, self._spool))
 

@@ -22,6 +22,7 @@ from smtp_edge.queue.entry import (
     DeliveryState,
     EarlyMark,
     HistoryNote,
+    Key,
     NewEntry,
     Settlement,
     Stored,
@@ -238,7 +239,7 @@ def set_aside(connection: Connection, changes: Changes, queue_id: str, copy: int
     changes.add(row[0], row[1], row[2], CORRUPT)
 
 
-def void_claims(connection: Connection, at: datetime, offers: Mapping[tuple[str, int], str]) -> int:
+def void_claims(connection: Connection, at: datetime, offers: Mapping[Key, str]) -> int:
     """Give back what earlier incarnations had claimed: the token rises, so that they cannot settle it any more.
 
     `offers`: queue id and copy -> the peer that may have it, of those that were under way.

@@ -19,6 +19,7 @@ from smtp_edge.queue.entry import (
     DeliveryState,
     EarlyMark,
     HistoryNote,
+    Key,
     MessageHistory,
     NewEntry,
     QueueSummary,
@@ -57,7 +58,7 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def claim_these(self, keys: Sequence[tuple[str, int]], now_at: datetime) -> list[Claim]:
+    async def claim_these(self, keys: Sequence[Key], now_at: datetime) -> list[Claim]:
         """Claim these deliveries (queue id, copy), as far as they are queued or deferred, due or not.
 
         As with `claim_early` they keep their time.
@@ -89,7 +90,7 @@ class MessageStore(Protocol):
         """It was not taken there."""
         ...
 
-    async def page(self, after: tuple[str, int], limit: int) -> list[Claim]:
+    async def page(self, after: Key, limit: int) -> list[Claim]:
         """Deliveries that wait unclaimed (token 0, without mail data), in the order of queue id and copy, behind one.
 
         To look at them all: each page begins behind the last of the one before, until there is none.

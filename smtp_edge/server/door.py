@@ -95,10 +95,8 @@ class Door:
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._loops: list[asyncio.Task[None]] = []
-        self._callers: dict[asyncio.Task[None], float] = {}
-        """Connections that are no sessions yet, with the time of their coming, oldest first."""
-        self._begun: dict[asyncio.Task[None], DoorOptions] = {}
-        """The options that they go by."""
+        self._callers: dict[asyncio.Task[None], tuple[float, DoorOptions]] = {}
+        """Connections that are no sessions yet, oldest first: when they came, and the options that they go by."""
         self._drained = False
         self._refused_count = 0
         self._refused_logged = float("-inf")
@@ -215,7 +213,7 @@ class Door:
         """Sessions, and connections that will be ones, by options that others have replaced."""
         current = self._options.session
         stale = sum(session.options is not current for session in self._sessions)
-        return stale + sum(options is not self._options for options in self._begun.values())
+        return stale + sum(options is not self._options for _, options in self._callers.values())
 
     # -- House: what sessions ask --------------------------------------------------------------------------------------
 
@@ -283,16 +281,13 @@ class Door:
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
         task = asyncio.get_running_loop().create_task(self._receive(accepted, address, self._options))
-        self._callers[task], self._begun[task] = time.monotonic(), self._options
-        task.add_done_callback(self._forget_caller)
-
-    def _forget_caller(self, task: asyncio.Task[None]) -> None:
-        del self._callers[task], self._begun[task]
+        self._callers[task] = time.monotonic(), self._options
+        task.add_done_callback(self._callers.pop)
 
     async def _make_room(self) -> None:
         """Wait until a handshake may begin. Those that take long make room: who hangs must not shut others out."""
         while len(self._callers) >= self._options.session.limits.handshakes_max:
-            oldest, came = next(iter(self._callers.items()))
+            oldest, (came, _) = next(iter(self._callers.items()))
             if time.monotonic() - came >= HANDSHAKE_PATIENCE_S:
                 oldest.cancel()
             await asyncio.sleep(ROOM_PAUSE_S)

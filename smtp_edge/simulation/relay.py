@@ -46,6 +46,7 @@ from smtp_edge.simulation.ways import ModelledClient, Server, Way
 from smtp_edge.sinks.api import Sink
 from smtp_edge.sinks.bindings import Binding, SinkChain
 from smtp_edge.sinks.mesh import MeshRouter
+from smtp_edge.sorting import Sorter
 
 Strategy = Callable[[RoutingEngine, Callable[[], float], random.Random], Sink]
 """A routing sink in place of the mesh's own, for comparison: from engine, clock and randomness of its relay."""
@@ -277,7 +278,7 @@ class SimulatedRelay:
                     hostname=f"{self.name}.test",
                     node_id=self.node_id,
                     new_queue_id=ids.new,
-                    class_of=self._class_of,
+                    class_of=Sorter(around.table, "").class_of,
                     lifetime=timedelta(seconds=queue.lifetime_s),
                 ),
             ),
@@ -350,10 +351,6 @@ class SimulatedRelay:
     def backlog(self) -> int:
         """Stored deliveries."""
         return sum(self.store.backlog_counts().values())
-
-    def _class_of(self, domain: str) -> str:
-        found = self._around.table.classify(domain)
-        return found.class_id if found is not None else f"unroutable:{domain}"
 
     def _distort(self, link: LinkState) -> LinkState:
         factor = self._errors.get(link.hop)

@@ -18,11 +18,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-import structlog
-
 from smtp_edge.simulation import Mesh
 from tests.bench.lab.bars import bar, show
 from tests.bench.lab.figures import percentile
+from tests.bench.lab.runs import hush
 
 HOSTS, HOST_MPS = 6, (4.0, 20.0)
 EXITS_MAX = 3
@@ -72,9 +71,7 @@ class Breaker:
         """One failure now, which ends by then; none if what was chosen is broken already."""
         rng, mesh, now = self._rng, self._mesh, self._mesh.now
         kind = rng.choice(KINDS)
-        what = {"r": rng.choice(sorted(self._exits)), "h": f"h{rng.randrange(HOSTS)}", "w": ""}[
-            kind[0].replace("m", "w")
-        ]
+        what = self._choose(kind)
         low, high = map(math.log, LASTS_S)
         ends = min(latest_s, now + math.exp(rng.uniform(low, high)))
         if self._busy.get(what or "mesh", 0.0) > now or ends <= now:
@@ -105,6 +102,12 @@ class Breaker:
                 mesh.partition(names[:cut], names[cut:])
                 mesh.heal(at=ends)
 
+    def _choose(self, kind: str) -> str:
+        """A relay or a host; nothing for failures of the mesh."""
+        if kind.startswith("relay"):
+            return self._rng.choice(sorted(self._exits))
+        return f"h{self._rng.randrange(HOSTS)}" if kind.startswith("host") else ""
+
     def _note_flying(self, host: str) -> None:
         for relay, hosts in self._exits.items():
             if host in hosts and self._mesh.relays[relay].alive:
@@ -113,7 +116,7 @@ class Breaker:
 
 def play(relays: int, hours: float, seed: int, *, commentary: bool = False) -> Day:
     """One day."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     began, rng, day = time.process_time(), random.Random(seed), Day(relays, hours, seed)
     end = hours * HOUR_S
     with Mesh(seed=seed, sample_s=0) as mesh:

@@ -25,14 +25,13 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
-import structlog
-
 from smtp_edge.simulation import Mesh
 from smtp_edge.simulation.strategies import STRATEGIES
 from tests.bench.lab.bars import Row, bar, median_and_worst, show
 from tests.bench.lab.branches import in_branch
 from tests.bench.lab.figures import percentile, table
 from tests.bench.lab.meshes import Plan, Way, build_mesh, evidence_plan
+from tests.bench.lab.runs import hush
 
 SETTLE_S, CUT_S, HEAL_S, END_S = 4.0, 10.0, 20.0, 28.0
 WINDOW_S = 4.0
@@ -106,7 +105,7 @@ Found = dict[Case, dict[str, dict[str, list[Figures]]]]
 
 def play(plan: Plan, case: Case, strategy: str) -> dict[str, Figures]:
     """One strategy on one mesh, with both failures."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     began, offered = time.process_time(), case.load * plan.capacity_mps()
     victim = plan.busiest(min(offered, 0.95 * plan.capacity_mps()))
     whole = plan.carries(offered)

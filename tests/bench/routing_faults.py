@@ -21,11 +21,10 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 
-import structlog
-
 from smtp_edge.simulation import Mesh
 from tests.bench.lab.bars import Row, bar, show
 from tests.bench.lab.meshes import Plan, build_mesh, evidence_plan
+from tests.bench.lab.runs import hush
 
 RELAYS, MESHES = 9, 4
 LOAD = 0.6
@@ -62,7 +61,7 @@ class Figures:
 
 def play(plan: Plan, messages: int, kills: int) -> Figures:
     """One mesh: so many messages, so many kills."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     began, rng = time.process_time(), random.Random(plan.seed)
     offered = LOAD * plan.capacity_mps()
     duration_s = REFUSED * messages / offered

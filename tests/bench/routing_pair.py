@@ -9,22 +9,19 @@ that any routing along one path reaches.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import random
 import statistics
-import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import networkx as nx
-import structlog
 
 from smtp_edge.simulation import Mesh
-from tests.bench.lab.bars import Row, bar, median_and_worst, show
+from tests.bench.lab.bars import Row, bar, median_and_worst
 from tests.bench.lab.meshes import Plan, build_mesh, random_graph
+from tests.bench.lab.runs import hush, run_meshes
 
 RELAYS, DEGREE, PATHS_MIN = 9, 4.0, 3
 LOAD = 1.2
@@ -72,7 +69,7 @@ def _widest(plan: Plan, source: str, target: str) -> float:
 
 def play(pair: Pair) -> float:
     """Delivered, as a share of the max-flow."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     with Mesh(seed=pair.plan.seed, sample_s=0) as mesh:
         build_mesh(mesh, pair.plan, LOAD * pair.bound_mps)
         mesh.run(END_S)
@@ -88,16 +85,5 @@ def bars(pool: Executor, meshes: int) -> list[Row]:
     return [bar("15 single pair: delivered / max-flow", "0.97", text, met=statistics.median(shares) >= 0.97)]
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=int, default=10)
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(show(bars(pool, arguments.meshes)))
-    print(f"{time.monotonic() - began:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_meshes(__doc__, bars)

@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass, replace
 
 import highspy
-import structlog
 
 from gossip.linkstate import ClassLoad, LinkState, LinkStatus, Load, NodeId, NodeInfo, NodeRecord, Snapshot, Version
 from router.flow import compute_ranks, rank_beside
@@ -34,6 +33,7 @@ from tests.bench.lab.figures import percentile
 from tests.bench.lab.linear import new_model
 from tests.bench.lab.meshes import Plan as MeshPlan
 from tests.bench.lab.meshes import build_mesh, random_plan
+from tests.bench.lab.runs import hush
 
 LOAD = 0.9
 HOSTS_PER_CLASS = 3
@@ -57,7 +57,7 @@ def main() -> None:
 
 def rows(meshes: int, runs: int) -> list[Row]:
     """Rows 8, 10, 11 and 14."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     whole = [_hops(runs)] if runs else []
     return [*whole, *_costs(), *([_quality(meshes)] if meshes else []), *(_same(runs) if runs else [])]
 

@@ -20,19 +20,18 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtp_edge.demo.cluster import Cluster, HostPlan
-from smtp_edge.demo.ledger import Arrival, Reroute
+from smtp_edge.demo.ledger import Arrival, Reroute, count_shares
 from smtp_edge.demo.smart_host import ID_HEADER
 from smtp_edge.demo.submit import Submitter
 from smtp_edge.demo.watch import AdminCalls, DownWatch, measure_reroute, read_attempts
 from tests.bench.lab.bars import Row, bar, show
-from tests.e2e.scene import account, admin_calls, drain, wait_members, wait_until
+from tests.e2e.scene import account, admin_calls, cut_off, drain, wait_members, wait_until
 
 RELAYS = ("A", "B", "C", "D", "E")
 RATES = {"A": 100.0, "B": 200.0, "C": 400.0}
@@ -50,12 +49,14 @@ THREADS = 16
 
 
 @contextmanager
-def running(hosts: Sequence[HostPlan], relays: Sequence[str] = RELAYS) -> Iterator[tuple[Cluster, AdminCalls]]:
-    """A cluster that serves, in a folder of its own."""
+def running(hosts: Sequence[HostPlan], without_exits: Iterable[str] = ()) -> Iterator[tuple[Cluster, AdminCalls]]:
+    """A cluster that serves, in a folder of its own. Some relays may have no way out of their own."""
     with (
         tempfile.TemporaryDirectory(prefix="smtpmesh-bench-") as folder,
-        Cluster(Path(folder) / "cluster", relays=relays, hosts=hosts) as cluster,
+        Cluster(Path(folder) / "cluster", relays=RELAYS, hosts=hosts) as cluster,
     ):
+        for name in without_exits:
+            cut_off(cluster, name)
         cluster.start()
         calls = admin_calls(cluster)
         wait_members(cluster, calls, 30.0)
@@ -99,11 +100,6 @@ def within(arrivals: Sequence[Arrival], since: float, until: float) -> list[Arri
     return [arrival for arrival in arrivals if since <= arrival.at < until]
 
 
-def counts_of(arrivals: Sequence[Arrival]) -> Counter[str]:
-    """By the host's letter."""
-    return Counter(arrival.host[-1] for arrival in arrivals)
-
-
 @dataclass(frozen=True)
 class Shared:
     """Row 16, one trial."""
@@ -129,20 +125,20 @@ def play_shares(scale: float) -> Shared:
         arrivals = cluster.arrivals()
         cluster.restart("smart host C")
         drain(cluster, calls, submitter, 120.0)
-        before = counts_of(within(arrivals, killed - STEADY_S, killed))
-        after = counts_of(within(arrivals, killed + REACT_S, killed + REACT_S + AFTER_S))
+        before, after = (killed - STEADY_S, killed), (killed + REACT_S, killed + REACT_S + AFTER_S)
         return Shared(
-            delivered=before.total() / STEADY_S / total,
-            off=_distance(before, RATES),
-            after=after.total() / AFTER_S / (sum(left.values()) * scale),
-            after_off=_distance(after, left),
+            delivered=len(within(arrivals, *before)) / STEADY_S / total,
+            off=_distance(count_shares(arrivals, before), RATES),
+            after=len(within(arrivals, *after)) / AFTER_S / (sum(left.values()) * scale),
+            after_off=_distance(count_shares(arrivals, after), left),
             lost=len(account(cluster, submitter).lost),
         )
 
 
-def _distance(counts: Counter[str], rates: dict[str, float]) -> float:
-    parts = {name: rate / sum(rates.values()) for name, rate in rates.items()}
-    return max(abs(counts[name] / counts.total() - part) / part for name, part in parts.items())
+def _distance(shares: dict[str, float], rates: dict[str, float]) -> float:
+    """`shares`: by the host's name for people."""
+    parts = {f"smart host {letter}": rate / sum(rates.values()) for letter, rate in rates.items()}
+    return max(abs(shares.get(name, 0.0) - part) / part for name, part in parts.items())
 
 
 @dataclass(frozen=True)
@@ -166,37 +162,18 @@ def play_host_dies(scale: float) -> Failed:
 
 def play_relay_dies(scale: float) -> Failed:
     """Two of the relays have no way out of their own, so that mail passes between relays; one that has is killed."""
-    with (
-        tempfile.TemporaryDirectory(prefix="smtpmesh-bench-") as folder,
-        Cluster(Path(folder) / "cluster", relays=RELAYS, hosts=plans(scale)) as cluster,
-    ):
-        for name in ("relay A", "relay B"):
-            _cut_off(cluster, name)
-        cluster.start()
-        calls = admin_calls(cluster)
-        wait_members(cluster, calls, 30.0)
+    with running(plans(scale), without_exits=("relay A", "relay B")) as (cluster, calls):
         submitter = submitter_to(cluster, CALM_LOAD * sum(RATES.values()) * scale)
         submitter.start()
         time.sleep(WARM_S)
         peer = f"peer:{node_id(calls, 'relay E')}"
         reroute = _kill(cluster, calls, "relay E", peer, [name for name in cluster.relays if name != "relay E"])
-        failed = _end(cluster, calls, submitter, reroute)
-        calls.close()
-        return failed
+        return _end(cluster, calls, submitter, reroute)
 
 
 def node_id(calls: AdminCalls, relay: str) -> str:
     """Of a relay that answers."""
     return str(calls.call(relay, "GetStatus").node_id)  # type: ignore[union-attr]
-
-
-def _cut_off(cluster: Cluster, name: str) -> None:
-    """Its smart hosts are where nobody listens."""
-    config = cluster.relays[name].config
-    text = config.read_text()
-    for host in cluster.hosts.values():
-        text = text.replace(f"port = {host.port}", "port = 1")
-    config.write_text(text)
 
 
 def _kill(cluster: Cluster, calls: AdminCalls, name: str, hop: str, watchers: Iterable[str]) -> Reroute:

@@ -21,12 +21,11 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 
-import structlog
-
 from smtp_edge.simulation import Mesh
 from smtp_edge.simulation.relay import SimulatedRelay
 from tests.bench.lab.bars import Row, bar, median_and_worst, show
 from tests.bench.lab.meshes import Plan, build_mesh, evidence_plan, random_plan
+from tests.bench.lab.runs import hush
 
 RELAYS = 9
 HEAL_LOAD, FLAP_LOAD = 1.2, 0.75
@@ -46,7 +45,7 @@ WAY, HOST, NOTHING = "way", "smart host", "nothing"
 
 def heal(plan: Plan) -> float:
     """Seconds until the healed way carries what it did; infinite = not until the end."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     offered = HEAL_LOAD * plan.capacity_mps()
     here, there = min(plan.ways, key=lambda way: (plan.carries(offered, {way: 0.0}), way))
     with Mesh(seed=plan.seed, sample_s=0) as mesh:
@@ -92,7 +91,7 @@ class Flapped:
 
 def flap(plan: Plan, duration_s: float, what: str) -> Flapped:
     """Count what each relay makes of it."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     offered = FLAP_LOAD * plan.capacity_mps()
     with Mesh(seed=plan.seed, sample_s=0) as mesh:
         build_mesh(mesh, plan, offered)

@@ -10,22 +10,18 @@ the mesh carries; its clients come evenly, so that a window of 4 s has no luck i
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
-import os
 import statistics
-import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-
-import structlog
 
 from smtp_edge.simulation import Mesh
 from smtp_edge.simulation.strategies import STRATEGIES
-from tests.bench.lab.bars import Row, bar, median_and_worst, show
+from tests.bench.lab.bars import Row, bar, median_and_worst
 from tests.bench.lab.figures import percentile
 from tests.bench.lab.meshes import Plan, build_mesh, evidence_plan
+from tests.bench.lab.runs import hush, run_meshes
 from tests.bench.routing_evidence import (
     ACCURATE_S,
     OURS,
@@ -76,7 +72,7 @@ class Figures:
 
 def play(plan: Plan, run: Run) -> Figures:
     """One mesh."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     offered = run.load * plan.capacity_mps()
     with Mesh(
         seed=plan.seed,
@@ -155,7 +151,7 @@ def _normal(counts: dict[str, int]) -> dict[str, float]:
 
 def play_wave(plan: Plan) -> float:
     """The worst window under a load that rises and falls, as a share of what came and could be carried."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     capacity = plan.capacity_mps()
     with Mesh(seed=plan.seed, sample_s=0) as mesh:
         build_mesh(mesh, plan, WAVE_LOAD * capacity, even=True, wave=_wave)
@@ -237,16 +233,5 @@ def _median_share(runs: list[Figures]) -> float:
     return statistics.median(item.share for item in runs)
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=int, default=10)
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(show(bars(pool, arguments.meshes)))
-    print(f"{arguments.meshes} meshes; {time.monotonic() - began:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_meshes(__doc__, bars)

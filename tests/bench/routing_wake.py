@@ -10,19 +10,15 @@ attempt that hung when the machine died: its answer is waited for). On real sock
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import random
 import statistics
-import time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
-import structlog
-
 from smtp_edge.simulation import Mesh
-from tests.bench.lab.bars import Row, bar, median_and_worst, show
+from tests.bench.lab.bars import Row, bar, median_and_worst
+from tests.bench.lab.runs import hush, run_meshes
 
 SIZES = (3, 5, 9)
 HOST, HOST_MPS = "s1", 500.0
@@ -50,7 +46,7 @@ class Woken:
 
 def play(seed: int, relays: int, how: str) -> Woken:
     """One mesh."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     names, dead_s = [f"r{number}" for number in range(relays)], random.Random(seed).uniform(*DEAD_S)
     with Mesh(seed=seed, sample_s=0) as mesh:
         mesh.host(HOST, HOST_MPS)
@@ -101,16 +97,5 @@ def bars(pool: Executor, meshes: int) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=int, default=10)
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(show(bars(pool, arguments.meshes)))
-    print(f"{time.monotonic() - began:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_meshes(__doc__, bars)

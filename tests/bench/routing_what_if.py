@@ -11,22 +11,18 @@ host died, if it had half its speed, or if a relay died; then that happens, and 
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import random
 import statistics
-import time
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-
-import structlog
 
 from router.decision import Hop, HopKind
 from router.whatif import Hypothesis
 from smtp_edge.simulation import Mesh
-from tests.bench.lab.bars import Row, bar, show
+from tests.bench.lab.bars import Row, bar
 from tests.bench.lab.meshes import Plan, build_mesh
+from tests.bench.lab.runs import hush, run_meshes
 
 RELAYS, HOSTS, EXITS_MAX = 5, 4, 3
 LOADS = 0.7, 1.2
@@ -62,7 +58,7 @@ def open_plan(seed: int) -> Plan:
 
 def play(plan: Plan, what: str) -> Compared:
     """Ask, break, count."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    hush()
     offered = random.Random(-plan.seed).uniform(*LOADS) * sum(plan.hosts.values())
     host = max(plan.hosts, key=lambda name: (plan.hosts[name], name))
     asked, victim = plan.names[0], plan.names[-1]
@@ -110,16 +106,5 @@ def bars(pool: Executor, meshes: int) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--meshes", type=int, default=10)
-    arguments = parser.parse_args()
-    began = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        print(show(bars(pool, arguments.meshes)))
-    print(f"{arguments.meshes} meshes; {time.monotonic() - began:.0f} s")
-
-
 if __name__ == "__main__":
-    main()
+    run_meshes(__doc__, bars)

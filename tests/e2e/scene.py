@@ -41,6 +41,16 @@ def wait_members(cluster: Cluster, calls: AdminCalls, timeout_s: float = 15.0) -
     wait_until(lambda: all(calls.members(relay) == count for relay in cluster.relays), timeout_s, "a full mesh")
 
 
+def cut_off(cluster: Cluster, name: str) -> None:
+    """Before a relay starts: its smart hosts are where nobody listens."""
+    config = cluster.relays[name].config
+    text = config.read_text()
+    for host in cluster.hosts.values():
+        assert f"port = {host.port}" in text
+        text = text.replace(f"port = {host.port}", "port = 1")
+    config.write_text(text)
+
+
 def drain(cluster: Cluster, calls: AdminCalls, submitter: Submitter, timeout_s: float = DRAIN_MAX_S) -> None:
     """Wait until all queues are empty; what is missing then is for the ledger to say."""
     submitter.stop()

@@ -8,7 +8,7 @@ import pytest
 from smtp_edge.demo.cluster import Cluster, HostPlan
 from smtp_edge.demo.ledger import to_text
 from smtp_edge.demo.submit import Submitter
-from tests.e2e.scene import FULL, account, admin_calls, drain, events, wait_members, wait_until
+from tests.e2e.scene import FULL, account, admin_calls, cut_off, drain, events, wait_members, wait_until
 
 KILLS = 10 if FULL else 3
 RATE_MPS = 60.0
@@ -40,12 +40,3 @@ def test_a_lost_answer_between_relays_never_doubles_a_message(folder: Path, vict
         accepted = [line for line in attempts if line["outcome"] == "accepted"]
         assert accepted
         assert all(line["next_hop"].startswith("peer:") for line in accepted)
-
-
-def cut_off(cluster: Cluster, name: str) -> None:
-    """The relay's smart host is where nobody listens."""
-    config = cluster.relays[name].config
-    (host,) = cluster.hosts.values()
-    text = config.read_text()
-    assert f"port = {host.port}" in text
-    config.write_text(text.replace(f"port = {host.port}", "port = 1"))

@@ -184,12 +184,14 @@ async def test_an_order_is_one_line_of_the_log_with_who_asked(tmp_path: Path) ->
         assert line["queue_ids"] == ["Q00000000001"]
 
 
+async def nothing(*_: object, **__: object) -> list[Claim]:
+    """A claim from disk, of a dispatcher that does not come by itself."""
+    return []
+
+
 async def test_what_somebody_took_meanwhile_is_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: object, **__: object) -> list[Claim]:
-        return []
-
     async with Bench(tmp_path, Nowhere()) as bench:
         monkeypatch.setattr(bench.store, "claim", nothing)  # the dispatcher comes by in the wrong moment, not before
         new = build_new("default")
@@ -214,9 +216,6 @@ async def test_what_somebody_took_meanwhile_is_looked_for_again(
 async def test_what_is_claimed_and_not_in_memory_yet_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: object, **__: object) -> list[Claim]:
-        return []
-
     async with Bench(tmp_path, Nowhere()) as bench:
         monkeypatch.setattr(bench.store, "claim", nothing)
         new = build_new("default")
