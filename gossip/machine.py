@@ -47,7 +47,7 @@ from gossip.origination import Origination
 from gossip.overlay import Rings
 from gossip.reach import path_to_neighbour, reachable
 from gossip.repair import CHUNK_BYTES_MAX, FETCH_ABOVE, buckets_frame, compare, differing, digests, request
-from gossip.scores import GOOD
+from gossip.scores import GOOD, TRIED
 from gossip.session import PUSH_MAX, Session
 from gossip.settings import GossipSettings
 from gossip.spread import Spread, announce
@@ -126,7 +126,7 @@ class Machine:
         self._links: tuple[Payload, ...] = ()
         """Own links as measured."""
         self._links_up: frozenset[str] = frozenset()
-        self._links_seen: frozenset[str] = frozenset()
+        self._links_down: frozenset[str] = frozenset()
         self._paused_s = 0.0
         self._roots: deque[int] = deque(maxlen=ROOTS_KEPT)
         self._reached: frozenset[NodeId] = frozenset({node_id})
@@ -476,13 +476,16 @@ class Machine:
             self._remember_root()
 
     def _damp_links(self, payloads: Sequence[Payload], now: float) -> list[Payload]:
-        """Links that go down and up again and again are told as down until they are calm (`gossip.damping`)."""
+        """Links that go down and up again and again are told as down until they are calm (`gossip.damping`).
+
+        Only those: a way that loses every seventh connection is suspected once a minute, and a drain is an order.
+        """
         self._links = tuple(payloads)
         links = [link for payload in payloads if isinstance(payload, Links) for link in payload.links]
         up = frozenset(link.hop for link in links if link.status in GOOD)
-        for hop in up - self._links_up & self._links_seen:
+        for hop in up & self._links_down:
             self._link_damping.record_recovery(hop, now)
-        self._links_up, self._links_seen = up, frozenset(link.hop for link in links)
+        self._links_up, self._links_down = up, frozenset(link.hop for link in links if link.status in TRIED)
         shown = {link.hop: link for link in self._link_damping.hide_links(links, now)}
         return [
             Links(tuple(shown[link.hop] for link in payload.links)) if isinstance(payload, Links) else payload

@@ -198,6 +198,19 @@ def test_a_flapping_link_changes_routes_at_most_twice_a_minute(period_s: float) 
     assert status_of(world, observer, origin) == LinkStatus.UP, "calm again: told as up"
 
 
+@pytest.mark.parametrize("status", [LinkStatus.SUSPECT, LinkStatus.DRAINING])
+def test_a_link_that_was_only_suspected_or_drained_is_not_damped(status: LinkStatus) -> None:
+    world = GossipWorld.converged(6)
+    world.run(1)
+    origin, observer = world.nodes[0], world.nodes[3]
+    for _ in range(20):
+        set_status(world, origin, status)
+        world.run(2)
+        set_status(world, origin, LinkStatus.UP)
+        world.run(30)
+        assert status_of(world, observer, origin) == LinkStatus.UP
+
+
 def test_the_last_way_of_a_class_is_never_damped() -> None:
     world = GossipWorld.converged(3)
     origin, observer = world.nodes[0], world.nodes[2]
