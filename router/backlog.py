@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from gossip.linkstate import ClassLoad, Load
 
 ACKNOWLEDGEMENT, GOSSIP, UNKNOWN = "acknowledgement", "gossip", "unknown"
-INGRESS_TAU_S = 5.0
-INGRESS_STEP = 1.1
-"""The rate that is told is a power of this: what changes by less is no news."""
+FAST_TAU_S, SLOW_TAU_S = 5.0, 20.0
+"""Time constants of the arrivals: the slow mean is told, until the fast one leaves it behind."""
+JUMP_RATIO, JUMP_MESSAGES = 1.5, 10.0
+"""It does when it differs by this factor and this many messages: less is chance (3 sigma at 4 messages a second)."""
+TOLD_RATIO = 1.2
+"""What is told stays until the rate has left it by this factor: under a constant load the plan must stand still."""
 INGRESS_MIN_MPS = 0.4
 """Less is told as nothing: no plan is made for it, and single messages would be news to the whole cluster."""
 INGRESS_KEPT_MPS = 0.05
@@ -49,14 +52,38 @@ class Waiting:
 NOTHING_WAITING = Waiting(0, 0.0)
 
 
+@dataclass(slots=True)
+class Arrivals:
+    """Messages of one class from clients, per second."""
+
+    told: float = 0.0
+    """As others hear it: 0 while it is less than `INGRESS_MIN_MPS`."""
+    slow: float = 0.0
+    fast: float = 0.0
+    seen_s: float = 0.0
+
+    def note(self, count: int, passed_s: float) -> None:
+        """So many came in so many seconds. A young mean is a plain one, so that it does not have to climb from 0."""
+        self.seen_s += passed_s
+        rate, youth = count / passed_s, passed_s / self.seen_s
+        self.fast += (rate - self.fast) * max(youth, 1 - math.exp(-passed_s / FAST_TAU_S))
+        self.slow += (rate - self.slow) * max(youth, 1 - math.exp(-passed_s / SLOW_TAU_S))
+        low, high = sorted((self.fast, self.slow))
+        if high > JUMP_RATIO * low and (high - low) * FAST_TAU_S > JUMP_MESSAGES:
+            self.slow = self.fast
+        if self.slow < INGRESS_MIN_MPS:
+            self.told = 0.0
+        elif not self.told / TOLD_RATIO < self.slow < self.told * TOLD_RATIO:
+            self.told = self.slow
+
+
 class Backlogs:
     """See the module."""
 
     def __init__(self, fresh_s: float) -> None:
         self._fresh_s = fresh_s
         self._own: dict[str, Waiting] = {}
-        self._ingress: dict[str, float] = {}
-        """Messages per second from clients, a mean of the last seconds."""
+        self._ingress: dict[str, Arrivals] = {}
         self._ingress_at: float | None = None
         self._acknowledged: dict[str, dict[str, Heard]] = {}
         self._advertised: dict[str, dict[str, Heard]] = {}
@@ -74,13 +101,10 @@ class Backlogs:
         self._ingress_at = now
         if passed_s <= 0:
             return
-        weight = 1 - math.exp(-passed_s / INGRESS_TAU_S)
         for class_id in {*counts, *self._ingress}:
-            rate = self._ingress.get(class_id, 0.0)
-            rate += (counts.get(class_id, 0) / passed_s - rate) * weight
-            if rate >= INGRESS_KEPT_MPS or class_id in counts:
-                self._ingress[class_id] = rate
-            else:
+            arrivals = self._ingress.setdefault(class_id, Arrivals())
+            arrivals.note(counts.get(class_id, 0), passed_s)
+            if arrivals.fast < INGRESS_KEPT_MPS and arrivals.slow < INGRESS_KEPT_MPS:
                 del self._ingress[class_id]
 
     def here(self, class_id: str) -> int:
@@ -117,16 +141,10 @@ class Backlogs:
 
     def load(self) -> tuple[ClassLoad, ...]:
         """Own backlogs and arrivals for an advertisement, sorted."""
-        told = {class_id: rate for class_id, rate in self._ingress.items() if rate >= INGRESS_MIN_MPS}
+        told = {class_id: arrivals.told for class_id, arrivals in self._ingress.items() if arrivals.told}
         found = []
         for class_id in sorted({*self._own, *told}):
             waiting = self._own.get(class_id, NOTHING_WAITING)
-            found.append(ClassLoad(class_id, waiting.count, int(waiting.oldest_s), _told(told.get(class_id, 0.0))))
+            mmps = round(1000 * told.get(class_id, 0.0))
+            found.append(ClassLoad(class_id, waiting.count, int(waiting.oldest_s), mmps))
         return tuple(found)
-
-
-def _told(rate_mps: float) -> int:
-    """Milli-messages per second, in steps."""
-    if not rate_mps:
-        return 0
-    return round(1000 * INGRESS_STEP ** round(math.log(rate_mps) / math.log(INGRESS_STEP)))

@@ -2,15 +2,16 @@
 
     state       means                          leaves by
     UNKNOWN     nothing measured yet           first success: UP; failures as from UP
-    UP          used up to its window          `suspect_after` failures in a row, or peers' reports: SUSPECT
-    SUSPECT     one transaction at a time      success: UP; `down_after` failures in a row: DOWN
+    UP          used up to its window          as many failures in a row as are suspicious, or peers' reports: SUSPECT
+    SUSPECT     one transaction at a time      success: UP; more failures in a row: DOWN
     DOWN        not used                       after a pause that doubles, or others say that it is back: HALF_OPEN
     HALF_OPEN   one transaction or probe       `trial_successes`: UP with a ramp; a failure: DOWN, twice as long
     DRAINING    takes nothing new              the operator
 
 A refused connection is DOWN at once. A flapping edge is never excluded, only kept to one transaction until its penalty
-has faded. A failure of an attempt that began before the trial did says nothing about the trial (an attempt may hang for
-minutes); a success always counts.
+has faded. How many failures in a row mean something depends on how many are usual: a way that loses every sixth
+connection would be suspected every few seconds, and closed every few minutes. A failure of an attempt that began before
+the trial did says nothing about the trial (an attempt may hang for minutes); a success always counts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ ITS_OWN_FAULT = frozenset(
 )
 """What a message can do to a hop that is well otherwise."""
 
+SUSPECT_CHANCE, DOWN_CHANCE = 1e-3, 1e-5
+"""Of so many failures in a row by chance. With a loss of 0.1, as of a hop that nobody knows, it is 3 and 5 of them."""
+PATIENCE_MAX = 3
+"""Times the failures in a row of the settings, at most."""
+LOSS_MAX = 0.9
 TRIFLE = 1.0
 """A penalty below this is forgotten."""
 
@@ -44,6 +50,8 @@ class Breaker:
     reason: str = ""
     """Why it is in this state, for people."""
     failures: int = 0
+    usual_loss: float = 0.0
+    """Share of the attempts that failed before the failures in a row began."""
     successes: int = 0
     retry_at: float | None = None
     """When DOWN ends; None in every other state."""
@@ -157,11 +165,19 @@ class Breaker:
         self.failures += 1
         if self.state is EdgeState.HALF_OPEN or kind is OutcomeKind.CONNECT_FAILED:
             return self._go_down(reason, now)
-        if self.failures >= self.settings.down_after:
+        if self.failures >= self._unlikely(self.settings.down_after, DOWN_CHANCE):
             return self._go_down(f"{self.failures} failures in a row, the last: {reason}", now)
-        if self.failures >= self.settings.suspect_after and self.state is not EdgeState.SUSPECT:
+        suspicious = self.failures >= self._unlikely(self.settings.suspect_after, SUSPECT_CHANCE)
+        if suspicious and self.state is not EdgeState.SUSPECT:
             return self._enter(EdgeState.SUSPECT, f"{self.failures} failures in a row, the last: {reason}", now)
         return None
+
+    def _unlikely(self, least: int, chance: float) -> int:
+        """Failures in a row that have no more than this chance at the usual loss."""
+        if self.usual_loss <= 0.0:
+            return least
+        most = PATIENCE_MAX * least
+        return min(most, max(least, math.ceil(math.log(chance) / math.log(min(self.usual_loss, LOSS_MAX)))))
 
     def _go_down(self, reason: str, now: float) -> str:
         """A trial that got no answer was a pause already: the next one is due so long after it began."""

@@ -196,6 +196,8 @@ class Edge:
             self.inflight_bytes = max(0, self.inflight_bytes - outcome.size_bytes) if self.inflight else 0
         self._note_progress(outcome, now)
         self.used_at, self.planned_until = now, -math.inf
+        if not self.breaker.failures:
+            self.breaker.usual_loss = 1 - self.reliability.value
         reason = self.breaker.record(outcome.kind, outcome.reason, now, began=outcome.began, message=outcome.message)
         self._estimate(outcome, now)
         self._note_full(now)

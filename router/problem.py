@@ -23,7 +23,8 @@ HEADROOM = 1.05
 """A plan for exactly what arrives would leave no room for more."""
 DRAIN_S = 10.0
 """A backlog is planned to be gone after this time, and at most by as much again as arrives and `DRAIN_MPS`."""
-DRAIN_MPS, DRAIN_FREE = 5.0, 5
+DRAIN_MPS, DRAIN_FREE, DRAIN_FREE_S = 5.0, 20, 2.0
+"""So many messages, and what comes in so many seconds, are no backlog: a queue breathes."""
 DEMAND_MIN_MPS = 0.5
 """What a relay has of a class below this is not worth a plan: the forwarding rule finds its way, and a quiet cluster
 works out nothing."""
@@ -115,7 +116,8 @@ def _demands(nodes: Iterable[NodeRecord]) -> dict[str, dict[str, float]]:
 
 def _wanted(load: ClassLoad) -> float:
     rate = load.ingress_mmps / 1000
-    demand = HEADROOM * rate + min(rate + DRAIN_MPS, max(0, load.backlog_count - DRAIN_FREE) / DRAIN_S)
+    backlog = max(0.0, load.backlog_count - DRAIN_FREE - DRAIN_FREE_S * rate)
+    demand = HEADROOM * rate + min(rate + DRAIN_MPS, backlog / DRAIN_S)
     return _round(demand, DEMAND_RATIO)
 
 

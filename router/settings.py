@@ -28,7 +28,7 @@ class RouterSettings:
     latency_floor_s: float = 0.02
     """Latency below this is no sign of queueing: a fast host's jitter must not close its window."""
     suspect_after: int = 3
-    """Consecutive failures of a session."""
+    """Consecutive failures of a session, at least: more on a link that is known to lose some (`router.breaker`)."""
     down_after: int = 5
     retry_first_s: float = 1
     retry_max_s: float = 3

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import statistics
+
 import pytest
 
 from gossip.linkstate import ClassLoad, Load
@@ -69,3 +73,47 @@ def test_own_classes_without_mail_are_not_advertised() -> None:
     backlogs.set_own("never", 0, 0)
     assert backlogs.load() == (ClassLoad("a", 1, 0),)
     assert backlogs.here("x") == 0
+
+
+def told(backlogs: Backlogs) -> float:
+    return sum(entry.ingress_mmps for entry in backlogs.load()) / 1000
+
+
+def arrive(backlogs: Backlogs, since: int, until: int, rate_mps: float, rng: random.Random) -> list[float]:
+    """Random arrivals for some seconds, and what is told at the end of each."""
+    seen = []
+    for second in range(since, until):
+        gaps = itertools.accumulate(rng.expovariate(rate_mps) for _ in range(int(10 * rate_mps) + 20))
+        backlogs.note_arrivals({"x": sum(gap < 1 for gap in gaps)}, second + 1)
+        seen.append(told(backlogs))
+    return seen
+
+
+@pytest.mark.parametrize("rate_mps", [2, 10, 40])
+def test_a_constant_load_is_told_as_constant(rate_mps: float) -> None:
+    for seed in range(10):
+        backlogs = Backlogs(2)
+        backlogs.note_arrivals({}, 0)
+        seen = arrive(backlogs, 0, 120, rate_mps, random.Random(seed))
+        assert sum(one != other for one, other in itertools.pairwise(seen[20:])) <= 6
+        assert statistics.fmean(seen[20:]) == pytest.approx(rate_mps, rel=0.4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 30), (30, 10), (5, 0.001)])
+def test_a_load_that_changes_is_told_within_seconds(before: float, after: float) -> None:
+    backlogs = Backlogs(2)
+    backlogs.note_arrivals({}, 0)
+    rng = random.Random(1)
+    arrive(backlogs, 0, 60, before, rng)
+    seen = arrive(backlogs, 60, 70, after, rng)
+    assert abs(seen[-1] - after) < 0.45 * abs(before - after)
+
+
+def test_what_hardly_anything_comes_of_is_not_told_and_then_forgotten() -> None:
+    backlogs = Backlogs(2)
+    backlogs.note_arrivals({}, 0)
+    backlogs.note_arrivals({"x": 1}, 1)
+    assert told(backlogs) == 1
+    for second in range(2, 200):
+        backlogs.note_arrivals({}, second)
+    assert backlogs.load() == ()

@@ -277,3 +277,28 @@ def test_one_message_that_fails_again_and_again_does_not_take_its_hop_down() -> 
         edge.begin(moment)
         edge.record(Outcome(A, OutcomeKind.DISCONNECTED, moment, message=f"m{moment}"), moment + 0.1)
     assert edge.breaker.state is EdgeState.DOWN
+
+
+@pytest.mark.parametrize(
+    ("loss", "suspected", "down"), [(0.0, 3, 5), (0.15, 4, 7), (0.5, 9, 15)], ids=["sound", "lossy", "hardly works"]
+)
+def test_as_many_failures_in_a_row_are_suspicious_as_chance_does_not_bring(
+    loss: float, suspected: int, down: int
+) -> None:
+    edge, rng = build(), random.Random(1)
+    for _ in range(2000):
+        edge.reliability.observe(rng.random() >= loss, 0.0)
+    states = []
+    for number in range(1, 20):
+        end(edge, OutcomeKind.DISCONNECTED, float(number) / 10)
+        states.append(edge.breaker.state)
+    assert states.index(EdgeState.SUSPECT) + 1 == suspected
+    assert states.index(EdgeState.DOWN) + 1 == down
+
+
+def test_a_lossy_way_is_not_closed_by_chance() -> None:
+    edge, rng, states = build(), random.Random(1), set[EdgeState]()
+    for number in range(20_000):
+        end(edge, OK if rng.random() >= 0.15 else OutcomeKind.DISCONNECTED, number / 30)
+        states.add(edge.breaker.state)
+    assert EdgeState.DOWN not in states

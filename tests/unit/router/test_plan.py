@@ -159,8 +159,8 @@ def test_an_exit_takes_what_all_measured_there_and_one_relay_may_give_it_all() -
 
 @pytest.mark.parametrize(
     ("ingress_mmps", "backlog", "wanted"),
-    [(20_000, 0, 21), (20_000, 105, 31), (20_000, 10_000, 46), (0, 25, 2), (0, 5, 0)],
-    ids=["arrivals", "a backlog to drain", "a deep one, bounded", "a backlog alone", "nothing"],
+    [(20_000, 0, 21), (20_000, 60, 21), (20_000, 160, 31), (20_000, 10_000, 46), (0, 40, 2), (0, 20, 0)],
+    ids=["arrivals", "a queue that breathes", "to drain", "a deep one, bounded", "a backlog alone", "hardly any"],
 )
 def test_demand_is_what_arrives_and_what_has_to_drain(ingress_mmps: int, backlog: int, wanted: float) -> None:
     made = build_problem({CLASS: [arc(1, host("a"))]}, [loaded(1, ClassLoad(CLASS, backlog, 0, ingress_mmps))])
