@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from math import exp
 
 from gossip.linkstate import LinkState, LinkStatus
 from router.breaker import USABLE, Breaker
@@ -24,6 +25,7 @@ STATUS = {
 }
 """As others are told. A trial is no news until it is over: if every trial of a dead hop were, the news that it is back
 would find the advertisements held (`gossip.holds`)."""
+UP = EdgeState.UP
 SENT_DECAY_S = 4.5
 """Stride counts fade with this time constant: 0.8 per second."""
 WEIGHT_STEP = 0.25
@@ -139,6 +141,17 @@ class Edge:
         """The exit with the smallest takes the next message: sent lately for its weight, plus cost in seconds."""
         weight = self.planned if now < self.planned_until else self.plan_weight(now)
         return (self.sent * math.exp((self.sent_at - now) / SENT_DECAY_S) + 1) / weight + self.cost
+
+    def offer(self, now: float) -> float:
+        """Its stride if it may take a message now, else infinite. Asked for every exit of every message."""
+        breaker = self.breaker
+        if breaker.state is UP and not breaker.penalty and self.headroom_permille >= HEADROOM_FULL:  # nearly always
+            if self.inflight >= self.window.size:
+                return math.inf
+        elif self.awaits_probe or self.free_slots(now) <= 0:
+            return math.inf
+        weight = self.planned if now < self.planned_until else self.plan_weight(now)
+        return (self.sent * exp((self.sent_at - now) / SENT_DECAY_S) + 1) / weight + self.cost
 
     def weight(self, now: float) -> float:
         """Expected attempts for one delivery over it, in steps with hysteresis, plus the operator's cost: for ranks."""

@@ -152,10 +152,8 @@ class ForwardingRule:
         best: Edge | None = None
         best_stride, avoid = math.inf, query.avoid
         for edge in view.exits:
-            if edge.free_slots(now) <= 0 or (avoid and edge.hop in avoid) or edge.awaits_probe:
-                continue
-            stride = edge.stride(now)
-            if stride < best_stride:
+            stride = edge.offer(now)
+            if stride < best_stride and not (avoid and edge.hop in avoid):
                 best, best_stride = edge, stride
         if best is None and self.in_panic(view):
             return self._choose_in_panic(query, view, now)
