@@ -116,6 +116,17 @@ class Inbox:
         if self._error is not None:
             raise self._error
 
+    async def drop(self, bytes_max: int) -> None:
+        """Take and forget so much, whatever failed before. Errors as `more`."""
+        self._error, left = None, bytes_max
+
+        def take(data: bytes) -> bytes | None:
+            nonlocal left
+            left -= len(data)
+            return None if left > 0 else b""
+
+        await self.pour(take)
+
     def clear(self) -> None:
         """Forget what is there."""
         self._buffer.clear()

@@ -16,6 +16,7 @@ cancelled in between, so nothing is stored that nobody counts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -49,6 +50,8 @@ LAST_IN_GROUP = frozenset({b"HELO", b"EHLO", b"DATA", b"AUTH"})
 """After these a client has to wait for the reply (RFC 2920 section 3.1, RFC 4954); STARTTLS sees to it by itself."""
 NOT_SMTP = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"CONNECT", b"OPTIONS", b"DELETE"})
 """A browser that somebody made talk to this port: nothing it says is answered twice."""
+HEAR_OUT_S, HEAR_OUT_BYTES_MAX = 1.0, 4 * 1024 * 1024
+"""What a client may still send, and how long, after the reply with which its session ends."""
 BAD_CODES = frozenset({500, 501, 502, 503, 504, 555})
 UNKNOWN_VERB = Reply(500, "command not recognised", "5.5.1")
 LINE_TOO_LONG = Reply(500, "line too long", "5.5.2")
@@ -185,6 +188,8 @@ class Session(SMTP):
             await self._converse()
         except Goodbye as goodbye:
             self._queue(goodbye.reply)
+            if self.conversation.client.helo and goodbye.reply.code != 221:
+                await self._hear_out()
         except TooSlow as slow:
             self._queue(slow.reply)
         except asyncio.CancelledError:
@@ -196,6 +201,17 @@ class Session(SMTP):
             self._queue(Reply(421, "local error, closing", "4.3.0"))
         finally:
             await self._finish()
+
+    async def _hear_out(self) -> None:
+        """Say it, and for a moment take what still comes: a reset would undo the reply for a client that goes on."""
+        transport = self._writer.transport
+        self.pace.work()
+        self._write_out()
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+        with contextlib.suppress(ConnectionError, TimeoutError, TooSlow):
+            async with asyncio.timeout(HEAR_OUT_S):
+                await self.inbox.drop(HEAR_OUT_BYTES_MAX)
 
     async def _finish(self) -> None:
         self.inbox.clear()
