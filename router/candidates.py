@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from router.backlog import Backlogs, Heard
 from router.decision import Candidate, EdgeState, HopKind, Pin, Query, Verdict
 from router.edge import Edge
-from router.forwarding import LARGEST_GAIN, PLANNED_PEER, ClassView, ForwardingRule
+from router.forwarding import DETOUR, LARGEST_GAIN, PLANNED_PEER, ClassView, ForwardingRule
 from router.planning import ClassPlan
 
 EXIT_BACKLOG = "exit"
@@ -180,6 +180,8 @@ def _outranked_by(case: Case, edge: Edge) -> str:
         return f"{'a relay of the plan' if case.rule == PLANNED_PEER else 'another exit'} is further behind its share"
     if case.rule == PLANNED_PEER:
         return "another relay of the plan is further behind its share"
+    if case.rule == DETOUR:
+        return "another relay that the message has not seen is nearer"
     return "another relay has the larger gain" if case.rule == LARGEST_GAIN else "an exit comes first"
 
 

@@ -8,8 +8,10 @@
     3  peers with a free slot and a positive gain, the largest first
            gain = reliability x (backlog here - backlog there + beta x (rank here - rank there) - sideways)
     4  an exit whose trial has not succeeded once: a probe risks less than a message, so it comes this late
-    5  if nothing else can ever take it: one step back, to the relay that first sent it here
-    6  hold
+    5  if every relay that is nearer is behind it: the nearest that it has not seen, whatever the gain. Waiting would
+           not help: a backlog of one message makes no gradient, and it may go nowhere else
+    6  if nothing else can ever take it: one step back, to the relay that first sent it here
+    7  hold
 
 A peer's rank is its distance to the exits without this node, so no peer is chosen that would have to send the mail
 back. `sideways` = beta + a share of the backlog for a peer that is no nearer than we are: a hop is a durable write, and
@@ -36,7 +38,7 @@ from router.terms import Refusal
 
 IN_DOUBT = "in doubt: the same hop first"
 PLANNED, PLANNED_PEER = "planned share", "planned share of a relay"
-LARGEST_GAIN, TRIAL, STEP_BACK = "largest gain", "trial", "step back"
+LARGEST_GAIN, TRIAL, DETOUR, STEP_BACK = "largest gain", "trial", "detour", "step back"
 NO_SLOT, BACKING_OFF, NO_PATH = "hold: no slot", "hold: backing off", "hold: no path"
 EVERY_WAY_BACK, NO_GAIN, TOO_MANY_HOPS = "hold: every way leads back", "hold: no gain", "hold: too many transfers"
 PINNED, PIN_NO_SLOT, PIN_BACKING_OFF = "pinned", "hold: pinned, no slot", "hold: pinned, backing off"
@@ -109,6 +111,9 @@ class ForwardingRule:
         found = None if query.peers_only else self._choose_trial(query, view, now)
         if found is not None:
             return found, TRIAL
+        found = self._choose_detour(query, view, now)
+        if found is not None:
+            return found, DETOUR
         found = self._step_back(query, view, now)
         if found is not None:
             return found, STEP_BACK
@@ -225,7 +230,26 @@ class ForwardingRule:
             return 0.0
         return self._settings.beta_messages + self._settings.sideways_share * waiting
 
-    # -- steps back and holds ------------------------------------------------------------------------------------------
+    # -- detours, steps back and holds ---------------------------------------------------------------------------------
+
+    def _needs_detour(self, query: Query, view: ClassView) -> bool:
+        """No exit will take it, and no relay nearer than this one that the message has not seen."""
+        if not query.trace or (not query.peers_only and any(edge.usable for edge in view.exits)):
+            return False
+        nearer = (edge for edge, there in view.peers if view.here is None or there < view.here)
+        return not any(edge.usable and edge.hop.name not in query.trace for edge in nearer)
+
+    def _choose_detour(self, query: Query, view: ClassView, now: float) -> Edge | None:
+        if len(query.trace) >= self.hops_max or not self._needs_detour(query, view):
+            return None
+        best: Edge | None = None
+        nearest = math.inf
+        for edge, there in view.peers:
+            if edge.hop.name in query.trace or edge.free_slots(now) <= 0 or edge.hop in query.avoid:
+                continue
+            if there < nearest and not edge.awaits_probe:
+                best, nearest = edge, there
+        return best
 
     def _step_back(self, query: Query, view: ClassView, now: float) -> Edge | None:
         """Only if no exit and no peer outside the trace could take it, now or later; only to one that has a way on."""
@@ -261,10 +285,10 @@ class ForwardingRule:
         open_ = [(edge, there) for edge, there in fresh if edge.hop not in query.avoid]
         if not open_:
             return BACKING_OFF
+        if self.draining or self._needs_detour(query, view):
+            return NO_SLOT
         return (
-            NO_SLOT
-            if self.draining or any(self.gain(edge, there, query.class_id, view, now) > 0 for edge, there in open_)
-            else NO_GAIN
+            NO_SLOT if any(self.gain(edge, there, query.class_id, view, now) > 0 for edge, there in open_) else NO_GAIN
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from router.decision import Candidate, Decision, EdgeState, Hop, HopKind, Pin
 from router.forwarding import (
     BACKING_OFF,
+    DETOUR,
     EVERY_WAY_BACK,
     IN_DOUBT,
     LARGEST_GAIN,
@@ -69,6 +70,7 @@ class _Case:
             (self._exit() if due else None, PLANNED),
             (self._peer(), LARGEST_GAIN),
             (self._trial() if due else None, TRIAL),
+            (self._detour(), DETOUR),
             (self._step_back(), STEP_BACK),
         ):
             if found is not None:
@@ -128,6 +130,23 @@ class _Case:
         waiting = (item for item in self._here_and_now(self.exits) if item.awaits_probe and item.free_slots > 0)
         return next(waiting, None)
 
+    def _needs_detour(self) -> bool:
+        trace = self.query.trace
+        if not trace or (not self.query.peers_only and any(item.usable for item in self.exits)):
+            return False
+        return not any(
+            item.usable and item.hop.name not in trace
+            for item in self.peers
+            if item.rank_here is None or (item.rank_there is not None and item.rank_there < item.rank_here)
+        )
+
+    def _detour(self) -> Candidate | None:
+        if len(self.query.trace) >= self.decision.hops_max or not self._needs_detour():
+            return None
+        fresh = [item for item in self._here_and_now(self.peers) if item.hop.name not in self.query.trace]
+        free = [item for item in fresh if item.free_slots > 0 and not item.awaits_probe and item.rank_there is not None]
+        return min(free, key=lambda item: item.rank_there or 0.0, default=None)
+
     def _step_back(self) -> Candidate | None:
         trace, own = self.query.trace, self.decision.node_id
         if not trace or len(trace) >= self.decision.hops_max:
@@ -153,6 +172,8 @@ class _Case:
         open_ = list(self._here_and_now(fresh))
         if not open_:
             return BACKING_OFF
+        if self._needs_detour():
+            return NO_SLOT
         return NO_SLOT if any(self._gains(item) for item in open_) else NO_GAIN
 
     def _here_and_now(self, candidates: Iterable[Candidate]) -> Iterable[Candidate]:

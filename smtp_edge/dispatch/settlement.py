@@ -42,6 +42,8 @@ HOP_FAULTS = frozenset(
 )
 """Ends that say nothing about the message: another hop may take it at once."""
 
+ANSWERED = frozenset({OutcomeKind.ACCEPTED, OutcomeKind.MESSAGE_REFUSED})
+"""Ends that tell whether the hop has the message."""
 LIFETIME_OVER = "lifetime in the queue is over"
 EXCEPTIONS_MAX = 5
 """Recipients named in the history line of an attempt that others survived."""
@@ -92,11 +94,19 @@ def plan_settlement(
         next_attempt_at=next_at,
         hop=hop.id,
         reply=str(result.reply) if result.reply else result.reason,
-        in_doubt_hop=hop.id if result.kind is OutcomeKind.IN_DOUBT else "",
+        in_doubt_hop="" if state.final else _hop_in_doubt(claim, hop, result),
         delay_notified=claim.delivery.delay_notified or delayed,
         notes=(*notes, note_of_attempt(hop, result, at, claim.delivery.recipients), *report_notes),
         reports=reports,
     )
+
+
+def _hop_in_doubt(claim: Claim, hop: Hop, result: AttemptResult) -> str:
+    """Who may have it. A later attempt there that got no answer says nothing against that, nor does another hop's."""
+    if result.kind is OutcomeKind.IN_DOUBT:
+        return hop.id
+    before = claim.delivery.in_doubt_hop
+    return "" if hop.id == before and result.kind in ANSWERED else before
 
 
 def plan_parking(

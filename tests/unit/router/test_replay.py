@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from router.decision import Decision, HopKind, Query
-from router.forwarding import IN_DOUBT, LARGEST_GAIN, NO_SLOT, PLANNED, STEP_BACK, TRIAL
+from router.forwarding import DETOUR, IN_DOUBT, LARGEST_GAIN, NO_SLOT, PLANNED, STEP_BACK, TRIAL
 from router.replay import recompute, recompute_gain
 from tests.unit.router.loops import DivergentMesh, Tally
 from tests.unit.router.worlds import CLASS
@@ -36,7 +36,7 @@ def test_the_terms_of_a_thousand_decisions_lead_to_the_same_choice(decisions: li
     for decision in decisions:
         assert recompute(decision) == (decision.chosen, decision.rule)
     rules = Counter(decision.rule for decision in decisions)
-    assert {PLANNED, LARGEST_GAIN, TRIAL, STEP_BACK, IN_DOUBT, NO_SLOT} <= set(rules), rules
+    assert {PLANNED, LARGEST_GAIN, TRIAL, DETOUR, STEP_BACK, IN_DOUBT, NO_SLOT} <= set(rules), rules
 
 
 def test_the_gain_shown_is_the_sum_of_the_terms_shown(decisions: list[Decision]) -> None:

@@ -279,6 +279,24 @@ def test_a_step_back_waits_for_a_slot_and_a_message_from_elsewhere_steps_to_its_
     assert engine.decide(Query(CLASS, (node_id(2),), (peer(2),)), 0.1).rule == "hold: every way leads back"
 
 
+def test_a_message_that_every_nearer_relay_had_makes_a_detour_instead_of_waiting_for_ever() -> None:
+    """Relay 2 has the exit and sent it here, in a moment when it was cut off; relay 4 is further, by way of 3."""
+    engine = with_peers(
+        record(2, [link(host("a"))]), record(3, [link(host("a"))]), record(4, [link(peer(3))]), hosts=(), via=("a",)
+    )
+    engine.set_backlog(CLASS, 1)
+    assert engine.decide(Query(CLASS, (node_id(2),)), 0).chosen == peer(3), "as near as that: no detour"
+    seen = Query(CLASS, (node_id(3), node_id(2)))
+    decision = engine.decide(seen, 0)
+    assert (decision.chosen, decision.rule) == (peer(4), "detour")
+    assert candidate(decision, peer(4)).gain <= 0
+    assert engine.decide(Query(CLASS), 0).chosen == peer(2)
+    assert engine.decide(replace(seen, avoid=(peer(4),)), 0).rule == "hold: backing off"
+    engine.begin(peer(4), CLASS, 0)
+    engine.begin(peer(4), CLASS, 0)
+    assert engine.decide(seen, 0).rule == "hold: no slot"
+
+
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 

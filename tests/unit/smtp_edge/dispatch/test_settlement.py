@@ -130,6 +130,27 @@ def test_lost_final_reply_is_cleared_up_within_seconds_and_names_the_hop() -> No
     assert done.next_attempt_at == AT + timedelta(seconds=1)
 
 
+@pytest.mark.parametrize(
+    ("hop", "kind", "doubted"),
+    [
+        (PEER, OutcomeKind.CONNECT_FAILED, "peer:00ff"),
+        (PEER, OutcomeKind.DISCONNECTED, "peer:00ff"),
+        (PEER, OutcomeKind.HOP_TEMPFAIL, "peer:00ff"),
+        (PEER, OutcomeKind.MESSAGE_REFUSED, ""),
+        (PEER, OutcomeKind.ACCEPTED, ""),
+        (HOST, OutcomeKind.MESSAGE_REFUSED, "peer:00ff"),
+        (HOST, OutcomeKind.IN_DOUBT, "host:a"),
+    ],
+)
+def test_a_doubt_stands_until_the_hop_itself_answers_for_the_message(hop: Hop, kind: OutcomeKind, doubted: str) -> None:
+    doubtful = claim(ANN, BOB)
+    doubtful = replace(doubtful, delivery=replace(doubtful.delivery, in_doubt_hop="peer:00ff"))
+    replies = (OK, LATER) if kind is OutcomeKind.ACCEPTED else (LATER, LATER)
+    done = settle(doubtful, AttemptResult(kind, replies, replies[0]), hop=hop, tries=MEMORY_ATTEMPTS_MAX)
+    assert done is not None
+    assert (done.state, done.in_doubt_hop) == (DeliveryState.DEFERRED, doubted)
+
+
 @pytest.mark.rfc("5321 4.5.4.1c", "5321 6.1b")
 def test_lifetime_over_expires_with_a_report() -> None:
     old = claim(received_at=AT - timedelta(days=6))
