@@ -152,11 +152,12 @@ class QueueAcceptor:
         return accept_token(transfer, self._node_id) if transfer else ""
 
     async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
-        waits = transfer is not None and transfer.due_s > 0
+        at_once = transfer is None or not transfer.due_s
+        at_once &= all(delivery.state is not DeliveryState.HELD for delivery in new.deliveries)
         return await self._store.put(
             new,
             accept_token=self._token(transfer),
-            claim=not waits and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries),
+            claim=at_once and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries),
         )
 
     def _take_over(self, new: NewEntry, stored: Stored, *, submitted: bool) -> None:
@@ -218,16 +219,17 @@ class QueueAcceptor:
         )
         base = transfer.token if transfer else f"{origin}/0"
         state = _state_of(transfer, at, entry.expires_at)
+        parts = _part_held(groups, dict(message.held)) if message.held else _parts(groups)
         deliveries = tuple(
             Delivery(
                 queue_id,
                 copy,
                 class_id,
                 recipients,
-                transfer_token=base if len(groups) == 1 else split_token(base, recipients),
-                **state,
+                transfer_token=base if len(parts) == 1 else split_token(base, recipients),
+                **(_State(state=DeliveryState.HELD, last_reply=reason) if reason else state),
             )
-            for copy, (class_id, (_, recipients)) in enumerate(groups.items())
+            for copy, (class_id, recipients, reason) in enumerate(parts)
         )
         return NewEntry(entry, deliveries)
 
@@ -274,10 +276,28 @@ class PeerAcceptor:
         return None
 
 
+Part = tuple[str, tuple[Recipient, ...], str]
+"""Class id, recipients, and why they are held; empty = they are not."""
+
+
+def _parts(groups: Groups) -> list[Part]:
+    return [(class_id, recipients, "") for class_id, (_, recipients) in groups.items()]
+
+
+def _part_held(groups: Groups, held: Mapping[Recipient, str]) -> list[Part]:
+    """What waits for an operator is a delivery of its own, for each class and reason."""
+    found: dict[tuple[str, str], list[Recipient]] = {}
+    for class_id, (_, recipients) in groups.items():
+        for recipient in recipients:
+            found.setdefault((class_id, held.get(recipient, "")), []).append(recipient)
+    return [(class_id, tuple(recipients), reason) for (class_id, reason), recipients in found.items()]
+
+
 class _State(TypedDict, total=False):
-    """What a delivery brings along from the relay that had it before."""
+    """What a delivery brings along from the relay that had it before, or from quarantine."""
 
     state: DeliveryState
+    last_reply: str
     attempts: int
     next_attempt_at: datetime
     delay_notified: bool

@@ -134,3 +134,5 @@ class ReceivedMessage:
     envelope: Envelope
     data: MailData
     transfer: Transfer | None = None
+    held: tuple[tuple[Recipient, str], ...] = ()
+    """Recipients whose mail waits for an operator, and why: what sinks put into quarantine."""

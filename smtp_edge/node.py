@@ -73,7 +73,8 @@ from smtp_edge.server.door import ListenerError
 from smtp_edge.server.inbound import Inbound
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
-from smtp_edge.sinks.bindings import Binding, SinkChain, SinkError, load_bindings
+from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
 
 log = structlog.get_logger()
@@ -300,7 +301,7 @@ class Node:
         await self._rerouter.begin_if_changed()
         await self._dispatcher.start()
         try:
-            await self._inbound.start(self.settings, self.table, hostname=self._hostname)
+            await self._inbound.start(self.settings, self.table, hostname=self._hostname, sinks=self._sinks)
         except (ListenerError, AuthError) as error:  # it names the section
             raise NodeError(str(error)) from error
         if self._metrics is not None:
@@ -353,7 +354,7 @@ class Node:
                 revocations = await asyncio.to_thread(load_revocations, settings.cluster.revocations_folder, identity)
                 hostname = await asyncio.to_thread(find_hostname, settings)
                 sinks = await self._prepare_sinks(settings, undo)
-                change = await self._inbound.prepare(settings, build_table(settings), hostname=hostname)
+                change = await self._inbound.prepare(settings, build_table(settings), hostname=hostname, sinks=sinks)
                 undo.push_async_callback(self._inbound.discard, change)
                 keeper = await self._outbound.prepare(settings)
                 if self.identity.renew(identity):

@@ -22,7 +22,8 @@ from smtp_edge.client.contexts import apply_bounds
 from smtp_edge.mistake import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
-from smtp_edge.sinks.bindings import SinkError, load_bindings
+from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.chain import SinkError
 
 CERTIFICATE_DAYS_LEFT = 14
 """With less than this a certificate should have been renewed: whoever does it is late."""

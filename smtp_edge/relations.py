@@ -38,10 +38,6 @@ def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
     yield from relations_inbound.find_mistakes(settings.listener, settings.auth, settings.access)
     for number, host in enumerate(settings.smart_host):
         yield from _check_smart_host(f"smart_host[{number}]", host)
-    for number, sink in enumerate(settings.sink):
-        if sink.on_failure != "tempfail":
-            text = f"{sink.on_failure!r} is for sinks before the 250; a route sink that fails lets the mail wait"
-            yield Mistake(f"sink[{number}].on_failure", text)
     if files:
         yield from _check_files(settings)
 

@@ -38,7 +38,7 @@ from smtp_edge.queue.entry import Claim, HistoryNote, utc_now
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
-from smtp_edge.sinks.bindings import SinkChain
+from smtp_edge.sinks.chain import SinkChain
 
 log = structlog.get_logger()
 

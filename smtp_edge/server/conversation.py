@@ -197,6 +197,22 @@ class Conversation:
         """The client is a relay of this cluster."""
         self.client = replace(self.client, peer_id=peer_id)
 
+    # -- what sinks turn down ------------------------------------------------------------------------------------------
+
+    def withdraw_hello(self) -> None:
+        """As if HELO or EHLO had not been said."""
+        self.client, self._extended = replace(self.client, helo=""), False
+
+    def withdraw_mail(self) -> None:
+        """As if MAIL had not been said."""
+        self.transaction = None
+
+    def withdraw_recipient(self) -> None:
+        """As if the last RCPT had not been said. Goodbye if it is one too many."""
+        if self.transaction is not None:
+            self.transaction.recipients.pop()
+        self._note_refused()
+
     # -- MAIL and RCPT -------------------------------------------------------------------------------------------------
 
     def mail(self, argument: str) -> Reply:
@@ -410,13 +426,10 @@ class Conversation:
         self.transaction.chunked = True
         return self.transaction
 
-    def build_message(self, transaction: Transaction, data: MailData) -> ReceivedMessage:
-        """All of it, for the acceptor."""
-        mail, client = transaction.mail, self.client
-        word = protocol_word(
-            extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=mail.smtputf8
-        )
-        envelope = Envelope(
+    def build_envelope(self, transaction: Transaction) -> Envelope:
+        """As far as it is known."""
+        mail = transaction.mail
+        return Envelope(
             transaction.sender,
             tuple(transaction.recipients),
             mail.body_type,
@@ -425,5 +438,12 @@ class Conversation:
             mail.ret,
             mail.requiretls,
         )
+
+    def build_message(self, transaction: Transaction, data: MailData) -> ReceivedMessage:
+        """All of it, for the acceptor."""
+        mail, client = transaction.mail, self.client
+        word = protocol_word(
+            extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=mail.smtputf8
+        )
         client = replace(client, protocol=word, forwarded=str(self._forwarded))
-        return ReceivedMessage(client, envelope, data, transaction.transfer)
+        return ReceivedMessage(client, self.build_envelope(transaction), data, transaction.transfer)

@@ -19,6 +19,7 @@ from smtp_edge.server.listeners import Listeners, Plan
 from smtp_edge.server.options import Acceptor
 from smtp_edge.server.pressure import Memory
 from smtp_edge.settings import Settings
+from smtp_edge.sinks.chain import SinkChain
 
 MESH_SIZE_BYTES = 50 * 1024 * 1024
 """Of peers' messages, at a node without listeners."""
@@ -59,13 +60,17 @@ class Inbound:
         """The peers' door; host:port. ListenerError."""
         return await self._mesh.start()
 
-    async def start(self, settings: Settings, table: RouteTable, *, hostname: str) -> None:
+    async def start(
+        self, settings: Settings, table: RouteTable, *, hostname: str, sinks: SinkChain | None = None
+    ) -> None:
         """The clients' doors. ListenerError, AuthError: none of them is open."""
-        change = await self.prepare(settings, table, hostname=hostname)
+        change = await self.prepare(settings, table, hostname=hostname, sinks=sinks)
         self.switch(change)
         await self.finish(change)
 
-    async def prepare(self, settings: Settings, table: RouteTable, *, hostname: str) -> Change:
+    async def prepare(
+        self, settings: Settings, table: RouteTable, *, hostname: str, sinks: SinkChain | None = None
+    ) -> Change:
         """All that can fail. ListenerError, AuthError: nothing has changed."""
         authenticators = await start_authenticators(settings.auth)
         around = Surroundings(
@@ -76,6 +81,7 @@ class Inbound:
             authenticators=authenticators,
             auth_timeouts={section.name: section.timeout_s for section in settings.auth},
             memory=self._memory,
+            sinks=sinks,
         )
         try:
             plan = await self._listeners.prepare(limit_sizes(settings.listener, table), around)

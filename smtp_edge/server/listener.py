@@ -28,6 +28,7 @@ from smtp_edge.server.pace import PaceLimits
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.relay import RelayPolicy
 from smtp_edge.settings_inbound import AccessSettings, LimitsSettings, ListenerSettings
+from smtp_edge.sinks.chain import SinkChain
 
 AUTH_TIMEOUT_S = 10.0
 MESH_CONNECTIONS_MAX = 2000
@@ -57,6 +58,7 @@ class Surroundings:
     """By the name of their [[auth]]."""
     auth_timeouts: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=lambda: Memory(256 * 1024 * 1024))
+    sinks: SinkChain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Listener:
             senders=senders,
             xclient=Networks(settings.xclient_networks),
             pipelining=settings.pipelining,
+            sinks=surroundings.sinks,
             too_often=self._door.too_often,
         )
         options = DoorOptions(

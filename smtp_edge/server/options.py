@@ -19,6 +19,7 @@ from smtp_edge.server.intake import IntakeOptions, SpoolWriter
 from smtp_edge.server.networks import Networks
 from smtp_edge.server.pace import PaceLimits
 from smtp_edge.settings_inbound import LimitsSettings
+from smtp_edge.sinks.chain import SinkChain
 
 
 class Acceptor(Protocol):
@@ -84,5 +85,7 @@ class SessionOptions:
     mesh: bool = False
     """Peers only: `XSMTPMESH`, and `peer_of` names the peer or refuses the connection."""
     peer_of: Callable[[bytes], str] | None = None
+    sinks: SinkChain | None = None
+    """Who is asked before each 250; None = nobody."""
     too_often: Callable[[Event, str], Reply | None] = no_rate
     """Counts something that a client did; the refusal if it does so too often."""

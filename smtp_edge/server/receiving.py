@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from smtp_edge.envelope import BodyType, MailData
+from smtp_edge.envelope import BodyType, MailData, ReceivedMessage
 from smtp_edge.reply import Reply
 from smtp_edge.server.bulk import DataReader
 from smtp_edge.server.chunks import BinaryChunks, Conversion, TextChunks
@@ -25,6 +25,7 @@ from smtp_edge.server.intake import TOO_LARGE, Intake
 from smtp_edge.server.options import Acceptor
 from smtp_edge.server.pace import Pace
 from smtp_edge.server.pressure import Memory
+from smtp_edge.sinks.screen import Hangup, Screen
 
 log = structlog.get_logger()
 
@@ -52,6 +53,8 @@ class Receiver:
     ) -> None:
         self._conversation, self._inbox, self._acceptor = conversation, inbox, acceptor
         self._memory, self._pace, self._say = memory, pace, say
+        self.screen: Screen | None = None
+        """Where sinks are asked; None = nobody is."""
         self._options = conversation.options.intake
         self._chunks: tuple[Transaction, Intake] | None = None
         """A message that comes by BDAT."""
@@ -123,7 +126,7 @@ class Receiver:
         data = await intake.finish()
         try:
             if isinstance(data, MailData):
-                reply = await self._acceptor.accept(self._conversation.build_message(transaction, data))
+                reply = await self._accept(self._conversation.build_message(transaction, data))
             else:
                 reply = data
         finally:
@@ -132,6 +135,15 @@ class Receiver:
             self._conversation.end_transaction()
         self._log(transaction, reply, data.size_bytes if isinstance(data, MailData) else 0, began)
         return reply
+
+    async def _accept(self, message: ReceivedMessage) -> Reply:
+        if self.screen is None:
+            return await self._acceptor.accept(message)
+        try:
+            screened = await self.screen.data(message, self._acceptor.spool)
+        except Hangup as hangup:
+            raise Goodbye(hangup.reply) from None
+        return screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)
 
     def _intake_of(self, transaction: Transaction) -> Intake:
         if self._chunks is None or self._chunks[0] is not transaction:

@@ -20,6 +20,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 import structlog
@@ -27,6 +28,7 @@ from aiosmtpd.smtp import SMTP
 
 from smtp_edge.envelope import Client
 from smtp_edge.reply import Reply
+from smtp_edge.server.access import at_greeting
 from smtp_edge.server.commands import SyntaxFault, decode_line
 from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation, Goodbye
 from smtp_edge.server.crowd import Event
@@ -38,6 +40,7 @@ from smtp_edge.server.pace import Pace
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.proxy import ProxiedClient
 from smtp_edge.server.receiving import Receiver
+from smtp_edge.sinks.screen import Hangup, Screen
 
 log = structlog.get_logger()
 
@@ -103,6 +106,8 @@ class Session(SMTP):
         self._failed_auth_count = 0
         self._out = bytearray()
         self._busy = self._ending = self._leaving = False
+        self.screen: Screen | None = None
+        """Where sinks are asked; None = nobody is."""
         self._later: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
             b"STARTTLS": self._starttls,
             b"AUTH": self._auth,
@@ -183,6 +188,10 @@ class Session(SMTP):
     # -- dialogue ------------------------------------------------------------------------------------------------------
 
     async def _handle_client(self) -> None:
+        sinks = self.options.sinks
+        if sinks is not None and sinks.screens:
+            self.screen = self.receiver.screen = Screen(sinks)
+            self._ask_sinks(self.screen)
         try:
             await self._greet()
             await self._converse()
@@ -200,7 +209,11 @@ class Session(SMTP):
             log.exception("session.bug", client=self.address)
             self._queue(Reply(421, "local error, closing", "4.3.0"))
         finally:
-            await self._finish()
+            try:
+                await self._finish()
+            finally:
+                if self.screen is not None:
+                    await self.screen.close(self.conversation.client)
 
     async def _hear_out(self) -> None:
         """Say it, and for a moment take what still comes: a reset would undo the reply for a client that goes on."""
@@ -227,6 +240,10 @@ class Session(SMTP):
         if self.options.peer_of is not None:
             self._meet_peer(self.options.peer_of)
         greeting = self.conversation.greeting()
+        if self.screen is not None and self.screen.asks("connect"):
+            turned_down = await self._heard(self.screen.connect(self.conversation.client))
+            if turned_down is not None:
+                raise Goodbye(at_greeting(turned_down))
         delay_s = self.options.limits.greeting_delay_s
         if delay_s:
             await asyncio.sleep(delay_s)
@@ -324,6 +341,57 @@ class Session(SMTP):
     def _closing(self) -> Reply:
         return Reply(421, f"{self.options.hostname} is closing", "4.3.2")
 
+    # -- sinks ---------------------------------------------------------------------------------------------------------
+
+    def _ask_sinks(self, screen: Screen) -> None:
+        """Verbs about which somebody wants to be asked need waiting; the others stay as quick as they are."""
+        verbs = self.conversation.verbs
+        for event, words, question in (
+            ("helo", (b"HELO", b"EHLO"), self._screen_hello),
+            ("mail", (b"MAIL",), self._screen_mail),
+            ("rcpt", (b"RCPT",), self._screen_recipient),
+        ):
+            if screen.asks(event):
+                for word in words:
+                    self._later[word] = partial(question, screen, verbs.pop(word))
+
+    async def _screen_hello(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
+        reply = command(argument)
+        if not reply.positive:
+            return reply
+        refusal = await self._heard(screen.helo(self.conversation.client))
+        if refusal is not None:
+            self.conversation.withdraw_hello()
+        return refusal or reply
+
+    async def _screen_mail(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
+        reply, conversation = command(argument), self.conversation
+        if not reply.positive or conversation.transaction is None:
+            return reply
+        envelope = conversation.build_envelope(conversation.transaction)
+        refusal = await self._heard(screen.mail(conversation.client, envelope))
+        if refusal is not None:
+            conversation.withdraw_mail()
+        return refusal or reply
+
+    async def _screen_recipient(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
+        reply, conversation = command(argument), self.conversation
+        if not reply.positive or conversation.transaction is None:
+            return reply
+        envelope = conversation.build_envelope(conversation.transaction)
+        refusal = await self._heard(screen.rcpt(conversation.client, envelope, envelope.recipients[-1]))
+        if refusal is not None:
+            conversation.withdraw_recipient()
+        return refusal or reply
+
+    @staticmethod
+    async def _heard(answer: Awaitable[Reply | None]) -> Reply | None:
+        """What the sinks say; Goodbye if they want the session to end."""
+        try:
+            return await answer
+        except Hangup as hangup:
+            raise Goodbye(hangup.reply) from None
+
     # -- replies -------------------------------------------------------------------------------------------------------
 
     def _queue(self, reply: Reply) -> None:
@@ -395,7 +463,10 @@ class Session(SMTP):
         reply, user = await login.check(credentials.user, credentials.password, conversation.client)
         if reply.positive:
             conversation.authenticated(user)
-            return reply
+            refusal = await self._heard(self.screen.auth(conversation.client)) if self.screen is not None else None
+            if refusal is not None:
+                conversation.authenticated("")
+            return refusal or reply
         return self._note_failed_auth(reply)
 
     def _note_failed_auth(self, reply: Reply) -> Reply:

@@ -44,7 +44,7 @@ from smtp_edge.simulation.adapters import SimulatedGossip, WorldClock
 from smtp_edge.simulation.store import MemoryStore
 from smtp_edge.simulation.ways import ModelledClient, Server, Way
 from smtp_edge.sinks.api import Sink
-from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.mesh import MeshRouter
 from smtp_edge.sorting import Sorter
 

@@ -28,8 +28,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from smtp_edge.envelope import Client, Envelope, MailData, Recipient
+from smtp_edge.envelope import Client, Envelope, Recipient
 from smtp_edge.reply import Reply
+from smtp_edge.sinks.message import Headers as Headers
+from smtp_edge.sinks.message import Message as Message
 
 BEFORE_250 = ("connect", "helo", "auth", "mail", "rcpt", "command", "data")
 AFTER_250 = ("expand", "route", "deliver")
@@ -112,15 +114,6 @@ def _check(code: int, text: str, status: str, family: str) -> None:
 
 
 # -- what events are given ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A complete message before its 250 (`data`); only the recipients that the binding's rule matched."""
-
-    client: Client
-    envelope: Envelope
-    data: MailData
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,19 @@
-"""Rules of bindings: when a sink runs.
+"""Rules of bindings: when a sink runs, and for which recipients. Pure.
 
-    rcpt to=*@example.org,*@example.net; mail from!=*@spam.example
+    rcpt to=*@example.org,*@example.net; mail from!=*@spam.example; client=192.0.2.0/24; header subject=*invoice*
 
 `;` is AND, `,` is OR, case is ignored and only `*` is special. `rcpt to` narrows the recipients that the sink sees.
 Compiled once at start; a rule that an event cannot answer is an error at load, not a surprise at night.
+
+    key            holds if                                                        known from
+    listener       the name of the listener                                        connect
+    client         the address, in a network (192.0.2.0/24)                        connect
+    ehlo           what HELO or EHLO said                                          helo
+    auth           the authenticated user, empty for none                          auth, mail
+    mail from      the reverse-path, empty for the null one                        mail
+    rcpt to        the forward-path                                                rcpt
+    size           the bytes of the message: `<100K`, `>1M`                        data
+    header NAME    the value of such a field; the values of all if there are more  data
 """
 
 from __future__ import annotations
@@ -11,11 +21,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
-KEYS_BY_EVENT = {
+from smtp_edge.envelope import Client, Recipient
+
+_AT_CONNECT = ("listener", "client")
+_AT_MAIL = (*_AT_CONNECT, "ehlo", "auth", "mail from")
+_AT_RCPT = (*_AT_MAIL, "rcpt to")
+HEADER = "header "
+KEYS_BY_EVENT: dict[str, tuple[str, ...]] = {
+    "connect": _AT_CONNECT,
+    "helo": (*_AT_CONNECT, "ehlo"),
+    "auth": (*_AT_CONNECT, "ehlo", "auth"),
+    "mail": _AT_MAIL,
+    "rcpt": _AT_RCPT,
+    "data": (*_AT_RCPT, "size", HEADER),
+    "disconnect": _AT_CONNECT,
     "route": ("mail from", "rcpt to"),
 }
-"""What each wired event can answer; the events of later issues add their rows here."""
+"""What each event can answer."""
+_SIZE = re.compile(r"([<>])\s*(\d{1,15})\s*([KMG]?)", re.IGNORECASE)
+_SIZE_UNIT = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class RuleError(ValueError):
@@ -23,16 +49,48 @@ class RuleError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known when an event happens."""
+
+    client: Client | None = None
+    sender: str = ""
+    recipients: tuple[Recipient, ...] = ()
+    size_bytes: int = 0
+    headers: Callable[[str], Sequence[str]] = lambda _name: ()
+    """Name -> values."""
+
+    def values(self, key: str) -> Sequence[str]:
+        """Of one key, but for recipients and sizes."""
+        client = self.client
+        if key.startswith(HEADER):
+            return self.headers(key.removeprefix(HEADER))
+        if key == "mail from":
+            return (self.sender,)
+        if client is None:
+            return ()
+        return ({"listener": client.listener, "client": client.address, "ehlo": client.helo, "auth": client.user}[key],)
+
+
+Test = Callable[[str], bool]
+"""Of one value."""
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
     """`key=glob,glob` or `key!=glob,glob`."""
 
     key: str
-    pattern: re.Pattern[str]
+    test: Test
     negated: bool
 
-    def holds(self, values: Sequence[str]) -> bool:
-        """True if any value matches (none, for a negated term)."""
-        return any(self.pattern.fullmatch(value) for value in values) != self.negated
+    def holds(self, facts: Facts) -> bool:
+        """True if any value passes (none, for a negated term)."""
+        values = (str(facts.size_bytes),) if self.key == "size" else facts.values(self.key)
+        return any(map(self.test, values)) != self.negated
+
+    def wants(self, recipient: Recipient) -> bool:
+        """For `rcpt to`."""
+        return self.test(recipient.address) != self.negated
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +98,17 @@ class Rule:
     """All terms must hold; no terms means always."""
 
     terms: tuple[Term, ...] = ()
+    recipients: tuple[Term, ...] = ()
+    """Those with `rcpt to`."""
 
-    def matches(self, facts: Callable[[str], Sequence[str]]) -> bool:
-        """`facts(key)` gives the values of a key."""
-        return all(term.holds(facts(term.key)) for term in self.terms)
+    def select(self, facts: Facts) -> tuple[Recipient, ...] | None:
+        """The recipients that the sink sees; None if it does not run."""
+        if not all(term.holds(facts) for term in self.terms):
+            return None
+        if not self.recipients:
+            return facts.recipients
+        found = tuple(item for item in facts.recipients if all(term.wants(item) for term in self.recipients))
+        return found or None
 
 
 ALWAYS = Rule()
@@ -56,22 +121,60 @@ def parse_rule(text: str, *, events: Sequence[str]) -> Rule:
     for term in terms:
         for event in events:
             known = KEYS_BY_EVENT.get(event, ())
-            if term.key not in known:
-                raise RuleError(
-                    f"the rule key {term.key!r} means nothing for the event {event!r}; it has: {', '.join(known)}"
-                )
-    return Rule(terms)
+            key = HEADER if term.key.startswith(HEADER) else term.key
+            if key not in known:
+                keys = ", ".join(f"{key}NAME" if key == HEADER else key for key in known) or "none"
+                raise RuleError(f"the rule key {term.key!r} means nothing for the event {event!r}; it has: {keys}")
+    return Rule(
+        tuple(term for term in terms if term.key != "rcpt to"), tuple(term for term in terms if term.key == "rcpt to")
+    )
 
 
 def _parse_term(text: str) -> Term:
-    key, separator, globs = text.partition("=")
-    if not separator or not globs.strip():
+    key, separator, given = text.partition("=")
+    if not separator or not given.strip():
         raise RuleError(f"{text!r} is not of the form key=glob,glob or key!=glob")
     negated = key.endswith("!")
     key = " ".join(key.removesuffix("!").lower().split())
-    alternatives = "|".join(_translate(glob.strip()) for glob in globs.split(",") if glob.strip())
-    return Term(key, re.compile(alternatives, re.IGNORECASE), negated)
+    if key == HEADER.strip():
+        raise RuleError(f"{text!r} does not say which header field: write header subject=...")
+    values = [value.strip() for value in given.split(",") if value.strip()]
+    if key == "client":
+        return Term(key, _in_networks(values), negated)
+    return Term(key, _of_size(values) if key == "size" else _like(values), negated)
+
+
+def _like(globs: Sequence[str]) -> Test:
+    pattern = re.compile("|".join(_translate(glob) for glob in globs), re.IGNORECASE | re.DOTALL)
+    return lambda value: pattern.fullmatch(value) is not None
+
+
+def _in_networks(texts: Sequence[str]) -> Test:
+    try:
+        networks = [ip_network(text) for text in texts]
+    except ValueError as error:
+        raise RuleError(f"client wants networks like 192.0.2.0/24: {error}") from None
+
+    def test(value: str) -> bool:
+        try:
+            address = ip_address(value.partition("%")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in networks)
+
+    return test
+
+
+def _of_size(texts: Sequence[str]) -> Test:
+    bounds = []
+    for text in texts:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise RuleError(f"size wants bounds like <100K or >1M, not {text!r}")
+        bounds.append((match[1], int(match[2]) * _SIZE_UNIT[match[3].upper()]))
+    return lambda value: any(int(value) < bound if sign == "<" else int(value) > bound for sign, bound in bounds)
 
 
 def _translate(glob: str) -> str:
-    return ".*".join(re.escape(piece) for piece in glob.split("*"))
+    """Stars side by side are one: nothing may take a pattern's own length in steps for each character."""
+    return ".*".join(re.escape(piece) for piece in re.split(r"\*+", glob))

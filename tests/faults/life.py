@@ -48,7 +48,7 @@ from smtp_edge.server.listener import Listener, MeshListener, Surroundings
 from smtp_edge.server.pressure import Memory
 from smtp_edge.settings import ListenerSettings, QueueSettings
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
-from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.chain import Binding, SinkChain
 
 INLINE_BYTES_MAX = 4096
 HOP = Hop(HopKind.SMART_HOST, "out")

@@ -25,7 +25,7 @@ from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.reply import Reply
 from smtp_edge.settings import QueueSettings
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
-from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.chain import Binding, SinkChain
 
 NODE = "a" * 32
 OK = Reply(250, "ok", "2.0.0")

@@ -52,6 +52,18 @@ async def test_a_message_that_steps_back_is_stored_again(tmp_path: Path) -> None
             assert words in reply.text
 
 
+async def test_what_is_in_quarantine_is_stored_and_waits_for_an_operator(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered()) as bench:
+        ann, bob, eve = (Recipient(f"{name}@example.org") for name in ("ann", "bob", "eve"))
+        given = message()
+        given = replace(given, envelope=replace(given.envelope, recipients=(ann, bob, eve)), held=((bob, "a virus"),))
+        assert (await bench.acceptor.accept(given)).code == 250
+        held = [item.delivery for item in await bench.store.list() if item.delivery.state is DeliveryState.HELD]
+        assert [(item.recipients, item.last_reply) for item in held] == [((bob,), "a virus")]
+        tokens = {item.delivery.transfer_token for item in await bench.store.list()}
+        assert len(tokens) == 2, "the parts are transfers of their own"
+
+
 @pytest.mark.rfc("1870 6.1b")
 async def test_full_disk_answers_452_and_stores_nothing(tmp_path: Path) -> None:
     async with Bench(tmp_path, Ordered()) as bench:

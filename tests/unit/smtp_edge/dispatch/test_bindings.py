@@ -9,8 +9,9 @@ import pytest
 from smtp_edge.envelope import Recipient
 from smtp_edge.settings import SinkSettings
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
-from smtp_edge.sinks.bindings import FAILURE_RETRY_S, Binding, SinkChain, SinkError, load_bindings
-from smtp_edge.sinks.rules import RuleError, parse_rule
+from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.chain import FAILURE_RETRY_S, Binding, SinkChain, SinkError
+from smtp_edge.sinks.rules import Facts, RuleError, parse_rule
 
 HERE = "tests.unit.smtp_edge.dispatch.test_bindings"
 
@@ -46,8 +47,8 @@ class Lying(Sink):
         return "host:a"  # type: ignore[return-value]
 
 
-class Greedy(Sink):
-    async def data(self, message: object) -> None:
+class Later(Sink):
+    async def expand(self, envelope: object, recipient: object) -> None:
         return None
 
 
@@ -158,7 +159,8 @@ def test_a_binding_is_loaded_by_module_and_class_with_its_settings() -> None:
         ({"use": f"{HERE}:Nobody"}, "no such sink"),
         ({"use": f"{HERE}:RouteRequest"}, "not a class derived from"),
         ({"use": f"{HERE}:Static", "with": {"port": 1}}, "it takes: host"),
-        ({"use": f"{HERE}:Greedy"}, "it handles data; this version calls: route"),
+        ({"use": f"{HERE}:Later"}, "it handles expand; this version calls: connect, helo"),
+        ({"use": f"{HERE}:Silent", "on_failure": "accept"}, "a route sink that fails lets the mail wait"),
         ({"use": f"{HERE}:Silent", "timeout": "soon"}, "not a duration"),
         ({"use": f"{HERE}:Silent", "rule": "client=10.0.0.0/8"}, "means nothing for the event 'route'"),
     ],
@@ -182,7 +184,9 @@ def test_a_wrong_binding_is_named_with_the_way_out(section: dict[str, object], w
     ],
 )
 def test_rules(rule: str, facts: dict[str, list[str]], expected: bool) -> None:
-    assert parse_rule(rule, events=("route",)).matches(lambda key: facts.get(key, [])) is expected
+    recipients = tuple(Recipient(address) for address in facts.get("rcpt to", []))
+    known = Facts(sender="".join(facts.get("mail from", [])), recipients=recipients)
+    assert (parse_rule(rule, events=("route",)).select(known) is not None) is expected
 
 
 @pytest.mark.parametrize("text", ["rcpt to", "rcpt to=", "=x", "colour=red"])

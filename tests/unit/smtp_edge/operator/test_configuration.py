@@ -139,7 +139,6 @@ def warnings(folder: Path, text: str) -> list[str]:
         # the rest
         ("[node]", "[queue]\nretry_first_s = 10\nretry_max_s = 5\n[node]", "queue.retry_first_s: must not be greater than queue.retry_max_s"),
         ("[node]", "[queue]\nlifetime_s = 60\n[node]", "queue.retry_max_s: must not be greater than queue.lifetime_s: mail would expire untried"),
-        ("[node]", '[[sink]]\nuse = "x"\non_failure = "accept"\n[node]', "sink[0].on_failure: 'accept' is for sinks before the 250; a route sink that fails lets the mail wait"),
         ("[node]", '[cluster]\nkey = "no.key"\n[node]', "cluster.key: no.key: No such file or directory; `smtpmesh init` makes it"),
         ("[[smart_host]]", '[[smart_host]]\nuser = "u"\npassword_file = "no"', "smart_host[0].password_file: no: No such file or directory"),
     ],

@@ -49,7 +49,7 @@ from smtp_edge.reload import Configured, Report
 from smtp_edge.room import Room
 from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostSettings
 from smtp_edge.sinks.api import RouteRequest
-from smtp_edge.sinks.bindings import Binding, SinkChain
+from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.mesh import MeshRouter
 
 T = TypeVar("T")

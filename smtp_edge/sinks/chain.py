@@ -1,0 +1,206 @@
+"""All bindings of a node, asked in their order; what a sink that fails, hangs or answers nonsense means.
+
+A binding that failed `BREAK_AFTER` times in a row is not asked for a while: its policy applies at once, and every
+`PROBE_S` one question finds out whether it is well again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from smtp_edge.sinks.api import BEFORE_250, PRIORITY_MAX, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
+
+log = structlog.get_logger()
+
+TIMEOUT_BEFORE_250_S, TIMEOUT_AFTER_250_S = 30.0, 300.0
+START_S, STOP_S = 30.0, 5.0
+"""For one sink."""
+FAILURE_RETRY_S = 30.0
+"""A delivery whose route sink failed is asked again after this; mail is never dropped because of our own confusion."""
+BREAK_AFTER, PROBE_S = 5, 10.0
+TEMPFAIL, ACCEPT, QUARANTINE = "tempfail", "accept", "quarantine"
+
+
+class SinkError(Exception):
+    """A binding cannot be set up; `str()` is a sentence for the operator."""
+
+
+class SinkFailure(Exception):
+    """A sink gave no answer that can be used; `str()` says why. Its binding says what that means."""
+
+
+@dataclass(slots=True)
+class Trust:
+    """How a binding did lately."""
+
+    failures: int = 0
+    """In a row."""
+    probe_at: float = 0.0
+
+    def permits(self, now: float) -> bool:
+        """It may be asked. Of a broken one every now and then."""
+        if self.failures < BREAK_AFTER:
+            return True
+        if now < self.probe_at:
+            return False
+        self.probe_at = now + PROBE_S
+        return True
+
+    def note(self, failed: bool, now: float) -> None:
+        """It was asked."""
+        self.failures = self.failures + 1 if failed else 0
+        if self.failures == BREAK_AFTER:
+            self.probe_at = now + PROBE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A sink with everything that the configuration says about it."""
+
+    name: str
+    sink: Sink
+    rule: Rule = ALWAYS
+    priority: int = PRIORITY_MAX
+    timeout_s: float | None = None
+    """For one answer; None = as is usual for the event."""
+    on_failure: str = TEMPFAIL
+    trust: Trust = field(default_factory=Trust)
+
+    def handles(self, event: str) -> bool:
+        """True if the sink overrides the event."""
+        return getattr(type(self.sink), event) is not getattr(Sink, event)
+
+    async def ask(self, event: str, question: Awaitable[Any], wanted: type | tuple[type, ...]) -> Any:
+        """The answer, which is None or of a wanted type. SinkFailure otherwise, in time."""
+        usual_s = TIMEOUT_BEFORE_250_S if event in BEFORE_250 else TIMEOUT_AFTER_250_S
+        now = asyncio.get_running_loop().time()
+        failed = True
+        try:
+            async with asyncio.timeout(self.timeout_s if self.timeout_s is not None else usual_s):
+                answer = await question
+            if answer is not None and not isinstance(answer, wanted):
+                log.error("sink.wrong_answer", sink=self.name, event_name=event, answer=type(answer).__name__)
+                raise SinkFailure(f"sink {self.name} answered nonsense")
+            failed = False
+        except SinkFailure:
+            raise
+        except TimeoutError:
+            log.error("sink.timeout", sink=self.name, event_name=event)
+            raise SinkFailure(f"sink {self.name} gave no answer in time") from None
+        except Exception as error:
+            log.exception("sink.failed", sink=self.name, event_name=event)
+            raise SinkFailure(f"sink {self.name} failed: {type(error).__name__}") from error
+        except BaseException:  # whoever asked has gone: that says nothing of the sink
+            failed = False
+            raise
+        finally:
+            self.trust.note(failed, now)
+        return answer
+
+
+class SinkChain:
+    """Bindings of a node in the order in which they are asked: by priority, ties in file order.
+
+    Sessions and questions `hold` it: one that is replaced by a reload stops when nobody does any more.
+    """
+
+    def __init__(self, bindings: Sequence[Binding]) -> None:
+        self.bindings = tuple(sorted(bindings, key=lambda binding: binding.priority))
+        self._by_event = {
+            event: tuple(binding for binding in self.bindings if binding.handles(event))
+            for event in (*BEFORE_250, "disconnect", "route")
+        }
+        self._held = 0
+        self._idle: asyncio.Event | None = None
+        """Somebody waits until nobody holds it."""
+
+    def of(self, event: str) -> tuple[Binding, ...]:
+        """Those that handle an event."""
+        return self._by_event[event]
+
+    @property
+    def screens(self) -> bool:
+        """A session has something to ask."""
+        return any(self._by_event[event] for event in (*BEFORE_250, "disconnect"))
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start every sink. SinkError names the one that does not start; then none is started."""
+        for number, binding in enumerate(self.bindings):
+            try:
+                async with asyncio.timeout(START_S):
+                    await binding.sink.start()
+            except Exception as error:
+                await _stop(self.bindings[:number])
+                reason = str(error) or type(error).__name__
+                raise SinkError(f"sink {binding.name} does not start: {reason}") from error
+
+    async def stop(self) -> None:
+        """Stop every sink, last first. What goes wrong is logged."""
+        await _stop(self.bindings)
+
+    def hold(self) -> None:
+        """Somebody will ask."""
+        self._held += 1
+
+    def release(self) -> None:
+        """They have asked their last."""
+        self._held -= 1
+        if self._idle is not None and not self._held:
+            self._idle.set()
+
+    async def retire(self) -> None:
+        """Nothing new is asked: stop when nobody holds it any more."""
+        self._idle = asyncio.Event()
+        if self._held:
+            await self._idle.wait()
+        await self.stop()
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def matching(self, event: str, facts: Callable[[], Facts]) -> Iterator[tuple[Binding, Facts]]:
+        """Bindings that run now, each with the facts as they are at its turn, narrowed to the recipients it may see."""
+        for binding in self._by_event[event]:
+            known = facts()
+            selected = binding.rule.select(known)
+            if selected is not None:
+                yield binding, known if selected == known.recipients else _narrow(known, selected)
+
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable:
+        """The first answer that is not None. A sink that fails, hangs or answers nonsense makes the delivery wait."""
+        self.hold()
+        try:
+            facts = Facts(sender=delivery.sender, recipients=delivery.recipients)
+            for binding in self._by_event["route"]:
+                if binding.rule is not ALWAYS and binding.rule.select(facts) is None:
+                    continue
+                try:
+                    answer = await binding.ask("route", binding.sink.route(delivery), (Route, Unreachable))
+                except SinkFailure as failure:
+                    return Unreachable(str(failure), retry_in_s=FAILURE_RETRY_S)
+                if answer is not None:
+                    assert isinstance(answer, Route | Unreachable)
+                    return answer
+            return Unreachable("no sink routes this", retry_in_s=FAILURE_RETRY_S)
+        finally:
+            self.release()
+
+
+def _narrow(facts: Facts, recipients: tuple[Any, ...]) -> Facts:
+    return Facts(facts.client, facts.sender, recipients, facts.size_bytes, facts.headers)
+
+
+async def _stop(bindings: Sequence[Binding]) -> None:
+    for binding in reversed(bindings):
+        try:
+            async with asyncio.timeout(STOP_S):
+                await binding.sink.stop()
+        except Exception:
+            log.exception("sink.stop_failed", sink=binding.name)

@@ -1,0 +1,292 @@
+"""What the sinks say of one session, before each 250: which questions are asked, and what the verdicts come to.
+
+    verdict        connect, helo, auth     mail                 rcpt                    data
+    Reject         refused                 refused              this recipient          its recipients
+    TempFail       refused for now         the same             the same                the whole message, for now
+    Discard        all of the session      the transaction      this recipient          its recipients
+    Quarantine     all of the session      the transaction      this recipient          its recipients
+    Disconnect     421 and the end         the same             the same                the same
+
+One reply is all that the final dot has. If some recipients are refused there and others are not, it is 250, and the
+mail of the refused ones waits in quarantine: a bounce to a sender that anybody could have forged helps nobody. Between
+the final dot and its reply there are `TOTAL_S` at most; nothing is stored yet, so a 451 doubles nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from smtp_edge.envelope import Client, Envelope, ReceivedMessage, Recipient
+from smtp_edge.queue.errors import StoreError, StoreFull
+from smtp_edge.queue.reading import MailDataLost
+from smtp_edge.reply import Reply
+from smtp_edge.sinks.api import Accept, Discard, Disconnect, Quarantine, Reject, Sink, TempFail, Verdict
+from smtp_edge.sinks.chain import ACCEPT, QUARANTINE, Binding, SinkChain, SinkFailure
+from smtp_edge.sinks.fields import Field
+from smtp_edge.sinks.message import Content, Headers, Message, Writer, narrowed, remove, rewrite
+from smtp_edge.sinks.rules import Facts
+
+log = structlog.get_logger()
+
+TOTAL_S = 120.0
+VERDICTS = (Accept, Reject, TempFail, Discard, Quarantine, Disconnect)
+LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
+NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
+TAKEN = Reply(250, "Ok", "2.0.0")
+
+
+class Hangup(Exception):
+    """A sink wants the session to end with this reply."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+@dataclass(slots=True)
+class Fate:
+    """Verdicts that act on the message."""
+
+    discard: bool = False
+    quarantine: str = ""
+    """The reason."""
+
+
+@dataclass(slots=True)
+class Screening:
+    """A message and what became of its recipients so far."""
+
+    message: ReceivedMessage
+    content: Content
+    fields: tuple[Field, ...]
+    dropped: set[Recipient] = field(default_factory=set)
+    refused: dict[Recipient, tuple[Binding, Reply]] = field(default_factory=dict)
+    held: dict[Recipient, str] = field(default_factory=dict)
+    answer: Reply | None = None
+    """To all of it, whatever else was said."""
+
+    def facts(self) -> Facts:
+        """For the rules: who is still there."""
+        message = self.message
+        left = tuple(
+            item for item in message.envelope.recipients if item not in self.refused and item not in self.dropped
+        )
+        headers = Headers(self.fields)
+        return Facts(message.client, message.envelope.sender, left, message.data.size_bytes, headers.all)
+
+
+class Screen:
+    """See the module. One session's; `close` it at the end."""
+
+    def __init__(self, chain: SinkChain) -> None:
+        self._chain = chain
+        self._session, self._transaction = Fate(), Fate()
+        self._recipients: dict[str, Fate] = {}
+        self._closed = False
+        chain.hold()
+
+    def asks(self, event: str) -> bool:
+        """Somebody wants to be asked."""
+        return bool(self._chain.of(event))
+
+    async def close(self, client: Client) -> None:
+        """The session has ended. Once."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for binding, _ in self._chain.matching("disconnect", lambda: Facts(client)):
+                try:
+                    await binding.ask("disconnect", binding.sink.disconnect(client), ())
+                except SinkFailure:
+                    continue  # it is in the log
+        finally:
+            self._chain.release()
+
+    # -- before the message --------------------------------------------------------------------------------------------
+
+    async def connect(self, client: Client) -> Reply | None:
+        """A client connected: None, or the refusal. Hangup."""
+        return self._take(self._session, await self._ask("connect", Facts(client), lambda sink: sink.connect(client)))
+
+    async def helo(self, client: Client) -> Reply | None:
+        """HELO or EHLO was right."""
+        return self._take(self._session, await self._ask("helo", Facts(client), lambda sink: sink.helo(client)))
+
+    async def auth(self, client: Client) -> Reply | None:
+        """Authentication succeeded."""
+        return self._take(self._session, await self._ask("auth", Facts(client), lambda sink: sink.auth(client)))
+
+    async def mail(self, client: Client, envelope: Envelope) -> Reply | None:
+        """MAIL was right: a transaction begins."""
+        self._transaction, self._recipients = Fate(), {}
+        facts = Facts(client, envelope.sender)
+        return self._take(self._transaction, await self._ask("mail", facts, lambda sink: sink.mail(client, envelope)))
+
+    async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Reply | None:
+        """RCPT was right."""
+        facts, fate = Facts(client, envelope.sender, (recipient,)), Fate()
+        verdict = await self._ask("rcpt", facts, lambda sink: sink.rcpt(client, envelope, recipient))
+        refusal = self._take(fate, verdict)
+        if refusal is None and (fate.discard or fate.quarantine):
+            self._recipients[recipient.address] = fate
+        return refusal
+
+    async def _ask(self, event: str, facts: Facts, question: Callable[[Sink], Awaitable[object]]) -> Verdict | None:
+        """The first verdict, or what the first failure comes to."""
+        for binding, _ in self._chain.matching(event, lambda: facts):
+            try:
+                verdict = await _answer(binding, event, question)
+            except SinkFailure as failure:
+                verdict = _on_failure(binding, failure)
+            if verdict is not None:
+                log.info("sink.verdict", sink=binding.name, event_name=event, verdict=type(verdict).__name__)
+                return verdict
+        return None
+
+    @staticmethod
+    def _take(fate: Fate, verdict: Verdict | None) -> Reply | None:
+        match verdict:
+            case Reject() | TempFail():
+                return verdict.reply
+            case Disconnect():
+                raise Hangup(Reply(421, verdict.text, "4.7.0"))
+            case Discard():
+                fate.discard = True
+            case Quarantine():
+                fate.quarantine = verdict.reason
+            case _:
+                pass
+        return None
+
+    # -- the message ---------------------------------------------------------------------------------------------------
+
+    async def data(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
+        """All mail data is there: the message as it is to be stored, or the reply to it. Hangup.
+
+        A file that is no longer wanted is removed.
+        """
+        try:
+            result = await self._screen(message, begin_file)
+        except BaseException:
+            await remove(message.data)
+            raise
+        if isinstance(result, Reply) or result.data is not message.data:
+            await remove(message.data)
+        return result
+
+    async def _screen(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
+        if not self.asks("data") and not self._recipients and self._transaction == self._session == Fate():
+            return message
+        try:
+            work = await self._begin(message)
+            async with asyncio.timeout(TOTAL_S):
+                await self._ask_about(work)
+            if work.answer is not None:
+                return work.answer
+            return await _conclude(work, begin_file)
+        except TimeoutError:
+            log.error("sink.no_verdict", sender=message.envelope.sender, after_s=TOTAL_S)
+            return LOCAL_ERROR
+        except (OSError, StoreError, MailDataLost) as error:
+            log.error("sink.data_failed", reason=str(error))
+            return NO_SPACE if isinstance(error, StoreFull) else LOCAL_ERROR
+
+    async def _begin(self, message: ReceivedMessage) -> Screening:
+        """With what was said before the mail data came."""
+        content = await Content.load(message.data)
+        work = Screening(message, content, content.header.fields)
+        for recipient in message.envelope.recipients:
+            for fate in (self._session, self._transaction, self._recipients.get(recipient.address)):
+                if fate is not None and fate.discard:
+                    work.dropped.add(recipient)
+                if fate is not None and fate.quarantine:
+                    work.held.setdefault(recipient, fate.quarantine)
+        return work
+
+    async def _ask_about(self, work: Screening) -> None:
+        for binding, facts in self._chain.matching("data", work.facts):
+            if not facts.recipients:
+                return
+            seen: Message | None = Message(
+                work.message.client, narrowed(work.message.envelope, facts.recipients), work.content, work.fields
+            )
+            try:
+                verdict = await _answer(binding, "data", _about(seen))
+            except SinkFailure as failure:
+                verdict, seen = _on_failure(binding, failure), None
+            if verdict is not None:
+                log.info("sink.verdict", sink=binding.name, event_name="data", verdict=type(verdict).__name__)
+            if seen is not None and not isinstance(verdict, Reject | TempFail | Discard):
+                work.fields = seen.fields
+            if _apply(work, binding, verdict, facts.recipients):
+                return
+
+
+def _apply(work: Screening, binding: Binding, verdict: Verdict | None, recipients: tuple[Recipient, ...]) -> bool:
+    """True if no further sink is asked."""
+    match verdict:
+        case Reject():
+            work.refused.update(dict.fromkeys(recipients, (binding, verdict.reply)))
+        case TempFail():
+            work.answer = verdict.reply
+        case Discard():
+            work.dropped.update(recipients)
+        case Quarantine():
+            for recipient in recipients:
+                work.held.setdefault(recipient, verdict.reason)
+        case Disconnect():
+            raise Hangup(Reply(421, verdict.text, "4.7.0"))
+        case _:
+            pass
+    return isinstance(verdict, Accept | TempFail)
+
+
+async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
+    envelope = work.message.envelope
+    left = [item for item in envelope.recipients if item not in work.dropped and item not in work.refused]
+    refusals = [work.refused[item] for item in envelope.recipients if item in work.refused]
+    if not left:
+        if refusals:
+            return refusals[0][1]
+        log.info("message.discarded", sender=envelope.sender, recipients=len(envelope.recipients))
+        return TAKEN
+    held = dict(work.held)
+    for recipient, (binding, reply) in work.refused.items():
+        held[recipient] = f"refused by sink {binding.name}: {reply}"
+    kept = tuple(item for item in envelope.recipients if item not in work.dropped)
+    data = work.message.data
+    if work.fields is not work.content.header.fields:
+        data = await rewrite(work.content, work.fields, begin_file)
+    return replace(
+        work.message,
+        envelope=narrowed(envelope, kept),
+        data=data,
+        held=tuple((item, held[item]) for item in kept if item in held),
+    )
+
+
+def _about(message: Message | None) -> Callable[[Sink], Awaitable[object]]:
+    assert message is not None
+    return lambda sink: sink.data(message)
+
+
+async def _answer(binding: Binding, event: str, question: Callable[[Sink], Awaitable[object]]) -> Verdict | None:
+    """SinkFailure, also for one that is not asked because it failed too often."""
+    if not binding.trust.permits(asyncio.get_running_loop().time()):
+        raise SinkFailure(f"sink {binding.name} failed {binding.trust.failures} times in a row")
+    answer: Verdict | None = await binding.ask(event, question(binding.sink), VERDICTS)
+    return answer
+
+
+def _on_failure(binding: Binding, failure: SinkFailure) -> Verdict | None:
+    """As the binding has it. What the client hears says nothing of our inside."""
+    if binding.on_failure == ACCEPT:
+        return None
+    if binding.on_failure == QUARANTINE:
+        return Quarantine(str(failure))
+    return TempFail(LOCAL_ERROR.text, LOCAL_ERROR.code, LOCAL_ERROR.status)
