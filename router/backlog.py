@@ -60,12 +60,13 @@ class Arrivals:
     """As others hear it: 0 while it is less than `INGRESS_MIN_MPS`."""
     slow: float = 0.0
     fast: float = 0.0
-    seen_s: float = 0.0
 
-    def note(self, count: int, passed_s: float) -> None:
-        """So many came in so many seconds. A young mean is a plain one, so that it does not have to climb from 0."""
-        self.seen_s += passed_s
-        rate, youth = count / passed_s, passed_s / self.seen_s
+    def note(self, count: int, passed_s: float, watched_s: float) -> None:
+        """So many came in so many seconds. `watched_s`: since this relay began to count, these included.
+
+        A young mean is a plain one, so that it does not have to climb from 0.
+        """
+        rate, youth = count / passed_s, passed_s / watched_s
         self.fast += (rate - self.fast) * max(youth, 1 - math.exp(-passed_s / FAST_TAU_S))
         self.slow += (rate - self.slow) * max(youth, 1 - math.exp(-passed_s / SLOW_TAU_S))
         low, high = sorted((self.fast, self.slow))
@@ -85,6 +86,7 @@ class Backlogs:
         self._own: dict[str, Waiting] = {}
         self._ingress: dict[str, Arrivals] = {}
         self._ingress_at: float | None = None
+        self._watched_s = 0.0
         self._acknowledged: dict[str, dict[str, Heard]] = {}
         self._advertised: dict[str, dict[str, Heard]] = {}
 
@@ -101,9 +103,10 @@ class Backlogs:
         self._ingress_at = now
         if passed_s <= 0:
             return
+        self._watched_s += passed_s
         for class_id in {*counts, *self._ingress}:
             arrivals = self._ingress.setdefault(class_id, Arrivals())
-            arrivals.note(counts.get(class_id, 0), passed_s)
+            arrivals.note(counts.get(class_id, 0), passed_s, self._watched_s)
             if arrivals.fast < INGRESS_KEPT_MPS and arrivals.slow < INGRESS_KEPT_MPS:
                 del self._ingress[class_id]
 

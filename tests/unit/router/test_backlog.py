@@ -109,6 +109,14 @@ def test_a_load_that_changes_is_told_within_seconds(before: float, after: float)
     assert abs(seen[-1] - after) < 0.45 * abs(before - after)
 
 
+def test_one_message_after_a_long_silence_is_no_load() -> None:
+    backlogs = Backlogs(2)
+    for second in range(300):
+        backlogs.note_arrivals({}, second)
+    backlogs.note_arrivals({"x": 1}, 300)
+    assert backlogs.load() == ()
+
+
 def test_what_hardly_anything_comes_of_is_not_told_and_then_forgotten() -> None:
     backlogs = Backlogs(2)
     backlogs.note_arrivals({}, 0)
