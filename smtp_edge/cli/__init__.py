@@ -30,6 +30,7 @@ from smtp_edge.cli.orders import host_group, node_group, pin, reload, unpin
 from smtp_edge.cli.queue import queue_group, why
 from smtp_edge.cli.send import send
 from smtp_edge.cli.simulate import simulate
+from smtp_edge.cli.sinks import sinks_group
 from smtp_edge.cli.whatif import Rate, Slow, show_what_if
 
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """A cluster of mail relays that measure their next hops, tell each other, and route around failures."""
 
 
-for added in (simulate, node_group, host_group, pin, unpin, reload, queue_group, why, send, health):
+for added in (simulate, node_group, host_group, pin, unpin, reload, queue_group, why, send, sinks_group, health):
     cli.add_command(added)
 
 

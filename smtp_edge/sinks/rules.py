@@ -27,15 +27,15 @@ from smtp_edge.envelope import Client, Recipient
 
 _AT_CONNECT = ("listener", "client")
 _AT_MAIL = (*_AT_CONNECT, "ehlo", "auth", "mail from")
-_AT_RCPT = (*_AT_MAIL, "rcpt to")
+AT_RCPT = (*_AT_MAIL, "rcpt to")
 HEADER = "header "
 KEYS_BY_EVENT: dict[str, tuple[str, ...]] = {
     "connect": _AT_CONNECT,
     "helo": (*_AT_CONNECT, "ehlo"),
     "auth": (*_AT_CONNECT, "ehlo", "auth"),
     "mail": _AT_MAIL,
-    "rcpt": _AT_RCPT,
-    "data": (*_AT_RCPT, "size", HEADER),
+    "rcpt": AT_RCPT,
+    "data": (*AT_RCPT, "size", HEADER),
     "disconnect": _AT_CONNECT,
     "route": ("mail from", "rcpt to"),
 }

@@ -1,0 +1,95 @@
+"""The kit to test a sink with: one message through the real order, rules, time limits and failure policies.
+
+    async def test_mail_without_a_subject_is_refused() -> None:
+        outcome = await ask(Greeting(), b"From: a@example.net\\r\\n\\r\\nhello\\r\\n")
+        assert outcome.reply == "550 5.6.0 a subject is required here"
+
+No listener, no queue: what is asked are the sinks, as a session would ask them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
+from smtp_edge.queue.spool import Spool
+from smtp_edge.reply import Reply
+from smtp_edge.sinks.api import BEFORE_250, Sink
+from smtp_edge.sinks.chain import Binding, SinkChain
+from smtp_edge.sinks.rules import parse_rule
+from smtp_edge.sinks.screen import Hangup, Screen
+from smtp_edge.stuffing import DotStuffing, Unstuff
+
+CLIENT = Client("192.0.2.1", helo="client.example.net", protocol="ESMTP", listener="test")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the message."""
+
+    reply: str
+    """The refusal, or what a sink made of the final dot; empty = the node would store the message and say 250."""
+    content: bytes = b""
+    """As it would be stored."""
+    recipients: tuple[str, ...] = ()
+    """Of those whose mail goes on or is held."""
+    held: tuple[tuple[str, str], ...] = ()
+    """(recipient, reason) of those in quarantine."""
+
+
+async def ask(
+    sinks: Sink | Sequence[Binding],
+    message: bytes,
+    *,
+    sender: str = "sender@example.net",
+    recipients: Sequence[str] = ("recipient@example.org",),
+    client: Client = CLIENT,
+    rule: str = "",
+) -> Outcome:
+    """One message, lines ended by CRLF. `rule` is for a single sink. RuleError, SinkError."""
+    chain = SinkChain(sinks if not isinstance(sinks, Sink) else [_bind(sinks, rule)])
+    await chain.start()
+    screen = Screen(chain)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            envelope = Envelope(sender, tuple(map(Recipient, recipients)))
+            return await _ask(screen, message, envelope, client, Path(folder))
+    except Hangup as hangup:
+        return Outcome(str(hangup.reply))
+    finally:
+        await screen.close(client)
+        await chain.stop()
+
+
+def _bind(sink: Sink, rule: str) -> Binding:
+    bare = Binding(type(sink).__name__, sink)
+    return replace(bare, rule=parse_rule(rule, events=[event for event in BEFORE_250 if bare.handles(event)]))
+
+
+async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Client, folder: Path) -> Outcome:
+    refusal = await screen.connect(client) or await screen.helo(client) or await screen.mail(client, envelope)
+    if refusal is not None:
+        return Outcome(str(refusal))
+    left, last = [], None
+    for recipient in envelope.recipients:
+        last = await screen.rcpt(client, envelope, recipient)
+        left += [recipient] if last is None else []
+    if not left:
+        return Outcome(str(last))
+    stuffed = DotStuffing().feed(message)
+    header = stuffed[: stuffed.find(b"\r\n\r\n") + 4] if b"\r\n\r\n" in stuffed else stuffed
+    data = MailData(len(stuffed), inline=stuffed, header=header)
+    whole = ReceivedMessage(client, Envelope(envelope.sender, tuple(left)), data)
+    result = await screen.data(whole, Spool(folder).begin)
+    if isinstance(result, Reply):
+        return Outcome(str(result))
+    unstuff = Unstuff()
+    return Outcome(
+        "",
+        unstuff.feed(result.data.inline or b"") + unstuff.finish(),
+        tuple(recipient.address for recipient in result.envelope.recipients),
+        tuple((recipient.address, reason) for recipient, reason in result.held),
+    )
