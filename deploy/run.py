@@ -43,6 +43,7 @@ APT_PEERS = {
     "lmtp": "dovecot-lmtpd",
     "curl": "curl",
     "msmtp": "msmtp",
+    "clamd": "clamav-daemon",
 }
 """Commands that tests drive, and the Debian packages that bring them."""
 APT_UNPACKED = {
@@ -57,7 +58,12 @@ APT_UNPACKED = {
 only some files are wanted: unpacked below .venv, never configured or started. The value is what tests look for."""
 NPM_PEERS = {"nodemailer": "6.9.16"}
 """Packages for Node.js, where it is there: into a folder below .venv."""
-APT_SERVICES = {"knot": "knot", "unbound": "unbound", "dovecot-core": "dovecot"}
+APT_SERVICES = {
+    "knot": "knot",
+    "unbound": "unbound",
+    "dovecot-core": "dovecot",
+    "clamav-daemon": "clamav-daemon",
+}
 """Packages whose installation would start a service of the machine, and that service: tests run their own instances."""
 POLICY = "/usr/sbin/policy-rc.d"
 """Asked by Debian's packages whether they may start services."""

@@ -189,6 +189,10 @@ class DeliveryOutcome:
 class Sink:
     """Base of all sinks. Override the events you want."""
 
+    owns: Sequence[str] = ()
+    """Header fields that only this sink may say something with. Those that come with a message are somebody else's:
+    they are removed before any `data` sink is asked, also if this one then fails."""
+
     async def start(self) -> None:
         """Called once before the first event, on the node's loop. Whatever it raises keeps the node from starting, or a
         reload out."""

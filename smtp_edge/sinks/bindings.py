@@ -18,6 +18,8 @@ from smtp_edge.sinks.chain import TEMPFAIL, Binding, SinkError
 from smtp_edge.sinks.rules import RuleError, parse_rule
 
 ENTRY_POINTS = "smtpmesh.sinks"
+BUILT_IN = {"clamav": "smtp_edge.sinks.clamav:ClamAV"}
+"""Sinks that come along, by the name that an entry point would have."""
 WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "disconnect", "route")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
@@ -37,6 +39,8 @@ def _load(number: int, section: SinkSettings) -> Binding:
     except TypeError as error:
         accepted = ", ".join(inspect.signature(factory).parameters) or "nothing"
         raise SinkError(f"{where}: the settings in `with` do not fit: {error}; it takes: {accepted}") from None
+    except ValueError as error:
+        raise SinkError(f"{where}: {error}") from None
     events = [event for event in EVENTS if getattr(factory, event) is not getattr(Sink, event)]
     unwired = [event for event in events if event not in WIRED_EVENTS]
     if unwired or not events:
@@ -57,7 +61,7 @@ def _load(number: int, section: SinkSettings) -> Binding:
 
 
 def _find(where: str, use: str) -> type[Sink]:
-    module_name, separator, class_name = use.partition(":")
+    module_name, separator, class_name = BUILT_IN.get(use, use).partition(":")
     try:
         if separator:
             found = getattr(importlib.import_module(module_name), class_name)
@@ -66,7 +70,8 @@ def _find(where: str, use: str) -> type[Sink]:
             found = entry.load()
     except (ImportError, AttributeError, ValueError) as error:
         raise SinkError(
-            f"{where}: no such sink: neither an entry point of {ENTRY_POINTS} nor module:Class ({error})"
+            f"{where}: no such sink: neither built in ({', '.join(BUILT_IN)}) nor an entry point of {ENTRY_POINTS} nor "
+            f"module:Class ({error})"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Sink)):
         raise SinkError(f"{where}: it is not a class derived from smtp_edge.sinks.api.Sink")

@@ -116,6 +116,8 @@ class SinkChain:
             event: tuple(binding for binding in self.bindings if binding.handles(event))
             for event in (*BEFORE_250, "disconnect", "route")
         }
+        self.owned = frozenset(name.lower() for binding in self._by_event["data"] for name in binding.sink.owns)
+        """Header fields, in lower case, that messages may not bring along."""
         self._held = 0
         self._idle: asyncio.Event | None = None
         """Somebody waits until nobody holds it."""

@@ -199,7 +199,10 @@ class Screen:
     async def _begin(self, message: ReceivedMessage) -> Screening:
         """With what was said before the mail data came."""
         content = await Content.load(message.data)
-        work = Screening(message, content, content.header.fields)
+        fields, owned = content.header.fields, self._chain.owned
+        if any(field.name.lower() in owned for field in fields):
+            fields = tuple(field for field in fields if field.name.lower() not in owned)
+        work = Screening(message, content, fields)
         for recipient in message.envelope.recipients:
             for fate in (self._session, self._transaction, self._recipients.get(recipient.address)):
                 if fate is not None and fate.discard:
