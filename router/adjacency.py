@@ -6,6 +6,7 @@ appear when a class needs them. Every change of a breaker's state passes `_note`
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ DIRECT_EDGES_MAX = 10_000
 """Edges to domains' own exchangers; past it the idle ones are forgotten."""
 DIRECT_ADVERTISED_MAX = 200
 """Of them the last used are advertised."""
+DRIFT_S = 0.5
 REPORTED_DOWN = frozenset({LinkStatus.DOWN, LinkStatus.HALF_OPEN})
 ON_TRIAL = frozenset({EdgeState.HALF_OPEN, EdgeState.SUSPECT})
 
@@ -58,6 +60,7 @@ class Adjacency:
         self._reported: dict[Hop, Reported] = {}
         """Of exits, as last heard: a report is news once, not at every snapshot."""
         self._advertised: tuple[tuple[object, ...], ...] = ()
+        self._drift_at = -math.inf
         self.reconfigure(table, exits, now, tags=tags)
 
     def reconfigure(
@@ -219,9 +222,16 @@ class Adjacency:
             before, stall_at = edge.breaker.state, edge.stall_at()
             stalls = stall_at is not None and now >= stall_at
             transitions += self._note(edge, before, edge.note_stall(now) if stalls else edge.breaker.on_timer(now), now)
+        return tuple(transitions), self._drifted(now)
+
+    def _drifted(self, now: float) -> bool:
+        """Levels drift slowly, and there may be a thousand edges: they are looked at now and then."""
+        if now - self._drift_at < DRIFT_S:
+            return False
+        self._drift_at = now
         key = tuple(edge.advert_key(now) for edge in self._edges.values())
         drifted, self._advertised = key != self._advertised, key
-        return tuple(transitions), drifted
+        return drifted
 
     # -- when ----------------------------------------------------------------------------------------------------------
 

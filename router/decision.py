@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.terms import NO_TERMS, Terms
 
@@ -26,11 +26,12 @@ class Hop:
 
     kind: HopKind
     name: str
+    id: str = field(init=False, repr=False, compare=False)
+    """`peer:NODE_ID`, `host:NAME` or `mx:DOMAIN`: the spelling in gossip, logs and the admin API. Made once: it is
+    asked for far more often than a hop is made."""
 
-    @property
-    def id(self) -> str:
-        """`peer:NODE_ID`, `host:NAME` or `mx:DOMAIN`: the spelling in gossip, logs and the admin API."""
-        return f"{self.kind.value}:{self.name}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", f"{self.kind.value}:{self.name}")
 
     @classmethod
     def parse(cls, text: str) -> Hop:

@@ -194,8 +194,8 @@ def _encode(value: Any) -> Any:
         case Mapping():
             return {"$": "dict", "value": [[_encode(key), _encode(item)] for key, item in value.items()]}
     if type(value).__name__ in KNOWN and dataclasses.is_dataclass(value):
-        fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"$": type(value).__name__, "value": fields}
+        given = (field.name for field in dataclasses.fields(value) if field.init)
+        return {"$": type(value).__name__, "value": {name: _encode(getattr(value, name)) for name in given}}
     raise TypeError(f"a {type(value).__name__} cannot be recorded")
 
 

@@ -183,6 +183,7 @@ class Dispatcher:
 
     async def wake(self, class_ids: Sequence[str]) -> None:
         """A hop that serves these classes is back: their deferred mail is due now."""
+        self._endings.note_wake(class_ids, self._now())
         try:
             woken = await self._store.wake(class_ids, self._clock())
         except StoreError as error:  # it is due in its time
@@ -267,7 +268,8 @@ class Dispatcher:
                 if answer.for_good or answer.retry_in_s is not None:
                     queue.waiting.remove(waiting)
                     for_good = answer.status if answer.for_good else ""
-                    self._tasks.spawn(self._endings.park(waiting, answer.reason, for_good, answer.retry_in_s))
+                    parking = self._endings.park(waiting, answer.reason, self._now(), for_good, answer.retry_in_s)
+                    self._tasks.spawn(parking)
                     return True
             if waiting.held_alone(self._now()):
                 queue.lay_to_rest(waiting)
@@ -291,7 +293,7 @@ class Dispatcher:
         try:
             result = await self._attempts.run(waiting, target)
         except MailDataLost as error:
-            await self._endings.park(waiting, str(error))
+            await self._endings.park(waiting, str(error), self._now())
         else:
             await self._end(waiting, target.hop, result)
         self.ask_again()
@@ -327,5 +329,5 @@ class Dispatcher:
                 queue.end_rest(now, everybody=False)
                 if now - queue.progress_at >= PARK_AFTER_S:
                     for waiting in queue.take_since(now - PARK_AFTER_S):
-                        self._tasks.spawn(self._endings.park(waiting, queue.held_because))
+                        self._tasks.spawn(self._endings.park(waiting, queue.held_because, now))
                 self._kick(line, queue)

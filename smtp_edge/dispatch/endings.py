@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -49,6 +50,8 @@ class Endings:
         self._observer = observer
         self._counters = counters
         self._clock = clock
+        self._woken_at: dict[str, float] = {}
+        """Class id -> monotonic seconds."""
 
     async def settle(self, waiting: Waiting, settlement: Settlement) -> None:
         """Commit the end of a claim. A disk that refuses is asked again: the attempt must not be repeated."""
@@ -77,13 +80,24 @@ class Endings:
         else:
             self._refill.note_room(class_id)
 
-    async def park(self, waiting: Waiting, reason: str, for_good: str = "", retry_s: float | None = None) -> None:
-        """It finds no hop: it waits on disk, or bounces with the status `for_good`. One not due goes back as it was."""
+    def note_wake(self, class_ids: Iterable[str], now: float) -> None:
+        """Deferred mail of these classes is due from now on, also what is on its way to the disk."""
+        self._woken_at.update(dict.fromkeys(class_ids, now))
+
+    async def park(
+        self, waiting: Waiting, reason: str, asked_at: float, for_good: str = "", retry_s: float | None = None
+    ) -> None:
+        """It finds no hop: it waits on disk, or bounces with the status `for_good`. One not due goes back as it was.
+
+        `asked_at`: when it was given up. If its class was woken since, the waking has not met it on disk: it is due.
+        """
         if waiting.early:
             await self.give_back(waiting)
             return
         at = self._clock()
         pause = timedelta(seconds=retry_s if retry_s is not None else self.park_retry_s)
+        if self._woken_at.get(waiting.claim.delivery.class_id, -math.inf) >= asked_at:
+            pause = timedelta()
         settlement = plan_parking(
             waiting.claim,
             reason or "no next hop",
