@@ -265,3 +265,20 @@ async def test_after_a_rest_a_message_that_saw_every_relay_begins_a_second_round
         await bench.acceptor.accept(message(transfer=transfer, peer="b" * 32))
         await until(lambda: len(sink.requests) >= 2)
         assert [request.trace for request in sink.requests[:2]] == [transfer.trace, ()]
+
+
+async def test_mail_on_its_way_to_the_disk_when_its_class_is_woken_is_due_at_once(tmp_path: Path) -> None:
+    """The waking does not meet it there: it would wait for the end of its pause, with the way open."""
+    waking: list[asyncio.Future[None]] = []
+
+    class Opens(Ordered):
+        async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+            if waking:
+                return await super().route(delivery)
+            waking.append(asyncio.ensure_future(bench.dispatcher.wake(["default"])))
+            return Unreachable("no way", retry_in_s=3600)
+
+    async with Bench(tmp_path, Opens("host:a")) as bench:
+        await bench.acceptor.accept(message())
+        await until(lambda: bench.counters.relayed == 1)
+        await asyncio.gather(*waking)
