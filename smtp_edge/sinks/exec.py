@@ -6,8 +6,8 @@
 
     exit code               means
     0                       go on; its output is header fields, which are added above all others
-    65, 69, 77              refused for good (EX_DATAERR, EX_UNAVAILABLE, EX_NOPERM of sysexits.h); the first line of its
-                            output is the text
+    65, 69, 77              refused for good (EX_DATAERR, EX_UNAVAILABLE, EX_NOPERM of sysexits.h); the first line of
+                            its output is the text
     75                      refused for now (EX_TEMPFAIL), the same
     anything else           a failure: the binding's `on_failure`
 
