@@ -68,6 +68,8 @@ class Planning:
 
     def __init__(self, node_id: str, digests: Digests | None = None) -> None:
         self._node_id, self._digests = node_id, digests or Digests()
+        self.relays_max = RELAYS_MAX
+        """0 = there is no plan, for rules that do not look at it."""
         self.plan: Plan | None = None
         self.made_at = float("-inf")
         self.made = 0
@@ -92,7 +94,7 @@ class Planning:
         if snapshot is self._seen or now - self._began < PLAN_S:
             return False
         self._seen, self._began = snapshot, now
-        if not 2 <= len(snapshot.nodes) <= RELAYS_MAX:
+        if not 2 <= len(snapshot.nodes) <= self.relays_max:
             self.plan, self._classes = None, {}
             return False
         self._steps = self._make(snapshot, classes)

@@ -265,6 +265,7 @@ class SimulatedRelay:
             sink: Sink = MeshRouter(self.engine, self.now)
         else:
             sink = around.strategy(self.engine, self.now, random.Random(self._rng.getrandbits(64)))
+            self.engine.planning.relays_max = 0
         self._dispatcher = Dispatcher(
             self.store,
             SinkChain([Binding("mesh", sink)]),
