@@ -233,11 +233,11 @@ def test_a_plan_is_made_once_a_second_and_only_of_something_new() -> None:
     assert planning.made == 2
 
 
-def test_a_cluster_that_is_too_large_or_alone_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_too_large_or_alone_goes_without() -> None:
     planning = Planning(node_id(1))
     finish(planning, view(), 0.0)
     assert planning.of_class(CLASS) is not None
-    monkeypatch.setattr("router.planning.RELAYS_MAX", 2)
+    planning.relays_max = 2
     assert finish(planning, view(), 2.0) == 0
     assert planning.of_class(CLASS) is None
     assert finish(planning, Snapshot("alone", view().nodes[:1]), 4.0) == 0
