@@ -18,7 +18,11 @@ from smtp_edge.sinks.chain import TEMPFAIL, Binding, SinkError
 from smtp_edge.sinks.rules import RuleError, parse_rule
 
 ENTRY_POINTS = "smtpmesh.sinks"
-BUILT_IN = {"clamav": "smtp_edge.sinks.clamav:ClamAV", "exec": "smtp_edge.sinks.exec:Exec"}
+BUILT_IN = {
+    "clamav": "smtp_edge.sinks.clamav:ClamAV",
+    "exec": "smtp_edge.sinks.exec:Exec",
+    "ratelimit": "smtp_edge.sinks.ratelimit:RateLimit",
+}
 """Sinks that come along, by the name that an entry point would have."""
 WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "disconnect", "route")
 
