@@ -44,6 +44,7 @@ APT_PEERS = {
     "curl": "curl",
     "msmtp": "msmtp",
     "clamd": "clamav-daemon",
+    "dkimverify": "python3-dkim",
 }
 """Commands that tests drive, and the Debian packages that bring them."""
 APT_UNPACKED = {

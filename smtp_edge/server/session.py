@@ -347,6 +347,7 @@ class Session(SMTP):
         """Verbs about which somebody wants to be asked need waiting; the others stay as quick as they are."""
         verbs = self.conversation.verbs
         for event, words, question in (
+            ("connect", (b"XCLIENT",), self._screen_identity),
             ("helo", (b"HELO", b"EHLO"), self._screen_hello),
             ("mail", (b"MAIL",), self._screen_mail),
             ("rcpt", (b"RCPT",), self._screen_recipient),
@@ -354,6 +355,14 @@ class Session(SMTP):
             if screen.asks(event):
                 for word in words:
                     self._later[word] = partial(question, screen, verbs.pop(word))
+
+    async def _screen_identity(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
+        """XCLIENT: another client, as if it had connected itself."""
+        reply = command(argument)
+        refusal = await self._heard(screen.connect(self.conversation.client)) if reply.code == 220 else None
+        if refusal is not None:
+            raise Goodbye(at_greeting(refusal))
+        return reply
 
     async def _screen_hello(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
         reply = command(argument)

@@ -189,6 +189,8 @@ class DeliveryOutcome:
 class Sink:
     """Base of all sinks. Override the events you want."""
 
+    signs: bool = False
+    """It signs what it sees at `data`: only others that sign may be asked after it."""
     owns: Sequence[str] = ()
     """Header fields that only this sink may say something with. Those that come with a message are somebody else's:
     they are removed before any `data` sink is asked, also if this one then fails."""

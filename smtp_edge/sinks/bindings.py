@@ -20,6 +20,7 @@ from smtp_edge.sinks.rules import RuleError, parse_rule
 ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
     "clamav": "smtp_edge.sinks.clamav:ClamAV",
+    "dkim": "smtp_edge.sinks.dkim:DKIM",
     "exec": "smtp_edge.sinks.exec:Exec",
     "ratelimit": "smtp_edge.sinks.ratelimit:RateLimit",
 }
@@ -32,7 +33,21 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 def load_bindings(sections: Sequence[SinkSettings]) -> list[Binding]:
     """Build the bindings of the configuration. SinkError names the binding and what is wrong with it."""
-    return [_load(number, section) for number, section in enumerate(sections)]
+    bindings = [_load(number, section) for number, section in enumerate(sections)]
+    _check_signers(bindings)
+    return bindings
+
+
+def _check_signers(bindings: Sequence[Binding]) -> None:
+    """Whoever is asked after a signer would break the signature."""
+    signer = ""
+    for binding in sorted((item for item in bindings if item.handles("data")), key=lambda item: item.priority):
+        if binding.sink.signs:
+            signer = binding.name
+        elif signer:
+            raise SinkError(
+                f"sink {binding.name} may change what {signer} has signed: give {signer} the highest priority number"
+            )
 
 
 def _load(number: int, section: SinkSettings) -> Binding:
@@ -43,7 +58,7 @@ def _load(number: int, section: SinkSettings) -> Binding:
     except TypeError as error:
         accepted = ", ".join(inspect.signature(factory).parameters) or "nothing"
         raise SinkError(f"{where}: the settings in `with` do not fit: {error}; it takes: {accepted}") from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SinkError(f"{where}: {error}") from None
     events = [event for event in EVENTS if getattr(factory, event) is not getattr(Sink, event)]
     unwired = [event for event in events if event not in WIRED_EVENTS]

@@ -122,6 +122,16 @@ async def test_at_connect_the_greeting_is_the_refusal(tmp_path: Path, verdict: V
         assert await client.reply() == ""
 
 
+async def test_a_client_that_xclient_tells_of_is_asked_about_like_one_that_connects(tmp_path: Path) -> None:
+    sink = AtConnect(Reject("go away"))
+    async with door(tmp_path, bound(sink, "client=192.0.2.0/24"), xclient_networks=["127.0.0.0/8"]) as opened:
+        client = await opened.client()
+        assert (await client.say("XCLIENT ADDR=198.51.100.7")).startswith("220")
+        assert await client.say("XCLIENT ADDR=192.0.2.7") == "554 5.7.1 go away"
+        assert await client.reply() == ""
+        assert sink.asked == ["192.0.2.7"]
+
+
 @pytest.mark.parametrize("sink", [AtHelo(Reject("no")), AtMail(Reject("no")), AtRcpt(Reject("no"))])
 async def test_a_refused_command_was_never_said(tmp_path: Path, sink: Says) -> None:
     async with door(tmp_path, bound(sink)) as opened:
