@@ -6,7 +6,7 @@ A node that starts meets the same errors one by one, in the part that owns the f
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -70,8 +70,7 @@ def _find(settings: Settings) -> Iterator[Mistake]:
         yield from _check_authority(f"tls[{number}].ca", table.ca)
     yield from _check_authority("mta_sts.ca", settings.mta_sts.ca)
     yield from _check_ciphers(settings)
-    for number, sink in enumerate(settings.sink):
-        yield from _check_sink(number, sink)
+    yield from _check_sinks(settings.sink)
 
 
 def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
@@ -129,8 +128,17 @@ def _check_ciphers(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("outbound.tls_ciphers", f"{settings.outbound.tls_ciphers!r} names no cipher of OpenSSL here")
 
 
-def _check_sink(number: int, sink: SinkSettings) -> Iterator[Mistake]:
-    try:
-        load_bindings([sink])
-    except SinkError as error:
-        yield Mistake(f"sink[{number}]", str(error).partition(": ")[2])
+def _check_sinks(sinks: Sequence[SinkSettings]) -> Iterator[Mistake]:
+    """Each by itself, then all in their order."""
+    sound = True
+    for number, sink in enumerate(sinks):
+        try:
+            load_bindings([sink])
+        except SinkError as error:
+            sound = False
+            yield Mistake(f"sink[{number}]", str(error).partition(": ")[2])
+    if sound:
+        try:
+            load_bindings(sinks)
+        except SinkError as error:
+            yield Mistake("sink", str(error))

@@ -210,7 +210,8 @@ def test_check_config_reports_every_file_that_does_not_work(first: Path) -> None
         f"listener[1].certificate: {first}/ca.key is not the key of {first}/node.crt",
         f"listener[1].auth_users: {first}/users, line 2: expected user:hash; make one: smtpmesh hash-password",
         f"smart_host[0].password_file: {first}/empty is empty; the password stands in it, alone",
-        "sink[0]: no such sink: neither an entry point of smtpmesh.sinks nor module:Class (No module named 'nowhere')",
+        "sink[0]: no such sink: neither built in (clamav, dkim, exec, ratelimit) nor an entry point of smtpmesh.sinks"
+        " nor module:Class (No module named 'nowhere')",
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -321,18 +320,21 @@ async def test_the_time_from_the_final_dot_to_the_reply_is_bounded(
 async def test_one_that_fails_again_and_again_is_asked_now_and_then_until_it_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain_module, "PROBE_S", 0.2)
+    monkeypatch.setattr(chain_module, "PROBE_S", 1e6)
     sink = AtData(KeyError("inside"))
-    async with door(tmp_path, bound(sink, on_failure="accept")) as opened:
+    binding = bound(sink, on_failure="accept")
+    async with door(tmp_path, binding) as opened:
         for _ in range(BREAK_AFTER + 3):
             await submit(opened)
         assert len(sink.asked) == BREAK_AFTER
-        sink.verdict = None
-        deadline = time.monotonic() + 5
-        while len(sink.asked) == BREAK_AFTER and time.monotonic() < deadline:
-            await submit(opened)
+        binding.trust.probe_at = 0.0
         await submit(opened)
-        assert len(sink.asked) == BREAK_AFTER + 2
+        await submit(opened)
+        assert len(sink.asked) == BREAK_AFTER + 1, "one probe, and it failed"
+        sink.verdict, binding.trust.probe_at = None, 0.0
+        await submit(opened)
+        await submit(opened)
+        assert len(sink.asked) == BREAK_AFTER + 3, "well again"
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------
