@@ -424,7 +424,7 @@ class Session(SMTP):
     def _write_out(self) -> None:
         """Hand over what there is to say. Nobody hears it once the client is gone; uvloop would raise RuntimeError."""
         out, self._out = bytes(self._out), bytearray()
-        if not self._writer.transport.is_closing():
+        if out and not self._writer.transport.is_closing():
             self._writer.write(out)
 
     # -- TLS and AUTH --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from smtp_edge.auth.users import hash_password
 from smtp_edge.envelope import BodyType, Notify
 from smtp_edge.reply import Reply
-from tests.unit.smtp_edge.server.doors import open_door, write_certificate
+from tests.unit.smtp_edge.server.doors import RawClient, open_door, write_certificate
 from tests.unit.smtp_edge.server.ordeal import SessionOrdeal
 
 
@@ -181,6 +181,13 @@ async def test_endless_mail_data_ends_the_session(tmp_path: Path) -> None:
         assert await client.reply() == "", "no reset: the reply would be lost with it"
 
 
+async def _talk_on(client: RawClient) -> None:
+    while True:
+        client.write(b"y" * 1000)
+        await client.writer.drain()
+        await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("data", [False, True], ids=["a command", "mail data"])
 async def test_a_client_that_does_not_listen_while_it_talks_still_finds_the_reply(tmp_path: Path, data: bool) -> None:
     async with open_door(tmp_path, size_bytes_max=20_000) as door:
@@ -193,6 +200,8 @@ async def test_a_client_that_does_not_listen_while_it_talks_still_finds_the_repl
             await client.writer.drain()
         assert (await client.reply())[:3] == ("552" if data else "500")
         assert await client.reply() == ""
+        with pytest.raises(ConnectionError):  # it has hung up altogether after a while
+            await asyncio.wait_for(_talk_on(client), 5)
 
 
 @pytest.mark.parametrize(
