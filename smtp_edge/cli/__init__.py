@@ -6,7 +6,10 @@ exit codes    0 done · 1 not done · 2 usage · 3 cannot reach the node · 75 t
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -320,17 +323,31 @@ def monitor(config: Path, admin: str | None, as_json: bool, kinds: tuple[str, ..
 
     shower = tables.to_json_line if as_json else tables.show_event
     try:
-        with open_client(config, admin) as client:
+        with open_client(config, admin) as client, _ended_by_ctrl_c():
             request = {"kinds": list(kinds), "recent": recent}
             for answer in client.stream("WatchEvents", request, _say_watching):
                 click.echo(shower(answer))
-    except KeyboardInterrupt:
-        return
     except UnreachableError as error:
         fail(str(error), EXIT_UNREACHABLE)
     except CallError as error:
         fail(str(error), EXIT_NOT_DONE)
     fail("the node has stopped", EXIT_UNREACHABLE)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """At once, whatever runs: as an exception it would be lost if it came inside a callback of gRPC."""
+
+    def leave(_number: int, _frame: object) -> None:
+        with suppress(RuntimeError, OSError):  # a line is being written, or nobody reads them
+            sys.stdout.flush()
+        os._exit(0)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say_watching(name: str) -> None:
