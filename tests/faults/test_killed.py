@@ -29,7 +29,7 @@ async def test_killed_at_a_system_call_nothing_is_lost_and_doubled_only_where_no
     chosen = list(points) if FULL else choose(points, CHOSEN[story])
     trials = await strike_all(nursery, tmp_path, story, chosen, kill_at)
     assert [f"{trial.point}: {fault}" for trial in trials for fault in trial.faults] == []
-    assert sum(trial.struck for trial in trials) >= len(trials) * 0.9  # a thread may do a call more or less
+    assert sum(trial.struck for trial in trials) >= len(trials) * 0.9 - 1  # a thread may do a call more or less
     counts, unknown = count_rows(trials)
     assert unknown == []
     if FULL and story is FILES:

@@ -34,4 +34,4 @@ async def test_a_relay_that_is_killed_doubles_nothing_at_its_peer(
 
     trials = await strike_all(nursery, tmp_path, story, chosen, strike)
     assert [f"{trial.point}: {fault}" for trial in trials for fault in trial.faults] == []
-    assert sum(trial.struck for trial in trials) >= len(trials) * 0.9
+    assert sum(trial.struck for trial in trials) >= len(trials) * 0.9 - 1
