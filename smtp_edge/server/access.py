@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smtp_edge.globs import NULL_SENDER, as_addresses, compile_globs
+from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
-from smtp_edge.server.networks import Networks
 from smtp_edge.settings_inbound import AccessSettings
 
 CODES = {"reject": (550, "5.7.1"), "defer": (450, "4.7.1")}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 from collections import Counter
 
+from smtp_edge.networks import ClientKeys, Networks
 from smtp_edge.reply import Reply
-from smtp_edge.server.networks import ClientKeys, Networks
 from smtp_edge.settings_inbound import LimitsSettings
 
 MINUTE_S = 60.0

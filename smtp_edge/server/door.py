@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.crowd import LISTENER_FULL, Crowd, Event
-from smtp_edge.server.networks import Networks
 from smtp_edge.server.options import Acceptor, SessionOptions
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.proxy import ProxiedClient, ProxyFault, needed, parse_proxy

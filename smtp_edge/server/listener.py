@@ -17,12 +17,12 @@ from smtp_edge.auth.backends import load_for
 from smtp_edge.auth.guard import Guard
 from smtp_edge.auth.senders import SenderMap
 from smtp_edge.envelope import Client, Recipient
+from smtp_edge.networks import ClientKeys, Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import compile_rules
 from smtp_edge.server.door import MESH, Door, DoorOptions, ListenerError
 from smtp_edge.server.intake import IntakeOptions
 from smtp_edge.server.login import Passwords
-from smtp_edge.server.networks import ClientKeys, Networks
 from smtp_edge.server.options import Acceptor, SessionOptions
 from smtp_edge.server.pace import PaceLimits
 from smtp_edge.server.pressure import Memory

@@ -19,9 +19,9 @@ from smtp_edge.auth.api import Authenticator, AuthUnavailable
 from smtp_edge.auth.guard import Guard
 from smtp_edge.auth.users import USER_CHARACTERS_MAX
 from smtp_edge.envelope import Client
+from smtp_edge.networks import ClientKeys
 from smtp_edge.reply import Reply
 from smtp_edge.server.commands import SyntaxFault
-from smtp_edge.server.networks import ClientKeys
 
 log = structlog.get_logger()
 

@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 
 from smtp_edge.auth.senders import SenderMap
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient
+from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import AccessRules
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.intake import IntakeOptions, SpoolWriter
-from smtp_edge.server.networks import Networks
 from smtp_edge.server.pace import PaceLimits
 from smtp_edge.settings_inbound import LimitsSettings
 from smtp_edge.sinks.chain import SinkChain

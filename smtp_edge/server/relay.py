@@ -15,8 +15,8 @@ from __future__ import annotations
 import unicodedata
 
 from smtp_edge.envelope import Client, Recipient
+from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
-from smtp_edge.server.networks import Networks
 from smtp_edge.settings_inbound import ListenerSettings
 
 NO_RELAY = Reply(550, "relaying denied", "5.7.1")

@@ -21,9 +21,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
 from smtp_edge.envelope import Client, Recipient
+from smtp_edge.globs import compile_globs
+from smtp_edge.networks import Networks
+from smtp_edge.setting_kinds import parse_network
 
 _AT_CONNECT = ("listener", "client")
 _AT_MAIL = (*_AT_CONNECT, "ehlo", "auth", "mail from")
@@ -145,24 +147,15 @@ def _parse_term(text: str) -> Term:
 
 
 def _like(globs: Sequence[str]) -> Test:
-    pattern = re.compile("|".join(_translate(glob) for glob in globs), re.IGNORECASE | re.DOTALL)
-    return lambda value: pattern.fullmatch(value) is not None
+    pattern = compile_globs([glob.lower() for glob in globs])
+    return lambda value: pattern is not None and pattern.fullmatch(value.lower()) is not None
 
 
 def _in_networks(texts: Sequence[str]) -> Test:
     try:
-        networks = [ip_network(text) for text in texts]
+        return Networks([parse_network(text) for text in texts]).hold
     except ValueError as error:
         raise RuleError(f"client wants networks like 192.0.2.0/24: {error}") from None
-
-    def test(value: str) -> bool:
-        try:
-            address = ip_address(value.partition("%")[0])
-        except ValueError:
-            return False
-        return any(address in network for network in networks)
-
-    return test
 
 
 def _of_size(texts: Sequence[str]) -> Test:
@@ -173,8 +166,3 @@ def _of_size(texts: Sequence[str]) -> Test:
             raise RuleError(f"size wants bounds like <100K or >1M, not {text!r}")
         bounds.append((match[1], int(match[2]) * _SIZE_UNIT[match[3].upper()]))
     return lambda value: any(int(value) < bound if sign == "<" else int(value) > bound for sign, bound in bounds)
-
-
-def _translate(glob: str) -> str:
-    """Stars side by side are one: nothing may take a pattern's own length in steps for each character."""
-    return ".*".join(re.escape(piece) for piece in re.split(r"\*+", glob))

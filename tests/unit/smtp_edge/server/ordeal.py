@@ -21,6 +21,7 @@ import smtp_edge.server
 from smtp_edge.auth.api import Authenticator, AuthUnavailable
 from smtp_edge.auth.guard import Guard
 from smtp_edge.envelope import BodyType, Client, MailData, ReceivedMessage, Recipient
+from smtp_edge.networks import ClientKeys, Networks
 from smtp_edge.queue.errors import StoreFull
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import compile_rules
@@ -28,7 +29,6 @@ from smtp_edge.server.bulk import END
 from smtp_edge.server.intake import IntakeOptions
 from smtp_edge.server.listener import build_pace
 from smtp_edge.server.login import Passwords
-from smtp_edge.server.networks import ClientKeys, Networks
 from smtp_edge.server.options import SessionOptions
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.relay import RelayPolicy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from smtp_edge.networks import ClientKeys, Networks
 from smtp_edge.server.crowd import BUCKETS_MAX, Buckets, Crowd, Event
-from smtp_edge.server.networks import ClientKeys, Networks
 from smtp_edge.server.pressure import Memory
 from smtp_edge.setting_kinds import parse_network
 from smtp_edge.settings_inbound import LimitsSettings

@@ -118,6 +118,12 @@ def test_a_rule_that_cannot_be_meant_is_named(rule: str, words: str) -> None:
         parse_rule(rule, events=["data"])
 
 
+def test_an_ipv4_client_of_a_socket_for_both_families_is_known_by_its_ipv4_address() -> None:
+    rule = parse_rule("client=192.0.2.0/24", events=["connect"])
+    assert rule.select(Facts(Client("::ffff:192.0.2.7"))) is not None
+    assert rule.select(Facts(Client("::ffff:198.51.100.7"))) is None
+
+
 def test_a_rule_that_one_of_the_events_cannot_answer_is_an_error() -> None:
     with pytest.raises(RuleError, match="'rcpt to' means nothing for the event 'mail'"):
         parse_rule("rcpt to=*", events=["mail", "data"])
