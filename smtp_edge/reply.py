@@ -41,3 +41,11 @@ class Reply:
         """One line for logs and for aiosmtpd, which wants `CODE text`."""
         words = [str(self.code), self.status, self.text.replace("\n", " ")]
         return " ".join(word for word in words if word)
+
+
+class Goodbye(Exception):
+    """End the session after the reply."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply

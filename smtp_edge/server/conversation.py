@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from smtp_edge.envelope import BodyType, Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
-from smtp_edge.reply import Reply
+from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.server.access import Facts, Stage, at_greeting
 from smtp_edge.server.commands import (
     MailParameters,
@@ -57,14 +57,6 @@ TOO_MANY_BAD = Reply(421, "too many bad commands", "4.7.0")
 TOO_MANY_REFUSED = Reply(421, "too many refused recipients", "4.7.0")
 TOO_MANY_IDLE = Reply(421, "too many commands without mail", "4.7.0")
 MAIL_MAX_REACHED = Reply(421, "enough mail for one session, connect again", "4.7.0")
-
-
-class Goodbye(Exception):
-    """End the session after the reply."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(str(reply))
-        self.reply = reply
 
 
 @dataclass(slots=True)
@@ -426,8 +418,13 @@ class Conversation:
         self.transaction.chunked = True
         return self.transaction
 
-    def build_envelope(self, transaction: Transaction) -> Envelope:
-        """As far as it is known."""
+    @property
+    def envelope(self) -> Envelope:
+        """Of the transaction, as far as it is known."""
+        assert self.transaction is not None
+        return self._build_envelope(self.transaction)
+
+    def _build_envelope(self, transaction: Transaction) -> Envelope:
         mail = transaction.mail
         return Envelope(
             transaction.sender,
@@ -446,4 +443,4 @@ class Conversation:
             extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=mail.smtputf8
         )
         client = replace(client, protocol=word, forwarded=str(self._forwarded))
-        return ReceivedMessage(client, self.build_envelope(transaction), data, transaction.transfer)
+        return ReceivedMessage(client, self._build_envelope(transaction), data, transaction.transfer)

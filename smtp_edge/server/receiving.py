@@ -16,16 +16,16 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from smtp_edge.envelope import BodyType, MailData, ReceivedMessage
-from smtp_edge.reply import Reply
+from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.server.bulk import DataReader
 from smtp_edge.server.chunks import BinaryChunks, Conversion, TextChunks
-from smtp_edge.server.conversation import OK, Conversation, Goodbye, Transaction
+from smtp_edge.server.conversation import OK, Conversation, Transaction
 from smtp_edge.server.inbox import Inbox
 from smtp_edge.server.intake import TOO_LARGE, Intake
 from smtp_edge.server.options import Acceptor
 from smtp_edge.server.pace import Pace
 from smtp_edge.server.pressure import Memory
-from smtp_edge.sinks.screen import Hangup, Screen
+from smtp_edge.sinks.screen import Screen
 
 log = structlog.get_logger()
 
@@ -139,10 +139,7 @@ class Receiver:
     async def _accept(self, message: ReceivedMessage) -> Reply:
         if self.screen is None:
             return await self._acceptor.accept(message)
-        try:
-            screened = await self.screen.data(message, self._acceptor.spool)
-        except Hangup as hangup:
-            raise Goodbye(hangup.reply) from None
+        screened = await self.screen.data(message, self._acceptor.spool)
         return screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)
 
     def _intake_of(self, transaction: Transaction) -> Intake:

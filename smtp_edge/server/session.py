@@ -27,10 +27,10 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from smtp_edge.envelope import Client
-from smtp_edge.reply import Reply
+from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.server.access import at_greeting
 from smtp_edge.server.commands import SyntaxFault, decode_line
-from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation, Goodbye
+from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.inbox import EndlessLine, Inbox
 from smtp_edge.server.intake import LOCAL_ERROR
@@ -40,7 +40,7 @@ from smtp_edge.server.pace import Pace
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.proxy import ProxiedClient
 from smtp_edge.server.receiving import Receiver
-from smtp_edge.sinks.screen import Hangup, Screen
+from smtp_edge.sinks.screen import Screen
 
 log = structlog.get_logger()
 
@@ -240,10 +240,8 @@ class Session(SMTP):
         if self.options.peer_of is not None:
             self._meet_peer(self.options.peer_of)
         greeting = self.conversation.greeting()
-        if self.screen is not None and self.screen.asks("connect"):
-            turned_down = await self._heard(self.screen.connect(self.conversation.client))
-            if turned_down is not None:
-                raise Goodbye(at_greeting(turned_down))
+        if self.screen is not None:
+            await self._screen_client(self.screen)
         delay_s = self.options.limits.greeting_delay_s
         if delay_s:
             await asyncio.sleep(delay_s)
@@ -345,61 +343,38 @@ class Session(SMTP):
 
     def _ask_sinks(self, screen: Screen) -> None:
         """Verbs about which somebody wants to be asked need waiting; the others stay as quick as they are."""
-        verbs = self.conversation.verbs
-        for event, words, question in (
-            ("connect", (b"XCLIENT",), self._screen_identity),
-            ("helo", (b"HELO", b"EHLO"), self._screen_hello),
-            ("mail", (b"MAIL",), self._screen_mail),
-            ("rcpt", (b"RCPT",), self._screen_recipient),
-        ):
+        conversation = self.conversation
+        asked: dict[str, tuple[tuple[bytes, ...], Callable[[], Awaitable[Reply | None]], Callable[[], None]]] = {
+            "helo": ((b"HELO", b"EHLO"), lambda: screen.helo(conversation.client), conversation.withdraw_hello),
+            "mail": (
+                (b"MAIL",),
+                lambda: screen.mail(conversation.client, conversation.envelope),
+                conversation.withdraw_mail,
+            ),
+            "rcpt": (
+                (b"RCPT",),
+                lambda: screen.rcpt(conversation.client, conversation.envelope),
+                conversation.withdraw_recipient,
+            ),
+        }
+        for event, (words, question, withdraw) in asked.items():
             if screen.asks(event):
                 for word in words:
-                    self._later[word] = partial(question, screen, verbs.pop(word))
+                    self._later[word] = partial(_screen, conversation.verbs.pop(word), question, withdraw)
+        if screen.asks("connect"):
+            self._later[b"XCLIENT"] = partial(self._screen_identity, screen, conversation.verbs.pop(b"XCLIENT"))
 
     async def _screen_identity(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
         """XCLIENT: another client, as if it had connected itself."""
         reply = command(argument)
-        refusal = await self._heard(screen.connect(self.conversation.client)) if reply.code == 220 else None
-        if refusal is not None:
-            raise Goodbye(at_greeting(refusal))
+        if reply.code == 220:
+            await self._screen_client(screen)
         return reply
 
-    async def _screen_hello(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
-        reply = command(argument)
-        if not reply.positive:
-            return reply
-        refusal = await self._heard(screen.helo(self.conversation.client))
+    async def _screen_client(self, screen: Screen) -> None:
+        refusal = await screen.connect(self.conversation.client)
         if refusal is not None:
-            self.conversation.withdraw_hello()
-        return refusal or reply
-
-    async def _screen_mail(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
-        reply, conversation = command(argument), self.conversation
-        if not reply.positive or conversation.transaction is None:
-            return reply
-        envelope = conversation.build_envelope(conversation.transaction)
-        refusal = await self._heard(screen.mail(conversation.client, envelope))
-        if refusal is not None:
-            conversation.withdraw_mail()
-        return refusal or reply
-
-    async def _screen_recipient(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
-        reply, conversation = command(argument), self.conversation
-        if not reply.positive or conversation.transaction is None:
-            return reply
-        envelope = conversation.build_envelope(conversation.transaction)
-        refusal = await self._heard(screen.rcpt(conversation.client, envelope, envelope.recipients[-1]))
-        if refusal is not None:
-            conversation.withdraw_recipient()
-        return refusal or reply
-
-    @staticmethod
-    async def _heard(answer: Awaitable[Reply | None]) -> Reply | None:
-        """What the sinks say; Goodbye if they want the session to end."""
-        try:
-            return await answer
-        except Hangup as hangup:
-            raise Goodbye(hangup.reply) from None
+            raise Goodbye(at_greeting(refusal))
 
     # -- replies -------------------------------------------------------------------------------------------------------
 
@@ -472,7 +447,7 @@ class Session(SMTP):
         reply, user = await login.check(credentials.user, credentials.password, conversation.client)
         if reply.positive:
             conversation.authenticated(user)
-            refusal = await self._heard(self.screen.auth(conversation.client)) if self.screen is not None else None
+            refusal = await self.screen.auth(conversation.client) if self.screen is not None else None
             if refusal is not None:
                 conversation.authenticated("")
             return refusal or reply
@@ -494,6 +469,22 @@ class Session(SMTP):
         if len(self.inbox) and self.options.pipelining == "strict":
             raise Goodbye(OUT_OF_TURN)
         return line.rstrip(b"\r\n")
+
+
+async def _screen(
+    command: Callable[[str], Reply],
+    question: Callable[[], Awaitable[Reply | None]],
+    withdraw: Callable[[], None],
+    argument: str,
+) -> Reply:
+    """A command that was right is asked about; one that is turned down was never said."""
+    reply = command(argument)
+    if not reply.positive:
+        return reply
+    refusal = await question()
+    if refusal is not None:
+        withdraw()
+    return refusal or reply
 
 
 def _describe_tls(transport: asyncio.BaseTransport) -> str:

@@ -101,6 +101,11 @@ class Disconnect:
 
     text: str = "closing connection"
 
+    @property
+    def reply(self) -> Reply:
+        """As it goes on the wire."""
+        return Reply(421, self.text, "4.7.0")
+
 
 Verdict = Accept | Reject | TempFail | Discard | Quarantine | Disconnect
 

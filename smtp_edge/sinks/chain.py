@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -173,7 +173,7 @@ class SinkChain:
             known = facts()
             selected = binding.rule.select(known)
             if selected is not None:
-                yield binding, known if selected == known.recipients else _narrow(known, selected)
+                yield binding, replace(known, recipients=selected)
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """The first answer that is not None. A sink that fails, hangs or answers nonsense makes the delivery wait."""
@@ -193,10 +193,6 @@ class SinkChain:
             return Unreachable("no sink routes this", retry_in_s=FAILURE_RETRY_S)
         finally:
             self.release()
-
-
-def _narrow(facts: Facts, recipients: tuple[Any, ...]) -> Facts:
-    return Facts(facts.client, facts.sender, recipients, facts.size_bytes, facts.headers)
 
 
 async def _stop(bindings: Sequence[Binding]) -> None:

@@ -23,7 +23,7 @@ import structlog
 from smtp_edge.envelope import Client, Envelope, ReceivedMessage, Recipient
 from smtp_edge.queue.errors import StoreError, StoreFull
 from smtp_edge.queue.reading import MailDataLost
-from smtp_edge.reply import Reply
+from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.sinks.api import Accept, Discard, Disconnect, Quarantine, Reject, Sink, TempFail, Verdict
 from smtp_edge.sinks.chain import ACCEPT, QUARANTINE, Binding, SinkChain, SinkFailure
 from smtp_edge.sinks.fields import Field
@@ -37,14 +37,6 @@ VERDICTS = (Accept, Reject, TempFail, Discard, Quarantine, Disconnect)
 LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
 NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
 TAKEN = Reply(250, "Ok", "2.0.0")
-
-
-class Hangup(Exception):
-    """A sink wants the session to end with this reply."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(str(reply))
-        self.reply = reply
 
 
 @dataclass(slots=True)
@@ -86,7 +78,6 @@ class Screen:
         self._chain = chain
         self._session, self._transaction = Fate(), Fate()
         self._recipients: dict[str, Fate] = {}
-        self._closed = False
         chain.hold()
 
     def asks(self, event: str) -> bool:
@@ -95,9 +86,6 @@ class Screen:
 
     async def close(self, client: Client) -> None:
         """The session has ended. Once."""
-        if self._closed:
-            return
-        self._closed = True
         try:
             for binding, _ in self._chain.matching("disconnect", lambda: Facts(client)):
                 try:
@@ -110,7 +98,7 @@ class Screen:
     # -- before the message --------------------------------------------------------------------------------------------
 
     async def connect(self, client: Client) -> Reply | None:
-        """A client connected: None, or the refusal. Hangup."""
+        """A client connected: None, or the refusal. Goodbye."""
         return self._take(self._session, await self._ask("connect", Facts(client), lambda sink: sink.connect(client)))
 
     async def helo(self, client: Client) -> Reply | None:
@@ -127,8 +115,9 @@ class Screen:
         facts = Facts(client, envelope.sender)
         return self._take(self._transaction, await self._ask("mail", facts, lambda sink: sink.mail(client, envelope)))
 
-    async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Reply | None:
-        """RCPT was right."""
+    async def rcpt(self, client: Client, envelope: Envelope) -> Reply | None:
+        """RCPT was right: the last recipient of the envelope."""
+        recipient = envelope.recipients[-1]
         facts, fate = Facts(client, envelope.sender, (recipient,)), Fate()
         verdict = await self._ask("rcpt", facts, lambda sink: sink.rcpt(client, envelope, recipient))
         refusal = self._take(fate, verdict)
@@ -154,7 +143,7 @@ class Screen:
             case Reject() | TempFail():
                 return verdict.reply
             case Disconnect():
-                raise Hangup(Reply(421, verdict.text, "4.7.0"))
+                raise Goodbye(verdict.reply)
             case Discard():
                 fate.discard = True
             case Quarantine():
@@ -166,7 +155,7 @@ class Screen:
     # -- the message ---------------------------------------------------------------------------------------------------
 
     async def data(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-        """All mail data is there: the message as it is to be stored, or the reply to it. Hangup.
+        """All mail data is there: the message as it is to be stored, or the reply to it. Goodbye.
 
         A file that is no longer wanted is removed.
         """
@@ -215,19 +204,24 @@ class Screen:
         for binding, facts in self._chain.matching("data", work.facts):
             if not facts.recipients:
                 return
-            seen: Message | None = Message(
-                work.message.client, narrowed(work.message.envelope, facts.recipients), work.content, work.fields
-            )
-            try:
-                verdict = await _answer(binding, "data", _about(seen))
-            except SinkFailure as failure:
-                verdict, seen = _on_failure(binding, failure), None
+            verdict = await _ask_one(work, binding, facts.recipients)
             if verdict is not None:
                 log.info("sink.verdict", sink=binding.name, event_name="data", verdict=type(verdict).__name__)
-            if seen is not None and not isinstance(verdict, Reject | TempFail | Discard):
-                work.fields = seen.fields
             if _apply(work, binding, verdict, facts.recipients):
                 return
+
+
+async def _ask_one(work: Screening, binding: Binding, recipients: tuple[Recipient, ...]) -> Verdict | None:
+    """What a sink says of the message; its edits are taken over if it neither fails nor refuses."""
+    envelope = narrowed(work.message.envelope, recipients)
+    seen = Message(work.message.client, envelope, work.content, work.fields)
+    try:
+        verdict = await _answer(binding, "data", lambda sink: sink.data(seen))
+    except SinkFailure as failure:
+        return _on_failure(binding, failure)
+    if not isinstance(verdict, Reject | TempFail | Discard):
+        work.fields = seen.fields
+    return verdict
 
 
 def _apply(work: Screening, binding: Binding, verdict: Verdict | None, recipients: tuple[Recipient, ...]) -> bool:
@@ -243,7 +237,7 @@ def _apply(work: Screening, binding: Binding, verdict: Verdict | None, recipient
             for recipient in recipients:
                 work.held.setdefault(recipient, verdict.reason)
         case Disconnect():
-            raise Hangup(Reply(421, verdict.text, "4.7.0"))
+            raise Goodbye(verdict.reply)
         case _:
             pass
     return isinstance(verdict, Accept | TempFail)
@@ -271,11 +265,6 @@ async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> Receiv
         data=data,
         held=tuple((item, held[item]) for item in kept if item in held),
     )
-
-
-def _about(message: Message | None) -> Callable[[Sink], Awaitable[object]]:
-    assert message is not None
-    return lambda sink: sink.data(message)
 
 
 async def _answer(binding: Binding, event: str, question: Callable[[Sink], Awaitable[object]]) -> Verdict | None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
 from smtp_edge.queue.spool import Spool
-from smtp_edge.reply import Reply
+from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.sinks.api import BEFORE_250, Sink
 from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.rules import parse_rule
-from smtp_edge.sinks.screen import Hangup, Screen
+from smtp_edge.sinks.screen import Screen
 from smtp_edge.stuffing import DotStuffing, Unstuff
 
 CLIENT = Client("192.0.2.1", helo="client.example.net", protocol="ESMTP", listener="test")
@@ -57,8 +57,8 @@ async def ask(
         with tempfile.TemporaryDirectory() as folder:
             envelope = Envelope(sender, tuple(map(Recipient, recipients)))
             return await _ask(screen, message, envelope, client, Path(folder))
-    except Hangup as hangup:
-        return Outcome(str(hangup.reply))
+    except Goodbye as goodbye:
+        return Outcome(str(goodbye.reply))
     finally:
         await screen.close(client)
         await chain.stop()
@@ -73,9 +73,10 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
     refusal = await screen.connect(client) or await screen.helo(client) or await screen.mail(client, envelope)
     if refusal is not None:
         return Outcome(str(refusal))
-    left, last = [], None
+    left: list[Recipient] = []
+    last: Reply | None = None
     for recipient in envelope.recipients:
-        last = await screen.rcpt(client, envelope, recipient)
+        last = await screen.rcpt(client, Envelope(envelope.sender, (*left, recipient)))
         left += [recipient] if last is None else []
     if not left:
         return Outcome(str(last))
