@@ -21,7 +21,7 @@ from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
-from smtp_edge.reply import Reply
+from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
 from smtp_edge.settings import QueueSettings
 from smtp_edge.sorting import Groups, Sorter, routed_bytes, split_token
 from smtp_edge.trace import build_received
@@ -122,12 +122,12 @@ class QueueAcceptor:
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
             await self._spool.discard(message.data)
-            return Reply(452, "insufficient system storage", "4.3.1")
+            return NO_SPACE
         except StoreError as error:
             log.error("queue.put_failed", reason=str(error))
             if not isinstance(error, StoreDoubt):  # else the disk may have the entry: it must not lose its file
                 await self._spool.discard(message.data)
-            return Reply(451, "local error in processing", "4.3.0")
+            return LOCAL_ERROR
         finally:
             if self.sorter is not sorter:
                 self._on_late()

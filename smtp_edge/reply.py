@@ -43,6 +43,11 @@ class Reply:
         return " ".join(word for word in words if word)
 
 
+NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
+LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
+"""Our own faults, as clients hear of them; which one it was stands in the log."""
+
+
 class Goodbye(Exception):
     """End the session after the reply."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from smtp_edge.pressure import NO_PRESSURE, NOTHING_READ, Gauge, Limits, Pressure, Readings
-from smtp_edge.reply import Reply
+from smtp_edge.reply import NO_SPACE, Reply
 from smtp_edge.settings import QueueSettings
 
 log = structlog.get_logger()
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 SAMPLE_S = 0.5
 MEMORY_SHARE = 0.9
 """Of what the machine or the control group allows, where queue.memory_bytes_max is 0."""
-NO_ROOM = Reply(452, "insufficient system storage", "4.3.1")
+NO_ROOM = NO_SPACE
 _STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
 _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

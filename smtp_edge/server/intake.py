@@ -14,7 +14,7 @@ import structlog
 
 from smtp_edge.envelope import MailData
 from smtp_edge.queue.store import StoreError, StoreFull
-from smtp_edge.reply import Reply
+from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
 from smtp_edge.server.bulk import LineEnds
 from smtp_edge.server.chunks import Conversion
 from smtp_edge.server.header import HeaderScan
@@ -23,8 +23,6 @@ from smtp_edge.stuffing import DotCount
 
 log = structlog.get_logger()
 
-NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
-LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
 TOO_LARGE = Reply(552, "message exceeds the size limit", "5.3.4")
 BARE_NEWLINE = Reply(550, "bare CR or LF in mail data", "5.6.0")
 LINE_TOO_LONG = Reply(554, "a line of the message is too long", "5.6.0")

@@ -27,13 +27,12 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from smtp_edge.envelope import Client
-from smtp_edge.reply import Goodbye, Reply
+from smtp_edge.reply import LOCAL_ERROR, Goodbye, Reply
 from smtp_edge.server.access import at_greeting
 from smtp_edge.server.commands import SyntaxFault, decode_line
 from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.inbox import EndlessLine, Inbox
-from smtp_edge.server.intake import LOCAL_ERROR
 from smtp_edge.server.login import RESPONSE_BYTES_MAX, WRONG, exchange
 from smtp_edge.server.options import Acceptor, SessionOptions
 from smtp_edge.server.pace import Pace

@@ -23,7 +23,7 @@ import structlog
 from smtp_edge.envelope import Client, Envelope, ReceivedMessage, Recipient
 from smtp_edge.queue.errors import StoreError, StoreFull
 from smtp_edge.queue.reading import MailDataLost
-from smtp_edge.reply import Goodbye, Reply
+from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Goodbye, Reply
 from smtp_edge.sinks.api import Accept, Discard, Disconnect, Quarantine, Reject, Sink, TempFail, Verdict
 from smtp_edge.sinks.chain import ACCEPT, QUARANTINE, Binding, SinkChain, SinkFailure
 from smtp_edge.sinks.fields import Field
@@ -34,8 +34,6 @@ log = structlog.get_logger()
 
 TOTAL_S = 120.0
 VERDICTS = (Accept, Reject, TempFail, Discard, Quarantine, Disconnect)
-LOCAL_ERROR = Reply(451, "local error in processing", "4.3.0")
-NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")
 TAKEN = Reply(250, "Ok", "2.0.0")
 
 

@@ -178,7 +178,7 @@ def known_texts() -> frozenset[str]:
     texts |= {"syntax: FROM:<address>", "syntax: TO:<address>", HOSTNAME, "relaying denied"}
     texts |= {f"bad {name}" for name in ("NAME", "ADDR", "HELO", "PORT", "PROTO", "IDENT", "XAGE", "XATTEMPTS", "XDUE")}
     folder = Path(smtp_edge.server.__file__).parent
-    for path in [*folder.glob("*.py"), folder.parent / "transfer.py"]:
+    for path in [*folder.glob("*.py"), folder.parent / "transfer.py", folder.parent / "reply.py"]:
         nodes = ast.walk(ast.parse(path.read_text("utf-8")))
         texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return frozenset(texts)
