@@ -40,7 +40,7 @@ def explain_sinks(message: str, config: Path) -> None:
             step.event,
             step.binding.name,
             str(step.binding.priority),
-            f"{step.timeout_s:g} s",
+            f"{step.binding.limit_s(step.event):g} s",
             step.binding.on_failure if step.event != "route" else "wait",
             ", ".join(step.recipients),
         ]

@@ -76,13 +76,17 @@ class Binding:
         """True if the sink overrides the event."""
         return getattr(type(self.sink), event) is not getattr(Sink, event)
 
+    def limit_s(self, event: str) -> float:
+        """For one answer."""
+        usual_s = TIMEOUT_BEFORE_250_S if event in BEFORE_250 else TIMEOUT_AFTER_250_S
+        return usual_s if self.timeout_s is None else self.timeout_s
+
     async def ask(self, event: str, question: Awaitable[Any], wanted: type | tuple[type, ...]) -> Any:
         """The answer, which is None or of a wanted type. SinkFailure otherwise, in time."""
-        usual_s = TIMEOUT_BEFORE_250_S if event in BEFORE_250 else TIMEOUT_AFTER_250_S
         now = asyncio.get_running_loop().time()
         failed = True
         try:
-            async with asyncio.timeout(self.timeout_s if self.timeout_s is not None else usual_s):
+            async with asyncio.timeout(self.limit_s(event)):
                 answer = await question
             if answer is not None and not isinstance(answer, wanted):
                 log.error("sink.wrong_answer", sink=self.name, event_name=event, answer=type(answer).__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from smtp_edge.envelope import Client, Recipient
 from smtp_edge.sinks.bindings import WIRED_EVENTS
-from smtp_edge.sinks.chain import TIMEOUT_AFTER_250_S, TIMEOUT_BEFORE_250_S, Binding, SinkChain
+from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.rules import AT_RCPT, HEADER, Facts, RuleError
 
 
@@ -24,12 +24,6 @@ class Step:
     binding: Binding
     recipients: tuple[str, ...]
     """That it sees."""
-
-    @property
-    def timeout_s(self) -> float:
-        """For its answer."""
-        usual_s = TIMEOUT_AFTER_250_S if self.event == "route" else TIMEOUT_BEFORE_250_S
-        return usual_s if self.binding.timeout_s is None else self.binding.timeout_s
 
 
 def parse_facts(text: str) -> Facts:
