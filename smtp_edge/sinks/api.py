@@ -15,7 +15,7 @@ overrides the events it wants and no others.
 
     before the 250    connect helo auth mail rcpt command data
     after it          expand route deliver
-    report only       outcome disconnect
+    report only       outcome link disconnect
 
 The first verdict that is not None wins. The router of the mesh is an ordinary `route` sink.
 
@@ -27,15 +27,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 from smtp_edge.envelope import Client, Envelope, Recipient
 from smtp_edge.reply import Reply
+from smtp_edge.sinks.delivery import Delivery as Delivery
 from smtp_edge.sinks.message import Headers as Headers
 from smtp_edge.sinks.message import Message as Message
 
 BEFORE_250 = ("connect", "helo", "auth", "mail", "rcpt", "command", "data")
 AFTER_250 = ("expand", "route", "deliver")
-REPORTS = ("outcome", "disconnect")
+REPORTS = ("outcome", "link", "disconnect")
 EVENTS = BEFORE_250 + AFTER_250 + REPORTS
 PRIORITY_DEFAULT = 24575
 PRIORITY_MAX = 32767
@@ -122,12 +125,41 @@ def _check(code: int, text: str, status: str, family: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Verb:
+    """An SMTP command that a sink answers (`Sink.verbs`)."""
+
+    name: str
+    """Upper case, letters and digits, at most 12."""
+    keyword: str = ""
+    """Line of the EHLO reply; empty = it is not told."""
+    argument_max: int = 512
+    """Octets of the argument; longer ones are told 501."""
+    hello_first: bool = True
+    """Before EHLO or HELO it is told 503."""
+    in_transaction: bool = False
+    """False: between MAIL and the end of the message it is told 503."""
+    peers_only: bool = False
+    """Known to authenticated peers alone, after mutual TLS; to everybody else it is no command."""
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
-    """A verb that is not built in, or was taken over."""
+    """A verb of a sink, as it was said. What a client pipelines behind it waits for the answer."""
 
     verb: str
+    """Upper case."""
     argument: str
     client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Become:
+    """Answer to a command: the session goes on as that of another client (XCLIENT, XFORWARD)."""
+
+    client: Client
+    reply: Reply
+    anew: bool = True
+    """As if it had just connected: greeting, no EHLO yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +210,89 @@ class Unreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class Mail:
+    """A message that a sink sends."""
+
+    sender: str
+    """Reverse-path; empty for the null reverse-path."""
+    recipients: tuple[Recipient, ...]
+    content: bytes
+    """Header, empty line, body; lines end in CRLF, dots are as the author wrote them."""
+    verp: bool = False
+    """Each recipient has a reverse-path of its own: `local+recipient=domain@sender-domain`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """What becomes of a recipient (`expand`): all of it, or none of it, is in the queue afterwards.
+
+    Without recipients and mail the message has reached what it was for (a command to a list, say).
+    """
+
+    recipients: tuple[Recipient, ...] = ()
+    """Who gets the message instead, with the sink's edits. They are looked up again, as an alias may name another."""
+    sender: str | None = None
+    """Reverse-path of what they get; None = as it was, and so are the reports about it."""
+    verp: bool = False
+    """As in `Mail`; with a `sender` only."""
+    also: tuple[Mail, ...] = ()
+    """Other mail that goes out because of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryOutcome:
-    """Report of an attempt (`outcome`)."""
+    """Report of the end of an attempt (`outcome`)."""
 
     queue_id: str
+    key: str
+    """As in `Delivery.key`."""
+    sender: str
     hop: str
+    """Hop id; empty if there was none."""
     state: str
+    """`relayed`, `deferred`, `failed`, `expired`, `held`."""
     reply: str = ""
     recipients: tuple[Recipient, ...] = field(default=())
+    """Those that it is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOutcome:
+    """Report of a next hop that came or went (`link`)."""
+
+    hop: str
+    """Hop id."""
+    before: str
+    after: str
+    """`up`, `suspect`, `down`, `half-open`, ..."""
+    reason: str = ""
+
+
+class NodeServices(Protocol):
+    """What a sink may ask of the node it lives in (`Sink.node`)."""
+
+    @property
+    def node_id(self) -> str:
+        """Of the node, for ever."""
+        ...
+
+    @property
+    def hostname(self) -> str:
+        """As it greets."""
+        ...
+
+    @property
+    def data_dir(self) -> Path:
+        """A folder of this binding's own, made; it outlives restarts."""
+        ...
+
+    async def submit(self, mail: Mail) -> str:
+        """Send a message: its queue id, when it is on stable storage. StoreError: nothing was queued."""
+        ...
+
+    async def flush(self, domains: Sequence[str]) -> int:
+        """Deferred mail to these domains (`.example.org`: and all below) is due now; how many deliveries."""
+        ...
 
 
 # -- the class to inherit ----------------------------------------------------------------------------------------------
@@ -193,6 +300,11 @@ class DeliveryOutcome:
 
 class Sink:
     """Base of all sinks. Override the events you want."""
+
+    node: NodeServices
+    """Set before `start`; not in the constructor yet."""
+    verbs: Sequence[Verb] = ()
+    """Commands that it answers (`command`)."""
 
     signs: bool = False
     """It signs what it sees at `data`: only others that sign may be asked after it."""
@@ -227,28 +339,39 @@ class Sink:
         """RCPT TO; the verdict is for this recipient."""
         return None
 
-    async def command(self, command: Command) -> Reply | None:
-        """A verb that is not built in."""
+    async def command(self, command: Command) -> Reply | Become | None:
+        """One of its `verbs` was said. None: not by this client (500, as for what is no command)."""
         return None
 
     async def data(self, message: Message) -> Verdict | None:
         """After the final dot; nothing is durable yet."""
         return None
 
-    async def expand(self, envelope: Envelope, recipient: Recipient) -> Sequence[Recipient] | None:
-        """Replace a recipient by others (lists, aliases)."""
+    async def expand(self, message: Message) -> Expansion | None:
+        """What becomes of the one recipient of `message.envelope` (lists, aliases); None: it is not ours.
+
+        After the 250, once, where the mail came into the mesh. May be asked again after a crash: then nothing of the
+        first answer has happened but what the sink did itself.
+        """
         return None
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
         """Where the delivery goes next."""
         return None
 
-    async def deliver(self, message: Message) -> Sequence[Reply] | None:
-        """Final delivery; one reply for each recipient."""
+    async def deliver(self, delivery: Delivery) -> Reply | Sequence[Reply | Quarantine] | None:
+        """Final delivery: the reply to all recipients, or one for each in their order; None = all have it.
+
+        2yz: delivered; 4yz: asked again later; 5yz: reported to the sender; Quarantine: waits for an operator. May be
+        asked again for what it has delivered already (a crash): `delivery.key` tells.
+        """
         return None
 
     async def outcome(self, outcome: DeliveryOutcome) -> None:
-        """Something was delivered, deferred or failed."""
+        """An attempt ended. After the fact and without promise: a node that dies reports nothing."""
+
+    async def link(self, outcome: LinkOutcome) -> None:
+        """A next hop came or went. As `outcome`."""
 
     async def disconnect(self, client: Client) -> None:
         """A session ended."""

@@ -85,6 +85,15 @@ class Content:
         header = split_header(text)
         return cls(data, header, len(DotStuffing().feed(text[: header.length])))
 
+    async def all(self) -> AsyncGenerator[bytes, None]:
+        """The stored bytes, dots doubled."""
+        if self.data.inline is not None:
+            yield self.data.inline
+            return
+        assert self.data.path is not None
+        async for chunk in read_spooled(self.data, self.data.path, CHUNK_BYTES):
+            yield chunk
+
     async def body(self) -> AsyncGenerator[bytes, None]:
         """The stored bytes behind the header, dots doubled."""
         if self.data.inline is not None:
