@@ -19,10 +19,10 @@ from smtp_edge.sinks.rules import RuleError, parse_rule
 
 ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
-    "clamav": "smtp_edge.sinks.clamav:ClamAV",
-    "dkim": "smtp_edge.sinks.dkim:DKIM",
-    "exec": "smtp_edge.sinks.exec:Exec",
-    "ratelimit": "smtp_edge.sinks.ratelimit:RateLimit",
+    "clamav": "smtp_edge.applications.clamav:ClamAV",
+    "dkim": "smtp_edge.applications.dkim:DKIM",
+    "exec": "smtp_edge.applications.exec:Exec",
+    "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
 }
 """Sinks that come along, by the name that an entry point would have."""
 WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "disconnect", "route")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtp_edge.applications.clamav import ClamAV, is_encrypted
+from smtp_edge.applications.clamd import ClamdError, Scan, parse_answer
 from smtp_edge.settings import SinkSettings
 from smtp_edge.sinks.api import Sink
 from smtp_edge.sinks.bindings import load_bindings
 from smtp_edge.sinks.chain import Binding, SinkError
-from smtp_edge.sinks.clamav import ClamAV, is_encrypted
-from smtp_edge.sinks.clamd import ClamdError, Scan, parse_answer
 from smtp_edge.sinks.testing import Outcome, ask
 
 MAIL = b"X-Virus-Status: Clean\r\nSubject: x\r\n\r\nhello\r\n.dot\r\n"
@@ -166,7 +166,7 @@ def test_encrypted_mail_is_known_by_its_type(content_type: str, encrypted: bool)
     ],
 )
 def test_settings_that_mean_nothing_are_named(settings: dict[str, object], words: str) -> None:
-    section = SinkSettings.model_validate({"use": "smtp_edge.sinks.clamav:ClamAV", "with": settings})
+    section = SinkSettings.model_validate({"use": "smtp_edge.applications.clamav:ClamAV", "with": settings})
     with pytest.raises(SinkError, match=words):
         load_bindings([section])
 

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smtp_edge.applications.dkim import DKIM, find_domain, hash_body
 from smtp_edge.settings import SinkSettings
 from smtp_edge.sinks.bindings import load_bindings
 from smtp_edge.sinks.chain import SinkError
-from smtp_edge.sinks.dkim import DKIM, find_domain, hash_body
 from smtp_edge.sinks.testing import ask
 from tests.conftest import find_command
 

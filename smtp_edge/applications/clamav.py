@@ -17,8 +17,8 @@ from typing import Literal
 
 import structlog
 
+from smtp_edge.applications.clamd import Scan, parse_address, scan
 from smtp_edge.sinks.api import Discard, Message, Quarantine, Reject, Sink, TempFail, Verdict
-from smtp_edge.sinks.clamd import Scan, parse_address, scan
 from smtp_edge.sinks.fields import make_field
 
 log = structlog.get_logger()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from smtp_edge.applications.exec import OUTPUT_BYTES_MAX, Exec
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
-from smtp_edge.sinks.exec import OUTPUT_BYTES_MAX, Exec
 from smtp_edge.sinks.testing import Outcome, ask
 
 MAIL = b"Subject: x\r\n\r\nhello\r\n.dot\r\n"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtp_edge.sinks import ratelimit
-from smtp_edge.sinks.ratelimit import Buckets, RateLimit
+from smtp_edge.applications import ratelimit
+from smtp_edge.applications.ratelimit import Buckets, RateLimit
 from smtp_edge.sinks.testing import CLIENT, ask
 
 MAIL = b"Subject: x\r\n\r\nhello\r\n"
