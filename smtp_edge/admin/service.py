@@ -12,6 +12,7 @@ import grpc
 from gossip.status import EventKind
 from router.decision import Query
 from smtp_edge import __version__
+from smtp_edge.address import SyntaxFault, parse_mailbox
 from smtp_edge.admin import convert
 from smtp_edge.admin.client import NODE_HEADER
 from smtp_edge.admin.events import FeedError
@@ -21,7 +22,6 @@ from smtp_edge.admin.queue import QueueService
 from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
 from smtp_edge.envelope import Recipient
-from smtp_edge.server.commands import SyntaxFault, parse_mailbox
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:

@@ -8,26 +8,20 @@ later part ever sees a control character or an unbalanced quote in an address.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 
+from smtp_edge.address import LABEL, SyntaxFault, parse_mailbox
 from smtp_edge.envelope import NOTIFY_DEFAULT, BodyType, Notify
 
 PATH_MAX = 256
 """Octets of a path with its brackets (RFC 5321 section 4.5.3.1.3)."""
-LOCAL_PART_MAX = 64
 PARAMETERS_MAX = 20
 ENVID_MAX, ORCPT_MAX = 100, 500
 BODY_TYPES = {body_type.value: body_type for body_type in BodyType}
 NOTIFY_WORDS = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]+"
-_DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-_QUOTED = re.compile(r'"(?:[ !#-\[\]-~\x80-\U0010ffff]|\\[ -~])*"')
-_LABEL = r"[A-Za-z0-9\x80-\U0010ffff](?:[A-Za-z0-9_\x80-\U0010ffff-]*[A-Za-z0-9\x80-\U0010ffff])?"
-_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
-_ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
+_ROUTE = re.compile(rf"@{LABEL}(?:\.{LABEL})*(?:,@{LABEL}(?:\.{LABEL})*)*:")
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(r"[!-<>-~\x80-\U0010ffff]+")
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-Fa-f]{2})+")
@@ -38,14 +32,6 @@ _ORCPT = re.compile(
 _FORBIDDEN_BYTES = re.compile(rb"[\x00-\x1f\x7f]")
 _JOINERS = str.maketrans("", "", "\u200c\u200d")
 """Unprintable, and part of words in some scripts."""
-
-
-class SyntaxFault(ValueError):
-    """The argument does not follow the grammar. `status` is the enhanced status code; `str()` is generic."""
-
-    def __init__(self, text: str, status: str = "5.5.4", *, code: int = 501) -> None:
-        super().__init__(text)
-        self.status, self.code = status, code
 
 
 class UnknownParameter(SyntaxFault):
@@ -116,35 +102,6 @@ def _parse_path(path: str, *, null_allowed: bool) -> str:
         raise SyntaxFault("the path is too long", "5.1.3")
     route = _ROUTE.match(path)
     return parse_mailbox(path[route.end() :] if route else path)
-
-
-def parse_mailbox(text: str) -> str:
-    """Check `local@domain` (or the bare `postmaster`); returns it with the domain's final dot removed."""
-    if text.lower() == "postmaster":
-        return text
-    local = _QUOTED.match(text) if text.startswith('"') else _DOT_STRING.match(text)
-    if local is None or text[local.end() : local.end() + 1] != "@":
-        raise SyntaxFault("bad address syntax", "5.1.3")
-    if len(local.group().encode()) > LOCAL_PART_MAX:
-        raise SyntaxFault("the local part is too long", "5.1.3")
-    domain = text[local.end() + 1 :]
-    if not (_is_literal(domain) or (_DOMAIN.fullmatch(domain) and len(domain.encode()) <= 255)):
-        raise SyntaxFault("bad domain syntax", "5.1.2")
-    return f"{local.group()}@{domain.removesuffix('.')}"
-
-
-def _is_literal(domain: str) -> bool:
-    if not (domain.startswith("[") and domain.endswith("]")):
-        return False
-    inner = domain[1:-1]
-    try:
-        if inner[:5].lower() == "ipv6:":
-            ipaddress.IPv6Address(inner[5:])
-        else:
-            ipaddress.IPv4Address(inner)
-    except ValueError:
-        return False
-    return True
 
 
 def _parse_parameters(text: str) -> dict[str, str | None]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from smtp_edge.address import SyntaxFault
 from smtp_edge.envelope import BodyType, Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
 from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.server.access import Facts, Stage, at_greeting
 from smtp_edge.server.commands import (
     MailParameters,
     PathArgument,
-    SyntaxFault,
     UnknownParameter,
     parse_path_argument,
     take_mail_parameters,

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from smtp_edge.address import SyntaxFault
 from smtp_edge.auth.api import Authenticator, AuthUnavailable
 from smtp_edge.auth.guard import Guard
 from smtp_edge.auth.users import USER_CHARACTERS_MAX
 from smtp_edge.envelope import Client
 from smtp_edge.networks import ClientKeys
 from smtp_edge.reply import Reply
-from smtp_edge.server.commands import SyntaxFault
 
 log = structlog.get_logger()
 

@@ -26,10 +26,11 @@ from typing import Any, Protocol, cast
 import structlog
 from aiosmtpd.smtp import SMTP
 
+from smtp_edge.address import SyntaxFault
 from smtp_edge.envelope import Client
 from smtp_edge.reply import LOCAL_ERROR, Goodbye, Reply
 from smtp_edge.server.access import at_greeting
-from smtp_edge.server.commands import SyntaxFault, decode_line
+from smtp_edge.server.commands import decode_line
 from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.inbox import EndlessLine, Inbox

@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from smtp_edge.address import SyntaxFault
 from smtp_edge.networks import parse_address
-from smtp_edge.server.commands import SyntaxFault
 
 VALUE_MAX = 255
 ATTRIBUTES_MAX = 16

@@ -15,7 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from smtp_edge.envelope import Client, Envelope, MailData, Recipient
+from smtp_edge.address import parse_mailbox
+from smtp_edge.envelope import Client, Envelope, MailData, Notify, Recipient
 from smtp_edge.queue.reading import read_spooled
 from smtp_edge.sinks.fields import Field, Header, join_header, make_field, split_header
 from smtp_edge.stuffing import DotStuffing, Unstuff
@@ -126,7 +127,7 @@ class Message:
 
     def __init__(self, client: Client, envelope: Envelope, content: Content, fields: tuple[Field, ...]) -> None:
         self.client, self.envelope = client, envelope
-        self._content, self._fields = content, fields
+        self._content, self._fields, self._before = content, fields, envelope
         self.fields = fields
         """Raw, edits included."""
 
@@ -166,6 +167,35 @@ class Message:
         if removed:
             self.fields = left
         return removed
+
+    def set_sender(self, address: str) -> None:
+        """Another reverse-path; empty for the null reverse-path. ValueError for what is no address."""
+        self.envelope = replace(self.envelope, sender=parse_mailbox(address) if address else "")
+
+    def add_recipient(self, address: str, *, notify: Notify = Notify.NEVER) -> None:
+        """One more gets it. Who sent it hears nothing of that, unless `notify` says so. ValueError as above."""
+        recipient = Recipient(parse_mailbox(address), notify=notify)
+        if all(known.address != recipient.address for known in self.envelope.recipients):
+            self.envelope = replace(self.envelope, recipients=(*self.envelope.recipients, recipient))
+
+    def remove_recipient(self, address: str) -> bool:
+        """They do not get it, and nobody hears of that. False if it was not to go to them."""
+        left = tuple(known for known in self.envelope.recipients if known.address != address)
+        found = len(left) < len(self.envelope.recipients)
+        self.envelope = replace(self.envelope, recipients=left)
+        return found
+
+    def readdress(self, envelope: Envelope) -> Envelope:
+        """The envelope of the whole message, of which a sink has seen a part, with its edits."""
+        if self.envelope is self._before:
+            return envelope
+        gone = [known for known in self._before.recipients if known not in self.envelope.recipients]
+        new = [known for known in self.envelope.recipients if known not in self._before.recipients]
+        there = {known.address for known in envelope.recipients}
+        new = [known for known in new if known.address not in there]
+        kept = (*(known for known in envelope.recipients if known not in gone), *new)
+        smtputf8 = envelope.smtputf8 or not all(item.address.isascii() for item in new)
+        return replace(envelope, sender=self.envelope.sender, recipients=kept, smtputf8=smtputf8)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Compiled once at start; a rule that an event cannot answer is an error at load, 
     client         the address, in a network (192.0.2.0/24)                        connect
     ehlo           what HELO or EHLO said                                          helo
     auth           the authenticated user, empty for none                          auth, mail
-    mail from      the reverse-path, empty for the null one                        mail
+    mail from      the reverse-path, <> for the null one                           mail
     rcpt to        the forward-path                                                rcpt
     size           the bytes of the message: `<100K`, `>1M`                        data
     header NAME    the value of such a field; the values of all if there are more  data
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from smtp_edge.envelope import Client, Recipient
-from smtp_edge.globs import compile_globs
+from smtp_edge.globs import NULL_SENDER, compile_globs
 from smtp_edge.networks import Networks
 from smtp_edge.setting_kinds import parse_network
 
@@ -67,7 +67,7 @@ class Facts:
         if key.startswith(HEADER):
             return self.headers(key.removeprefix(HEADER))
         if key == "mail from":
-            return (self.sender,)
+            return (self.sender or NULL_SENDER,)
         if client is None:
             return ()
         return ({"listener": client.listener, "client": client.address, "ehlo": client.helo, "auth": client.user}[key],)

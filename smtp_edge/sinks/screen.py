@@ -53,6 +53,8 @@ class Screening:
     message: ReceivedMessage
     content: Content
     fields: tuple[Field, ...]
+    envelope: Envelope
+    """With the edits so far."""
     dropped: set[Recipient] = field(default_factory=set)
     refused: dict[Recipient, tuple[Binding, Reply]] = field(default_factory=dict)
     held: dict[Recipient, str] = field(default_factory=dict)
@@ -62,11 +64,9 @@ class Screening:
     def facts(self) -> Facts:
         """For the rules: who is still there."""
         message = self.message
-        left = tuple(
-            item for item in message.envelope.recipients if item not in self.refused and item not in self.dropped
-        )
+        left = tuple(item for item in self.envelope.recipients if item not in self.refused and item not in self.dropped)
         headers = Headers(self.fields)
-        return Facts(message.client, message.envelope.sender, left, message.data.size_bytes, headers.all)
+        return Facts(message.client, self.envelope.sender, left, message.data.size_bytes, headers.all)
 
 
 class Screen:
@@ -189,7 +189,7 @@ class Screen:
         fields, owned = content.header.fields, self._chain.owned
         if any(field.name.lower() in owned for field in fields):
             fields = tuple(field for field in fields if field.name.lower() not in owned)
-        work = Screening(message, content, fields)
+        work = Screening(message, content, fields, message.envelope)
         for recipient in message.envelope.recipients:
             for fate in (self._session, self._transaction, self._recipients.get(recipient.address)):
                 if fate is not None and fate.discard:
@@ -211,14 +211,14 @@ class Screen:
 
 async def _ask_one(work: Screening, binding: Binding, recipients: tuple[Recipient, ...]) -> Verdict | None:
     """What a sink says of the message; its edits are taken over if it neither fails nor refuses."""
-    envelope = narrowed(work.message.envelope, recipients)
+    envelope = narrowed(work.envelope, recipients)
     seen = Message(work.message.client, envelope, work.content, work.fields)
     try:
         verdict = await _answer(binding, "data", lambda sink: sink.data(seen))
     except SinkFailure as failure:
         return _on_failure(binding, failure)
     if not isinstance(verdict, Reject | TempFail | Discard):
-        work.fields = seen.fields
+        work.fields, work.envelope = seen.fields, seen.readdress(work.envelope)
     return verdict
 
 
@@ -242,7 +242,7 @@ def _apply(work: Screening, binding: Binding, verdict: Verdict | None, recipient
 
 
 async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-    envelope = work.message.envelope
+    envelope = work.envelope
     left = [item for item in envelope.recipients if item not in work.dropped and item not in work.refused]
     refusals = [work.refused[item] for item in envelope.recipients if item in work.refused]
     if not left:

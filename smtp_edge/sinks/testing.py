@@ -38,6 +38,8 @@ class Outcome:
     """Of those whose mail goes on or is held."""
     held: tuple[tuple[str, str], ...] = ()
     """(recipient, reason) of those in quarantine."""
+    sender: str = ""
+    """Reverse-path, as it would be stored."""
 
 
 async def ask(
@@ -93,4 +95,5 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
         unstuff.feed(result.data.inline or b"") + unstuff.finish(),
         tuple(recipient.address for recipient in result.envelope.recipients),
         tuple((recipient.address, reason) for recipient, reason in result.held),
+        result.envelope.sender,
     )

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtp_edge.address import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import BodyType, Notify
 from smtp_edge.server.commands import (
     MailParameters,
-    SyntaxFault,
     decode_line,
-    parse_mailbox,
     parse_path_argument,
     take_mail_parameters,
     take_rcpt_parameters,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtp_edge.server.commands import SyntaxFault
+from smtp_edge.address import SyntaxFault
 from smtp_edge.server.xclient import Forwarded, Override, parse_xclient, parse_xforward
 
 

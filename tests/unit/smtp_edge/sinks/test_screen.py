@@ -25,6 +25,7 @@ from smtp_edge.sinks.api import (
 )
 from smtp_edge.sinks.chain import BREAK_AFTER, Binding, SinkChain
 from smtp_edge.sinks.rules import parse_rule
+from smtp_edge.sinks.testing import ask
 from tests.unit.smtp_edge.server.doors import HOSTNAME, INLINE_BYTES_MAX, Door, Surroundings, open_door
 
 ANN, BOB = "ann@example.org", "bob@example.com"
@@ -375,3 +376,50 @@ async def test_verbs_that_no_sink_asks_about_stay_as_quick_as_they_are(tmp_path:
         await opened.client()
         (session,) = opened.listener._door._sessions  # type: ignore[union-attr]
         assert {b"MAIL", b"RCPT", b"EHLO"} <= session.conversation.verbs.keys()
+
+
+# -- the envelope ------------------------------------------------------------------------------------------------------
+
+
+class Readdresses(Sink):
+    """Takes Ann out, adds others, and says what it is told to."""
+
+    def __init__(self, *verdicts: Verdict | None, add: tuple[str, ...] = ("archive@example.org",)) -> None:
+        self.verdicts, self.add, self.seen = list(verdicts), add, list[tuple[str, ...]]()
+
+    async def data(self, message: Message) -> Verdict | None:
+        self.seen.append(tuple(recipient.address for recipient in message.envelope.recipients))
+        message.remove_recipient(ANN)
+        for address in self.add:
+            message.add_recipient(address)
+        message.set_sender("")
+        return self.verdicts.pop(0) if self.verdicts else None
+
+
+async def test_edits_of_the_envelope_count_for_those_who_come_after_and_are_stored() -> None:
+    first, second = Readdresses(), Readdresses()
+    both = [bound(first, priority=1), bound(second, "mail from=<>", priority=2)]
+    outcome = await ask(both, MAIL, recipients=(ANN, BOB))
+    assert (outcome.sender, outcome.recipients) == ("", (BOB, "archive@example.org"))
+    assert second.seen == [(BOB, "archive@example.org")]
+
+
+@pytest.mark.parametrize("verdict", [Discard(), None])
+async def test_edits_of_one_who_sees_some_recipients_leave_the_others(verdict: Verdict | None) -> None:
+    outcome = await ask(
+        Readdresses(verdict, add=(BOB, "jörg@example.org")), MAIL, recipients=(ANN, BOB), rule=f"rcpt to={ANN}"
+    )
+    if verdict is not None:  # who drops a message has edited nothing
+        assert (outcome.sender, outcome.recipients) == ("sender@example.net", (BOB,))
+    else:
+        assert (outcome.sender, outcome.recipients) == ("", (BOB, "jörg@example.org"))
+
+
+@pytest.mark.parametrize("address", ["no-address", "a@b\r\nRCPT TO:<c@d>", "<a@example.org>"])
+async def test_what_is_no_address_is_the_sinks_failure(address: str) -> None:
+    outcome = await ask(Readdresses(add=(address,)), MAIL, recipients=(ANN,))
+    assert outcome.reply.startswith("451 4.3.0")
+
+
+async def test_a_message_whose_recipients_are_all_removed_is_done_with() -> None:
+    assert (await ask(Readdresses(add=()), MAIL, recipients=(ANN,))).reply.startswith("250")
