@@ -73,7 +73,7 @@ from smtp_edge.server.door import ListenerError
 from smtp_edge.server.inbound import Inbound
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
-from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.bindings import check_exits, load_bindings
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
 
@@ -266,7 +266,9 @@ class Node:
 
     def _build_sinks(self, settings: Settings) -> SinkChain:
         """SinkError."""
-        return SinkChain([*load_bindings(settings.sink), self._own_binding])
+        bindings = load_bindings(settings.sink)
+        check_exits(bindings, settings.smart_host)
+        return SinkChain([*bindings, self._own_binding])
 
     def _on_late(self) -> None:
         self._rerouter.begin()

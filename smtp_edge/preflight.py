@@ -22,7 +22,7 @@ from smtp_edge.client.contexts import apply_bounds
 from smtp_edge.mistake import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
-from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.bindings import check_exits, load_bindings
 from smtp_edge.sinks.chain import SinkError
 
 CERTIFICATE_DAYS_LEFT = 14
@@ -70,7 +70,7 @@ def _find(settings: Settings) -> Iterator[Mistake]:
         yield from _check_authority(f"tls[{number}].ca", table.ca)
     yield from _check_authority("mta_sts.ca", settings.mta_sts.ca)
     yield from _check_ciphers(settings)
-    yield from _check_sinks(settings.sink)
+    yield from _check_sinks(settings.sink, settings.smart_host)
 
 
 def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
@@ -128,7 +128,7 @@ def _check_ciphers(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("outbound.tls_ciphers", f"{settings.outbound.tls_ciphers!r} names no cipher of OpenSSL here")
 
 
-def _check_sinks(sinks: Sequence[SinkSettings]) -> Iterator[Mistake]:
+def _check_sinks(sinks: Sequence[SinkSettings], hosts: Sequence[SmartHostSettings]) -> Iterator[Mistake]:
     """Each by itself, then all in their order."""
     sound = True
     for number, sink in enumerate(sinks):
@@ -139,6 +139,6 @@ def _check_sinks(sinks: Sequence[SinkSettings]) -> Iterator[Mistake]:
             yield Mistake(f"sink[{number}]", str(error).partition(": ")[2])
     if sound:
         try:
-            load_bindings(sinks)
+            check_exits(load_bindings(sinks), hosts)
         except SinkError as error:
             yield Mistake("sink", str(error))

@@ -16,7 +16,7 @@ from router.terms import KEEPS_ANY_FLOOR, Terms
 from smtp_edge import relations_inbound
 from smtp_edge.mistake import Mistake
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
-from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings
+from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings, sink_names
 
 PORT_MAX = 65535
 SMTP_PORT = 25
@@ -71,12 +71,17 @@ def _check_names(settings: Settings) -> Iterator[Mistake]:
         ("auth", [section.name for section in settings.auth]),
         ("smart_host", [section.name for section in settings.smart_host]),
         ("route", [section.name for section in settings.route]),
+        ("sink", sink_names(settings.sink)),
     ):
         for number, name in enumerate(names):
             if name in names[:number]:
                 first = names.index(name)
                 text = f"{name!r} is the name of {key}[{first}] too; give each its own"
                 yield Mistake(f"{key}[{number}].name", text, rests_on=(f"{key}[{first}]",))
+    for number, host in enumerate(settings.smart_host):
+        if host.sink and host.sink not in (names := sink_names(settings.sink)):
+            text = f"no [[sink]] is named {host.sink!r}; there are: {', '.join(names) or 'none'}"
+            yield Mistake(f"smart_host[{number}].sink", text, rests_on=("sink",))
     for number, listener in enumerate(settings.listener):
         if listener.name in ("mesh", "gossip", "admin", "metrics"):
             yield Mistake(f"listener[{number}].name", f"{listener.name!r} is the name of the node's own door")
@@ -242,10 +247,13 @@ def _check_smart_host(key: str, host: SmartHostSettings) -> Iterator[Mistake]:
     if host.user and host.tls == "none":
         text = 'is "none", so the password would travel in the clear; set "starttls" or "implicit"'
         yield Mistake(f"{key}.tls", text)
-    if not host.host and host.socket is None:
-        yield Mistake(f"{key}.host", "is required, or `socket`: the path of a Unix socket")
-    if host.host and host.socket is not None:
-        yield Mistake(f"{key}.socket", "and host: a host is reached by one of them")
+    given = [name for name in ("host", "socket", "sink", "elsewhere") if getattr(host, name)]
+    if not given:
+        yield Mistake(
+            f"{key}.host", "is required, or `socket`: the path of a Unix socket, or `sink`: the name of a [[sink]]"
+        )
+    for name in given[1:]:
+        yield Mistake(f"{key}.{name}", f"and {given[0]}: a host is reached by one of them")
     if host.socket is not None and host.tls not in ("none", "opportunistic"):
         yield Mistake(f"{key}.tls", f'is "{host.tls}", but a Unix socket has no TLS; leave the key out')
     if host.protocol == "lmtp" and host.socket is None and host.port == SMTP_PORT:

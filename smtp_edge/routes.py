@@ -30,7 +30,10 @@ PROMISED = {
 
 def build_terms(host: SmartHostSettings) -> Terms:
     """What a smart host is and promises."""
-    return Terms(tuple(sorted(set(host.tags))), PROMISED[host.tls], host.size_bytes_max)
+    promised = (
+        TlsLevel.VERIFIED if host.sink else PROMISED[host.tls]
+    )  # what does not leave this machine is seen by nobody
+    return Terms(tuple(sorted(set(host.tags))), promised, host.size_bytes_max)
 
 
 def build_policy(route: RouteSettings) -> Policy:
@@ -61,6 +64,7 @@ def build_exits(settings: Settings) -> list[ExitHop]:
             host.reserve,
         )
         for host in settings.smart_host
+        if not host.elsewhere
     ]
 
 
@@ -72,7 +76,7 @@ def find_other_machines(before: Settings, after: Settings) -> tuple[Hop, ...]:
 
 
 def _place(host: SmartHostSettings) -> tuple[object, ...]:
-    return host.host, host.port, host.socket, host.protocol
+    return host.host, host.port, host.socket, host.protocol, host.sink
 
 
 def limit_sizes(listeners: Iterable[ListenerSettings], table: RouteTable) -> list[ListenerSettings]:

@@ -72,7 +72,7 @@ class Targets:
 
     def configure(self, settings: Settings) -> None:
         """Other smart hosts and exchangers from now on; peers are gossip's."""
-        self._hosts = {host.name: _host_target(host) for host in settings.smart_host}
+        self._hosts = {host.name: _host_target(host) for host in settings.smart_host if not host.elsewhere}
         self._mx = settings.mx
 
     def learn(self, snapshot: Snapshot) -> None:
@@ -116,6 +116,7 @@ def _host_target(host: SmartHostSettings) -> Target:
         host.port,
         protocol=host.protocol,
         socket=host.socket,
+        sink=host.sink,
         tls=host.tls,
         tls_ca=host.tls_ca,
         user=host.user,
@@ -261,6 +262,8 @@ class RoutingShell:
         target, began = self._targets.find(hop.id), self._now()
         if target is None:
             result = AttemptResult(OutcomeKind.CONNECT_FAILED, reason="its address is not known here")
+        elif target.sink:  # what it can do shows with the next message
+            result = AttemptResult(OutcomeKind.ACCEPTED)
         else:
             result = await self._client.probe(target)
         log.debug("probe", next_hop=hop.id, outcome=result.kind.value, reason=result.reason)

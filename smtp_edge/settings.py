@@ -6,6 +6,8 @@ Paths are relative to the folder of the file. Secrets are named by file, never w
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +84,10 @@ class SmartHostSettings(Section):
     port: Port = 25
     socket: Path | None = None
     """A Unix socket instead of host and port."""
+    sink: str = ""
+    """Name of a [[sink]] on `deliver` instead: the mail ends here."""
+    elsewhere: bool = False
+    """An exit of other relays only, which routes here may name."""
     protocol: Literal["smtp", "lmtp"] = "smtp"
     tls: TlsWord = "opportunistic"
     """`encrypted` demands TLS with whatever certificate; `starttls` and `implicit` verify it by an authority, `dane` by
@@ -255,6 +261,8 @@ class SinkSettings(Section):
     """[[sink]]: a binding."""
 
     use: str
+    name: str = ""
+    """Unique; empty = `use`, with a number if there are more of that."""
     rule: str = ""
     priority: Annotated[int, Field(ge=0, le=32767)] = 24575
     timeout: str = ""
@@ -287,3 +295,14 @@ class Settings(Section):
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     sink: tuple[SinkSettings, ...] = ()
+
+
+def sink_names(sections: Sequence[SinkSettings]) -> list[str]:
+    """What the bindings are called: as they say, or as they use, numbered from the second on."""
+    names: list[str] = []
+    for section in sections:
+        name = section.name or section.use
+        if not section.name and name in names:
+            name = next(f"{name}-{number}" for number in itertools.count(2) if f"{name}-{number}" not in names)
+        names.append(name)
+    return names

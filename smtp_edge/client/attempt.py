@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from router.decision import Hop, OutcomeKind
-from smtp_edge.envelope import Envelope, MailData, Transfer
+from smtp_edge.envelope import Envelope, MailData, Recipient, Transfer
 from smtp_edge.reply import Reply
 
 
@@ -25,6 +25,8 @@ class Target:
     protocol: Literal["smtp", "lmtp"] = "smtp"
     socket: Path | None = None
     """A Unix socket instead of host and port."""
+    sink: str = ""
+    """Name of a binding on `deliver` instead of all that."""
     tls_ca: Path | None = None
     user: str = ""
     password_file: Path | None = None
@@ -77,5 +79,7 @@ class AttemptResult:
     """Acceptance was final delivery (LMTP)."""
     own_reply: bool = False
     """`reply` and `replies` are our own words: no remote has said them."""
+    held: tuple[tuple[Recipient, str], ...] = ()
+    """Recipients whose mail waits for an operator from now on, and why."""
     unable: bool = False
     """Nothing was sent: this hop does not offer what the message needs. Another one may."""

@@ -13,10 +13,12 @@ import structlog
 
 from router.decision import Hop, HopKind, OutcomeKind
 from smtp_edge.client.attempt import AttemptResult, Job, Target
+from smtp_edge.dispatch.delivering import deliver
 from smtp_edge.dispatch.lines import Waiting
 from smtp_edge.envelope import Transfer
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import MessageStore
+from smtp_edge.sinks.chain import SinkChain
 
 log = structlog.get_logger()
 
@@ -81,14 +83,17 @@ class Attempts:
         waiting.hop, waiting.hop_since = hop_id, self._now()
         self._observer.began(target.hop, waiting.claim.delivery.class_id, waiting.claim.entry.data.size_bytes)
 
-    async def run(self, waiting: Waiting, target: Target) -> AttemptResult:
+    async def run(self, waiting: Waiting, target: Target, sinks: SinkChain) -> AttemptResult:
         """One transaction in a slot that was taken. Raises `MailDataLost`: nothing was sent that counts."""
         hop, delivery, began = target.hop, waiting.claim.delivery, self._now()
         if hop.kind is HopKind.PEER:
             self._store.note_offer(*waiting.key, hop.id)
         result = AttemptResult(OutcomeKind.CANCELLED, reason="abandoned")
         try:
-            result = await self._client.attempt(target, self._job(waiting, target))
+            if target.sink:
+                result = await deliver(sinks, target.sink, waiting.claim)
+            else:
+                result = await self._client.attempt(target, self._job(waiting, target))
         except MailDataLost as error:  # the next claim sets it aside if it is damaged
             log.error("queue.mail_data_lost", queue_id=delivery.queue_id, reason=str(error))
             raise

@@ -291,7 +291,7 @@ class Dispatcher:
 
     async def _attempt(self, waiting: Waiting, target: Target) -> None:
         try:
-            result = await self._attempts.run(waiting, target)
+            result = await self._attempts.run(waiting, target, self.sinks)
         except MailDataLost as error:
             await self._endings.park(waiting, str(error), self._now())
         else:

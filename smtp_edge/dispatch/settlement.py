@@ -2,6 +2,7 @@
 
 recipient's reply          becomes
 2yz                        relayed (LMTP: delivered), reported where the sender asks and the hop will not do it
+held (a sink on deliver)   HELD, once nobody else of the delivery is asked again
 5yz from a foreign host    failed, reported by a DSN in the same commit
 5yz of our own, because    another hop is asked at once; after the second such answer of the same hop: failed
 the hop lacks something
@@ -93,12 +94,16 @@ def plan_settlement(
         recipients=left,
         next_attempt_at=next_at,
         hop=hop.id,
-        reply=str(result.reply) if result.reply else result.reason,
+        reply=_held_because(result) if state is DeliveryState.HELD else str(result.reply or result.reason),
         in_doubt_hop="" if state.final else _hop_in_doubt(claim, hop, result),
         delay_notified=claim.delivery.delay_notified or delayed,
         notes=(*notes, note_of_attempt(hop, result, at, claim.delivery.recipients), *report_notes),
         reports=reports,
     )
+
+
+def _held_because(result: AttemptResult) -> str:
+    return "; ".join(dict.fromkeys(reason for _, reason in result.held))
 
 
 def _hop_in_doubt(claim: Claim, hop: Hop, result: AttemptResult) -> str:
@@ -251,6 +256,8 @@ def _next_state(
     if at >= claim.entry.expires_at:
         return DeliveryState.EXPIRED, None, None, False
     left = None if len(remaining) == len(claim.delivery.recipients) else remaining
+    if result.held and {recipient for recipient, _ in result.held} >= set(remaining):
+        return DeliveryState.HELD, left, None, False
     if result.kind is OutcomeKind.IN_DOUBT:
         return DeliveryState.DEFERRED, left, at + timedelta(seconds=IN_DOUBT_RETRY_S), False
     next_at = reporting.policy.next_attempt_at(claim.delivery.attempts + 1, at, rng)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 
-from smtp_edge.settings import SinkSettings
+from smtp_edge.settings import SinkSettings, SmartHostSettings, sink_names
 from smtp_edge.sinks.api import BEFORE_250, EVENTS, Sink
 from smtp_edge.sinks.chain import TEMPFAIL, Binding, SinkError
 from smtp_edge.sinks.rules import RuleError, parse_rule
@@ -25,7 +25,7 @@ BUILT_IN = {
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
 }
 """Sinks that come along, by the name that an entry point would have."""
-WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "disconnect", "route")
+WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "route", "deliver", "disconnect")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -33,9 +33,21 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 def load_bindings(sections: Sequence[SinkSettings]) -> list[Binding]:
     """Build the bindings of the configuration. SinkError names the binding and what is wrong with it."""
-    bindings = [_load(number, section) for number, section in enumerate(sections)]
+    names = sink_names(sections)
+    bindings = [
+        _load(number, section, name) for number, (section, name) in enumerate(zip(sections, names, strict=True))
+    ]
     _check_signers(bindings)
     return bindings
+
+
+def check_exits(bindings: Sequence[Binding], hosts: Sequence[SmartHostSettings]) -> None:
+    """Smart hosts that are sinks need one that delivers. SinkError."""
+    able = [binding.name for binding in bindings if binding.handles("deliver")]
+    for host in hosts:
+        if host.sink and host.sink not in able:
+            others = ", ".join(able) or "none"
+            raise SinkError(f"smart_host {host.name}: sink {host.sink} has no `deliver`; those that have: {others}")
 
 
 def _check_signers(bindings: Sequence[Binding]) -> None:
@@ -50,8 +62,8 @@ def _check_signers(bindings: Sequence[Binding]) -> None:
             )
 
 
-def _load(number: int, section: SinkSettings) -> Binding:
-    where = f"sink[{number}] ({section.use})"
+def _load(number: int, section: SinkSettings, name: str) -> Binding:
+    where = f"sink[{number}] ({name})"
     factory = _find(where, section.use)
     try:
         sink = factory(**section.with_)
@@ -73,10 +85,10 @@ def _load(number: int, section: SinkSettings) -> Binding:
     if section.on_failure != TEMPFAIL and not set(events) & set(BEFORE_250):
         raise SinkError(
             f"{where}: on_failure = {section.on_failure!r} is for sinks before the 250; "
-            "a route sink that fails lets the mail wait"
+            "when one after it fails, the mail waits"
         )
     timeout_s = _parse_duration(where, section.timeout) if section.timeout else None
-    return Binding(section.use, sink, rule, section.priority, timeout_s, section.on_failure)
+    return Binding(name, sink, rule, section.priority, timeout_s, section.on_failure)
 
 
 def _find(where: str, use: str) -> type[Sink]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from smtp_edge.sinks.api import BEFORE_250, PRIORITY_MAX, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.api import BEFORE_250, EVENTS, PRIORITY_MAX, Route, RouteRequest, Sink, Unreachable
 from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
 
 log = structlog.get_logger()
@@ -33,6 +33,10 @@ class SinkError(Exception):
 
 class SinkFailure(Exception):
     """A sink gave no answer that can be used; `str()` says why. Its binding says what that means."""
+
+
+class SinkTimeout(SinkFailure):
+    """It did not answer in time: whatever it was to do may be done."""
 
 
 @dataclass(slots=True)
@@ -96,7 +100,7 @@ class Binding:
             raise
         except TimeoutError:
             log.error("sink.timeout", sink=self.name, event_name=event)
-            raise SinkFailure(f"sink {self.name} gave no answer in time") from None
+            raise SinkTimeout(f"sink {self.name} gave no answer in time") from None
         except Exception as error:
             log.exception("sink.failed", sink=self.name, event_name=event)
             raise SinkFailure(f"sink {self.name} failed: {type(error).__name__}") from error
@@ -117,8 +121,7 @@ class SinkChain:
     def __init__(self, bindings: Sequence[Binding]) -> None:
         self.bindings = tuple(sorted(bindings, key=lambda binding: binding.priority))
         self._by_event = {
-            event: tuple(binding for binding in self.bindings if binding.handles(event))
-            for event in (*BEFORE_250, "disconnect", "route")
+            event: tuple(binding for binding in self.bindings if binding.handles(event)) for event in EVENTS
         }
         self.owned = frozenset(name.lower() for binding in self._by_event["data"] for name in binding.sink.owns)
         """Header fields, in lower case, that messages may not bring along."""
@@ -129,6 +132,10 @@ class SinkChain:
     def of(self, event: str) -> tuple[Binding, ...]:
         """Those that handle an event."""
         return self._by_event[event]
+
+    def find(self, event: str, name: str) -> Binding | None:
+        """The binding of that name, if it handles the event."""
+        return next((binding for binding in self._by_event[event] if binding.name == name), None)
 
     @property
     def screens(self) -> bool:

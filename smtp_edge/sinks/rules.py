@@ -39,7 +39,9 @@ KEYS_BY_EVENT: dict[str, tuple[str, ...]] = {
     "rcpt": AT_RCPT,
     "data": (*AT_RCPT, "size", HEADER),
     "disconnect": _AT_CONNECT,
+    "expand": ("mail from", "rcpt to", "size", HEADER),
     "route": ("mail from", "rcpt to"),
+    "deliver": ("mail from", "rcpt to", "size", HEADER),
 }
 """What each event can answer."""
 _SIZE = re.compile(r"([<>])\s*(\d{1,15})\s*([KMG]?)", re.IGNORECASE)

@@ -69,7 +69,9 @@ def naive(rule: list[tuple[str, bool, list[str]]], case: Case) -> tuple[Recipien
         elif key == "client":
             found = any(glob.startswith("192") for glob in globs)
         else:
-            seen = {"mail from": [case.sender or "<>"], "listener": [case.listener], "header subject": case.subjects}[key]
+            seen = {"mail from": [case.sender or "<>"], "listener": [case.listener], "header subject": case.subjects}[
+                key
+            ]
             found = any(fnmatch.fnmatchcase(value.lower(), glob) for value in seen for glob in globs)
         if found is negated:
             return None
