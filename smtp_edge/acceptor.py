@@ -18,11 +18,13 @@ from smtp_edge.counters import Counters
 from smtp_edge.dispatch.attempts import AttemptObserver
 from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
+from smtp_edge.originator import group
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
 from smtp_edge.settings import QueueSettings
+from smtp_edge.sinks.api import Mail
 from smtp_edge.sorting import Groups, Sorter, routed_bytes, split_token
 from smtp_edge.trace import build_received
 
@@ -94,12 +96,17 @@ class QueueAcceptor:
 
         `size_bytes`: as MAIL declared it.
         """
+        if not client.peer_id and self._may_expand(recipient):
+            return None
         found = self.sorter.classify(recipient, routed_bytes(size_bytes, bool(client.peer_id)))
         if found is None:
             if client.peer_id:
                 return Reply(451, "no route to this destination here", "4.4.4")
             return Reply(550, "no route to this destination", "5.4.4")
         return self._refuse_size(client, size_bytes, [found]) if found.too_large else None
+
+    def _may_expand(self, recipient: Recipient) -> bool:
+        return any(binding.rule.may_take(recipient) for binding in self._dispatcher.sinks.of("expand"))
 
     def spool(self) -> SpoolWriter:
         """Where a large body goes while it arrives."""
@@ -138,6 +145,20 @@ class QueueAcceptor:
             return self._reply(message, new, "already have it as", stored.duplicate_of)
         self._take_over(new, stored, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
+
+    async def originate(self, mail: Mail, client: str) -> str:
+        """Store a message that begins here; its queue id. StoreError: nothing was stored."""
+        dispatcher = self._dispatcher
+        assert dispatcher.originator is not None
+        new = await dispatcher.originator.make(mail, dispatcher.sinks, self._clock(), client)
+        try:
+            stored = await self._put(new, None)
+        except StoreError as error:
+            if not isinstance(error, StoreDoubt):
+                await self._spool.discard(new.entry.data)
+            raise
+        self._take_over(new, stored, submitted=True)
+        return new.entry.queue_id
 
     def _close_to_peers(self, message: ReceivedMessage) -> Reply | None:
         if not message.client.peer_id:
@@ -234,6 +255,8 @@ class QueueAcceptor:
         return NewEntry(entry, deliveries)
 
     def _group(self, message: ReceivedMessage) -> Groups:
+        if self._dispatcher.sinks.of("expand") and not message.client.peer_id:
+            return group(self.sorter, self._dispatcher.sinks, message.envelope, message.data)
         size_bytes = routed_bytes(message.data.size_bytes, bool(message.client.peer_id))
         return self.sorter.group(message.envelope.recipients, size_bytes)
 

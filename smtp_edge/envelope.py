@@ -80,6 +80,14 @@ class Envelope:
     """RET parameter: `FULL`, `HDRS` or empty."""
     requiretls: bool = False
     """REQUIRETLS (RFC 8689): only over verified TLS, to hops that promise the same."""
+    verp: bool = False
+    """Each recipient has a reverse-path of its own, made of `sender` (`own_sender`); kept to ourselves."""
+
+
+def own_sender(sender: str, recipient: str) -> str:
+    """The reverse-path of one recipient (VERP): `local+recipient=domain@sender-domain`."""
+    local, _, domain = sender.rpartition("@")
+    return f"{local}+{recipient.replace('@', '=')}@{domain}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
 from smtp_edge.orders import FILE as ORDERS_FILE
 from smtp_edge.orders import OrdersError
+from smtp_edge.originator import Originator
 from smtp_edge.postmaster import Postmaster
 from smtp_edge.pressure import Pressure
 from smtp_edge.queue.entry import Claim
@@ -71,6 +72,7 @@ from smtp_edge.routes import build_exits, build_table, find_classes, find_other_
 from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.server.door import ListenerError
 from smtp_edge.server.inbound import Inbound
+from smtp_edge.services import Services
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import check_exits, load_bindings
@@ -215,6 +217,7 @@ class Node:
         self._handover = HandOver(
             self.store, self._dispatcher, may_leave=lambda class_id: may_leave(self.engine, class_id, self.now())
         )
+        self._dispatcher.originator = self._build_originator()
         self._acceptor = QueueAcceptor(
             self.store,
             self._spool,
@@ -264,6 +267,29 @@ class Node:
             ),
         )
 
+    def _build_originator(self) -> Originator:
+        queue = self.settings.queue
+        return Originator(
+            node_id=self.identity.node_id,
+            new_queue_id=self._ids.new,
+            sorter=lambda: self._acceptor.sorter,
+            spool=self._spool,
+            lifetime=timedelta(seconds=queue.lifetime_s),
+            inline_bytes_max=queue.inline_bytes_max,
+        )
+
+    def _services(self, name: str) -> Services:
+        """What a binding may ask of this node."""
+        folder = self.settings.node.data_dir / "sinks"
+        return Services(
+            name,
+            self.identity.node_id,
+            lambda: self._hostname,
+            folder,
+            lambda: self._acceptor,
+            lambda: self.postmaster,
+        )
+
     def _build_sinks(self, settings: Settings) -> SinkChain:
         """SinkError."""
         bindings = load_bindings(settings.sink)
@@ -283,7 +309,7 @@ class Node:
         await _blame_async("node.data_dir", self.store.open())
         await _blame_async("node.data_dir", self.operations.restore())
         await self.room.measure()
-        await _blame_async("sink", self._sinks.start())
+        await _blame_async("sink", self._sinks.start(self._services))
         await self._outbound.start()
         self._doors["mesh"] = await _blame_async("mesh.listen", self._inbound.start_mesh())
         self._doors["gossip"] = await _blame_async("gossip.listen", self._gossip.start())
@@ -382,7 +408,7 @@ class Node:
         if settings.sink == self.settings.sink:
             return self._sinks
         sinks = await asyncio.to_thread(self._build_sinks, settings)
-        await sinks.start()
+        await sinks.start(self._services)
         undo.push_async_callback(sinks.stop)
         return sinks
 
@@ -407,6 +433,7 @@ class Node:
         self.room.configure(queue)
         self.postmaster.reporting = reporting = self._build_reporting()
         self._dispatcher.configure(reporting, build_dispatcher_limits(queue))
+        self._dispatcher.originator = self._build_originator()
         self._acceptor.configure(self.table, hostname=self._hostname, settings=queue)
         if rerouted:
             self._reroute(before)

@@ -16,6 +16,8 @@ from smtp_edge.routes import TRACE_ROOM_BYTES
 
 UNROUTABLE = "unroutable:"
 """Before the domain: the class of what no route takes."""
+EXPANSION = "expand:"
+"""The class of recipients that sinks may replace by others (`expand`)."""
 Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
 """Class id -> the class (None: no route takes it) and its recipients."""
 
@@ -44,10 +46,15 @@ class Sorter:
 
     def plan(self, claim: Claim) -> Regrouping | None:
         """What has to change about a delivery that is stored; None if it is where it belongs."""
+        if claim.delivery.class_id == EXPANSION:  # what becomes of it goes by the routes of then
+            return None
+        regrouping = self.regroup(claim)
+        return None if {part.class_id for part in regrouping.groups} == {claim.delivery.class_id} else regrouping
+
+    def regroup(self, claim: Claim) -> Regrouping:
+        """A stored delivery as its recipients are routed."""
         delivery = claim.delivery
         groups = self.group(delivery.recipients, routed_bytes(claim.entry.data.size_bytes, bool(claim.entry.trace)))
-        if groups.keys() == {delivery.class_id}:
-            return None
         token, whole = delivery.transfer_token, len(groups) == 1
         parts = tuple(
             Group(class_id, members, token if whole else split_token(token, members))

@@ -29,21 +29,26 @@ from smtp_edge.counters import Counters
 from smtp_edge.dispatch.attempts import Attempter, AttemptObserver, Attempts
 from smtp_edge.dispatch.choosing import answer_order, choose_free, make_request
 from smtp_edge.dispatch.endings import Endings
+from smtp_edge.dispatch.expanding import expand, postpone
 from smtp_edge.dispatch.lines import ClassQueue, Line, Lines, Standing, Waiting, explain_standing
 from smtp_edge.dispatch.places import Places
 from smtp_edge.dispatch.refill import Refill
 from smtp_edge.dispatch.settlement import Reporting, keep_schedule, note_of_attempt, plan_settlement
 from smtp_edge.dispatch.tasks import Tasks
-from smtp_edge.queue.entry import Claim, HistoryNote, utc_now
+from smtp_edge.originator import Originator
+from smtp_edge.queue.entry import Claim, HistoryNote, Settlement, utc_now
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
-from smtp_edge.sinks.chain import SinkChain
+from smtp_edge.sinks.chain import SinkChain, SinkFailure
+from smtp_edge.sorting import EXPANSION
 
 log = structlog.get_logger()
 
 HEADS_SCANNED_MAX = 8
 """Waiting deliveries asked before the class counts as held: those of one class differ only in trace and back-off."""
+EXPANSIONS_MAX = 8
+"""Under way at once."""
 PARK_AFTER_S = 5.0
 SWEEP_S = 1.0
 
@@ -86,6 +91,9 @@ class Dispatcher:
         self._now = now
         self._rng = rng
         self._clock = clock
+        self.originator: Originator | None = None
+        """Makes entries of expansions; set before the start, where a sink expands."""
+        self._expanding = 0
         self._tasks = Tasks()
         self._lines = Lines()
         self._places = Places(limits.active_max)
@@ -254,6 +262,8 @@ class Dispatcher:
         """Ask for the first few deliveries; True if one was started, settled, or laid to rest."""
         moved = False
         for waiting in queue.heads(HEADS_SCANNED_MAX):
+            if waiting.claim.delivery.class_id == EXPANSION:
+                return self._begin_expansion(waiting, queue)
             answer = await self._ask(waiting)
             if waiting not in queue.waiting:  # it left while the sink thought
                 continue
@@ -280,6 +290,36 @@ class Dispatcher:
         if waiting.only:
             return answer_order(waiting, self._now())
         return await self.sinks.route(make_request(waiting, self._now()))
+
+    # -- expansions ----------------------------------------------------------------------------------------------------
+
+    def _begin_expansion(self, waiting: Waiting, queue: ClassQueue) -> bool:
+        if self._expanding >= EXPANSIONS_MAX:
+            queue.held_because = "other messages are being expanded"
+            return False
+        queue.waiting.remove(waiting)
+        queue.progress_at = self._now()
+        self._expanding += 1
+        self._tasks.spawn(self._expand(waiting))
+        return True
+
+    async def _expand(self, waiting: Waiting) -> None:
+        claim, at, sinks, reporting = waiting.claim, self._clock(), self.sinks, self._endings.reporting
+        assert self.originator is not None
+        sinks.hold()
+        try:
+            ending = await expand(claim, sinks, self.originator, reporting.reporter, at)
+        except (SinkFailure, StoreError, MailDataLost) as error:
+            log.error("queue.expansion_failed", queue_id=claim.entry.queue_id, reason=str(error))
+            ending = postpone(claim, str(error), reporting.policy, at, self._rng)
+        finally:
+            sinks.release()
+            self._expanding -= 1
+        if isinstance(ending, Settlement):
+            await self._endings.settle(waiting, ending)
+        else:
+            await self._endings.regroup(waiting, ending)
+        self.ask_again()
 
     # -- attempts ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from smtp_edge.dispatch.places import Places
 from smtp_edge.dispatch.refill import Refill
 from smtp_edge.dispatch.settlement import UNTOLD, Reporting, plan_parking
 from smtp_edge.dispatch.tasks import Tasks
-from smtp_edge.queue.entry import DeliveryState, Settlement
+from smtp_edge.queue.entry import DeliveryState, Regrouping, Settlement
 from smtp_edge.queue.store import MessageStore, StoreError
 
 log = structlog.get_logger()
@@ -79,6 +79,22 @@ class Endings:
             self._refill.note_unclaimed()
         else:
             self._refill.note_room(class_id)
+
+    async def regroup(self, waiting: Waiting, regrouping: Regrouping) -> None:
+        """Give its recipients other classes, which ends the claim."""
+        while True:
+            try:
+                await self._store.regroup([regrouping])
+                break
+            except StoreError as error:
+                log.error("queue.settle_failed", queue_id=regrouping.queue_id, reason=str(error))
+                if self._tasks.stopping:
+                    return
+                await asyncio.sleep(RETRY_S)
+        self._places.leave(waiting)
+        for class_id in (waiting.claim.delivery.class_id, *(part.class_id for part in regrouping.groups)):
+            self._observer.backlog_changed(class_id)
+        self._refill.note_unclaimed()
 
     def note_wake(self, class_ids: Iterable[str], now: float) -> None:
         """Deferred mail of these classes is due from now on, also what is on its way to the disk."""

@@ -21,7 +21,7 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from smtp_edge.envelope import Envelope, MailData, Recipient
+from smtp_edge.envelope import Envelope, MailData, Recipient, own_sender
 from smtp_edge.reply import Reply
 
 
@@ -91,6 +91,14 @@ class Delivery:
     def but(self, **changes: object) -> Delivery:
         """A copy with changes."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def as_sent(entry: Entry, delivery: Delivery) -> Entry:
+    """The entry as this delivery has it: under VERP the reverse-path is that of its one recipient."""
+    if not entry.envelope.verp:
+        return entry
+    sender = own_sender(entry.envelope.sender, delivery.recipients[0].address)
+    return replace(entry, envelope=replace(entry.envelope, sender=sender, verp=False))
 
 
 Key = tuple[str, int]
@@ -212,7 +220,7 @@ class HistoryNote:
     at: datetime
     event: str
     """`received`, `claimed`, `attempt`, `relayed`, `deferred`, `failed`, `expired`, `bounced`, `held`, `released`,
-    `retried`, `removed`, `moved`, `rerouted`, `duplicate`, `dropped` (failed, and the reverse-path is null)."""
+    `retried`, `expanded`, `removed`, `moved`, `rerouted`, `duplicate`, `dropped` (failed, the reverse-path is null)."""
     hop: str = ""
     reply: str = ""
     detail: str = ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from smtp_edge.envelope import MailData
-from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Key, MessageHistory, NewEntry
+from smtp_edge.queue.entry import Claim, DeliveryState, HistoryNote, Key, MessageHistory, NewEntry, as_sent
 from smtp_edge.queue.rows import (
     BODY_COLUMNS,
     CORRUPT,
@@ -82,7 +82,8 @@ def _decode_claims(rows: Iterable[Row], spool: Path) -> Iterator[Claim]:
     for row in rows:
         try:
             entry = decode_entry(row[:ENTRY_WIDTH], None, spool)
-            yield Claim(entry, decode_delivery(row[ENTRY_WIDTH:]), 0)
+            delivery = decode_delivery(row[ENTRY_WIDTH:])
+            yield Claim(as_sent(entry, delivery), delivery, 0)
         except CorruptRow:  # counted and logged when it is claimed
             continue
 

@@ -102,6 +102,7 @@ def encode_entry(entry: Entry) -> str:
             "envid": envelope.envid,
             "ret": envelope.ret,
             "requiretls": envelope.requiretls,
+            "verp": envelope.verp,
             "trace": entry.trace,
             "received_field": entry.received_field.decode("latin-1"),
             "client": entry.client,
@@ -146,6 +147,7 @@ def decode_entry(row: Row, body: Row | None, spool: Path) -> Entry:
             envid=_text(fields["envid"]),
             ret=_text(fields["ret"]),
             requiretls=bool(fields.get("requiretls", False)),
+            verp=bool(fields.get("verp", False)),
         )
         return Entry(
             queue_id=queue_id,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from smtp_edge.envelope import Recipient
 from smtp_edge.queue.entry import Claim, DeliveryState
 from smtp_edge.queue.rows import to_us
 
@@ -26,7 +27,7 @@ class Selection:
     """Queue ids here, or the origins that messages are named by across the mesh."""
     class_ids: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
-    """Of recipients, in lower case."""
+    """Of recipients, in lower case; `.example.org`: all below it."""
     senders: tuple[str, ...] = ()
     """An address, `@domain`, or `<>`."""
     states: tuple[DeliveryState, ...] = ()
@@ -42,10 +43,14 @@ class Selection:
 
     def matches(self, claim: Claim) -> bool:
         """True if a delivery is meant, as far as SQL could not tell."""
-        if self.domains and not any(recipient.domain in self.domains for recipient in claim.delivery.recipients):
+        if self.domains and not any(map(self._is_to, claim.delivery.recipients)):
             return False
         sender = claim.entry.envelope.sender
         return not self.senders or any(_is_from(sender, wanted) for wanted in self.senders)
+
+    def _is_to(self, recipient: Recipient) -> bool:
+        domain = recipient.domain
+        return any(domain == wanted or (wanted[:1] == "." and domain.endswith(wanted)) for wanted in self.domains)
 
     def where(self) -> tuple[str, list[Any]]:
         """A condition on `delivery d JOIN entry e` that holds for everything meant, and its values."""
@@ -62,7 +67,7 @@ class Selection:
                 parts.append(f"{column} {sign} ?")
                 values.append(to_us(at))
         for column, patterns in (
-            ("d.recipients", [f"%@{_quoted(domain)}%" for domain in self.domains]),
+            ("d.recipients", [f"%{_from_at(domain)}%" for domain in self.domains]),
             ("e.document", [f"%{_quoted(sender)}%" for sender in self.senders if sender != NULL_SENDER]),
         ):
             if patterns and not (column == "e.document" and NULL_SENDER in self.senders):
@@ -73,6 +78,10 @@ class Selection:
 
 def _one_of(column: str, values: tuple[object, ...]) -> str:
     return f"{column} IN ({', '.join('?' * len(values))})"
+
+
+def _from_at(domain: str) -> str:
+    return _quoted(domain if domain.startswith(".") else f"@{domain}")
 
 
 def _is_from(sender: str, wanted: str) -> bool:

@@ -26,6 +26,7 @@ from smtp_edge.queue.entry import (
     NewEntry,
     Settlement,
     Stored,
+    as_sent,
 )
 from smtp_edge.queue.picking import Pick
 from smtp_edge.queue.rows import (
@@ -84,7 +85,7 @@ def put(
     if not incarnation:
         return Stored()
     born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
-    return Stored(tuple(Claim(new.entry, delivery, FRESH_TOKEN) for delivery in born))
+    return Stored(tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born))
 
 
 def accept_key(accept_token: str, new: NewEntry) -> str:
@@ -210,7 +211,7 @@ def _claim_rows(
             (CLAIMED, token + 1, by.incarnation, to_us(at), queue_id, copy),
         )
         changes.add(class_id, received_us, before, CLAIMED)
-        claims.append(Claim(entry, delivery, token + 1))
+        claims.append(Claim(as_sent(entry, delivery), delivery, token + 1))
     return claims
 
 

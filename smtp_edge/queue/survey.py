@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection
 
-from smtp_edge.queue.entry import Claim, DeliveryState
+from smtp_edge.queue.entry import Claim, DeliveryState, as_sent
 from smtp_edge.queue.rows import (
     BODY_COLUMNS,
     BODY_WIDTH,
@@ -82,7 +82,8 @@ def find(
         if with_data:
             data = row[-BODY_WIDTH:]
         try:
-            claim = Claim(decode_entry(row[:ENTRY_WIDTH], data, spool), decode_delivery(columns), token)
+            entry, delivery = decode_entry(row[:ENTRY_WIDTH], data, spool), decode_delivery(columns)
+            claim = Claim(as_sent(entry, delivery), delivery, token)
         except CorruptRow:
             continue
         if selection.matches(claim):

@@ -13,7 +13,8 @@ from typing import Any
 
 import structlog
 
-from smtp_edge.sinks.api import BEFORE_250, EVENTS, PRIORITY_MAX, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.envelope import Recipient
+from smtp_edge.sinks.api import BEFORE_250, EVENTS, PRIORITY_MAX, NodeServices, Route, RouteRequest, Sink, Unreachable
 from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
 
 log = structlog.get_logger()
@@ -144,9 +145,14 @@ class SinkChain:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start every sink. SinkError names the one that does not start; then none is started."""
+    async def start(self, services: Callable[[str], NodeServices] | None = None) -> None:
+        """Start every sink. SinkError names the one that does not start; then none is started.
+
+        `services`: what the node does for a binding of that name.
+        """
         for number, binding in enumerate(self.bindings):
+            if services is not None:
+                binding.sink.node = services(binding.name)
             try:
                 async with asyncio.timeout(START_S):
                     await binding.sink.start()
@@ -185,6 +191,11 @@ class SinkChain:
             selected = binding.rule.select(known)
             if selected is not None:
                 yield binding, replace(known, recipients=selected)
+
+    def claimed(self, event: str, facts: Facts) -> frozenset[Recipient]:
+        """Recipients that some binding of the event would see."""
+        bindings = self._by_event[event]
+        return frozenset(item for binding in bindings for item in binding.rule.select(facts) or ())
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """The first answer that is not None. A sink that fails, hangs or answers nonsense makes the delivery wait."""

@@ -81,10 +81,7 @@ class Content:
         kept = data.header
         if not (kept.endswith(_EMPTY_LINES) or kept == b"\r\n"):  # longer than what is kept of it, or none at all
             kept = data.inline if data.inline is not None else await asyncio.to_thread(_read_header, data)
-        unstuff = Unstuff()
-        text = unstuff.feed(kept) + unstuff.finish()
-        header = split_header(text)
-        return cls(data, header, len(DotStuffing().feed(text[: header.length])))
+        return cls(data, *parse_header(kept))
 
     async def all(self) -> AsyncGenerator[bytes, None]:
         """The stored bytes, dots doubled."""
@@ -106,6 +103,14 @@ class Content:
             if skip < len(chunk):
                 yield chunk[skip:]
             skip = max(0, skip - len(chunk))
+
+
+def parse_header(stored: bytes) -> tuple[Header, int]:
+    """The header at the beginning of stored mail data, and where the body begins there."""
+    unstuff = Unstuff()
+    text = unstuff.feed(stored) + unstuff.finish()
+    header = split_header(text)
+    return header, len(DotStuffing().feed(text[: header.length]))
 
 
 def _read_header(data: MailData) -> bytes:

@@ -105,6 +105,10 @@ class Rule:
     recipients: tuple[Term, ...] = ()
     """Those with `rcpt to`."""
 
+    def may_take(self, recipient: Recipient) -> bool:
+        """It speaks of recipients, and of this one."""
+        return bool(self.recipients) and all(term.wants(recipient) for term in self.recipients)
+
     def select(self, facts: Facts) -> tuple[Recipient, ...] | None:
         """The recipients that the sink sees; None if it does not run."""
         if not all(term.holds(facts) for term in self.terms):

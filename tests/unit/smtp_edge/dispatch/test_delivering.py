@@ -135,7 +135,8 @@ async def test_a_failure_is_the_sinks_and_parks_the_message_in_the_end(
         await until(lambda: bool(bench.observer.ends) and not bench.dispatcher.active_count)
         state, recipients, reply = await state_of(bench)
         assert (state, recipients) == (DeliveryState.HELD, (ANN,))
-        assert reply.startswith("sink box") and reply.endswith("in 1 attempts")
+        assert reply.startswith("sink box")
+        assert reply.endswith("in 1 attempts")
 
 
 async def test_a_failure_before_that_is_as_if_a_host_did_not_answer(tmp_path: Path) -> None:
