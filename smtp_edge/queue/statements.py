@@ -21,6 +21,7 @@ from smtp_edge.queue.entry import (
     Delivery,
     DeliveryState,
     EarlyMark,
+    Entry,
     HistoryNote,
     Key,
     NewEntry,
@@ -197,11 +198,13 @@ def _claim_rows(
 ) -> list[Claim]:
     """A time that is to come stays with the claim: if it ends untouched, the delivery is deferred as it was."""
     claims: list[Claim] = []
+    entries: dict[str, Entry] = {}
+    """Decoded once: of a list's message thousands of deliveries may be claimed together."""
     for *columns, token, received_us in rows:
         queue_id, copy, class_id, _, before = columns[:5]
         try:
             delivery = decode_delivery(columns).but(state=DeliveryState.CLAIMED)
-            entry = _load_entry(connection, queue_id, by.spool)
+            entry = entries.get(queue_id) or _load_entry(connection, queue_id, by.spool)
         except CorruptRow as error:
             set_aside(connection, changes, queue_id, copy, str(error))
             continue
@@ -211,11 +214,12 @@ def _claim_rows(
             (CLAIMED, token + 1, by.incarnation, to_us(at), queue_id, copy),
         )
         changes.add(class_id, received_us, before, CLAIMED)
+        entries[queue_id] = entry
         claims.append(Claim(as_sent(entry, delivery), delivery, token + 1))
     return claims
 
 
-def _load_entry(connection: Connection, queue_id: str, spool: Path) -> Any:
+def _load_entry(connection: Connection, queue_id: str, spool: Path) -> Entry:
     row = connection.execute(
         f"SELECT {ENTRY_COLUMNS}, {BODY_COLUMNS} FROM entry e LEFT JOIN body b USING (queue_id) WHERE e.queue_id = ?",
         (queue_id,),
@@ -327,7 +331,8 @@ def _end_claim(connection: Connection, settlement: Settlement, at: datetime) -> 
 def finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: datetime) -> None:
     """Once every delivery is final, the mail data goes and the history's retention begins."""
     open_row = connection.execute(
-        f"SELECT 1 FROM delivery WHERE queue_id = ? AND state NOT IN ({_FINAL}) LIMIT 1", (queue_id,)
+        f"SELECT 1 FROM delivery WHERE queue_id = ? AND state NOT IN ({_FINAL}) ORDER BY copy DESC LIMIT 1",
+        (queue_id,),  # of thousands the first ones end first: the last one tells
     ).fetchone()
     row = connection.execute(
         "SELECT size_bytes, spool FROM entry WHERE queue_id = ? AND finished_at IS NULL", (queue_id,)
