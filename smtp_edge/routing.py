@@ -18,6 +18,7 @@ from router.engine import RoutingEngine
 from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.settings import Settings, SmartHostSettings
+from smtp_edge.sinks.api import LinkOutcome
 
 log = structlog.get_logger()
 
@@ -283,6 +284,9 @@ class RoutingShell:
             )
             if change.after is EdgeState.DOWN:
                 self._client.forget(change.hop)
+            if self._dispatcher is not None and self._dispatcher.reports.wanted("link"):
+                told = LinkOutcome(change.hop.id, change.before.value, change.after.value, change.reason)
+                self._dispatcher.reports.tell(told)
         if self._advertiser is not None and (changes.links_changed or changes.transitions):
             self._advertiser.publish_links(self._engine.links(self._now()))
         if self._dispatcher is not None:

@@ -41,6 +41,7 @@ from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
 from smtp_edge.sinks.chain import SinkChain, SinkFailure
+from smtp_edge.sinks.reports import Reports
 from smtp_edge.sorting import EXPANSION
 
 log = structlog.get_logger()
@@ -103,6 +104,8 @@ class Dispatcher:
             store, self._places, self._refill, self._tasks, observer, counters, clock, reporting, limits.park_retry_s
         )
         self._endings.on_late = on_late
+        self.reports = self._endings.reports = Reports(lambda: self.sinks)
+        """To sinks, of what became of mail and links."""
 
     def configure(self, reporting: Reporting, limits: DispatcherLimits) -> None:
         """Go by these from the next end of an attempt on."""
@@ -113,7 +116,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Begin to attempt what the store holds."""
-        self._tasks.repeat(self._refill.run(), self._sweep())
+        self._tasks.repeat(self._refill.run(), self._sweep(), self.reports.run())
 
     async def stop(self, grace_s: float) -> None:
         """Start nothing more, let attempts in flight finish within `grace_s`, abandon the rest (they stay claimed)."""

@@ -18,6 +18,8 @@ from smtp_edge.dispatch.settlement import UNTOLD, Reporting, plan_parking
 from smtp_edge.dispatch.tasks import Tasks
 from smtp_edge.queue.entry import DeliveryState, Regrouping, Settlement
 from smtp_edge.queue.store import MessageStore, StoreError
+from smtp_edge.sinks.api import DeliveryOutcome
+from smtp_edge.sinks.reports import Reports
 
 log = structlog.get_logger()
 
@@ -43,6 +45,7 @@ class Endings:
         self.reporting, self.park_retry_s = reporting, park_retry_s
         self.on_late: Callable[[], None] = lambda: None
         """A report was stored by a `reporting` of before."""
+        self.reports: Reports | None = None
         self._store = store
         self._places = places
         self._refill = refill
@@ -69,6 +72,8 @@ class Endings:
         if not settlement.in_doubt_hop and settlement.state is not DeliveryState.QUEUED:
             self._places.forget_doubts([waiting.key])
         self._count(settlement.state)
+        if self.reports is not None and self.reports.wanted("outcome"):
+            self.reports.tell(_outcome(waiting, settlement))
         if settlement.state.final and any(note.event == UNTOLD for note in settlement.notes):
             log.warning("dsn.nobody_told", queue_id=settlement.queue_id, reply=settlement.reply)
         class_id = waiting.claim.delivery.class_id
@@ -140,3 +145,16 @@ class Endings:
                 self._counters.failed += 1
             case _:
                 pass
+
+
+def _outcome(waiting: Waiting, settlement: Settlement) -> DeliveryOutcome:
+    entry, delivery = waiting.claim.entry, waiting.claim.delivery
+    return DeliveryOutcome(
+        settlement.queue_id,
+        entry.origin,
+        entry.envelope.sender,
+        settlement.hop,
+        settlement.state.value,
+        settlement.reply,
+        delivery.recipients if settlement.recipients is None else settlement.recipients,
+    )

@@ -253,7 +253,7 @@ class DeliveryOutcome:
     """`relayed`, `deferred`, `failed`, `expired`, `held`."""
     reply: str = ""
     recipients: tuple[Recipient, ...] = field(default=())
-    """Those that it is about."""
+    """Of the delivery; of one that is asked again, those who are left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,20 @@ BUILT_IN = {
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
 }
 """Sinks that come along, by the name that an entry point would have."""
-WIRED_EVENTS = ("connect", "helo", "auth", "mail", "rcpt", "data", "expand", "route", "deliver", "disconnect")
+WIRED_EVENTS = (
+    "connect",
+    "helo",
+    "auth",
+    "mail",
+    "rcpt",
+    "data",
+    "expand",
+    "route",
+    "deliver",
+    "outcome",
+    "link",
+    "disconnect",
+)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}

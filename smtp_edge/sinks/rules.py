@@ -38,6 +38,8 @@ KEYS_BY_EVENT: dict[str, tuple[str, ...]] = {
     "mail": _AT_MAIL,
     "rcpt": AT_RCPT,
     "data": (*AT_RCPT, "size", HEADER),
+    "outcome": ("mail from", "rcpt to"),
+    "link": (),
     "disconnect": _AT_CONNECT,
     "expand": ("mail from", "rcpt to", "size", HEADER),
     "route": ("mail from", "rcpt to"),
