@@ -63,7 +63,7 @@ def try_sink(
 ) -> None:
     """Ask one sink about a message, and show what becomes of it.
 
-    NAME is what a [[sink]] of the configuration has as `use`: then its rule, time limit and settings count. With
+    NAME is what a [[sink]] of the configuration has as `name` or `use`: then its rule, time limit and settings count. With
     --with, or if no [[sink]] has it, it is an entry point or module:Class. Lines of the message may end in LF.
     """
     from dataclasses import replace
@@ -103,7 +103,7 @@ def _find_bindings(name: str, given: tuple[str, ...], config: Path) -> Any:
     from smtp_edge.sinks.bindings import load_bindings
 
     sections = [] if given or not config.exists() else load_for_reading(config).sink
-    chosen = [section for section in sections if section.use == name]
+    chosen = [section for section in sections if name in (section.name, section.use)]
     if chosen:
         return load_bindings(chosen)
     settings: dict[str, Any] = {}

@@ -35,6 +35,7 @@ from smtp_edge.reply import Reply
 from smtp_edge.sinks.delivery import Delivery as Delivery
 from smtp_edge.sinks.message import Headers as Headers
 from smtp_edge.sinks.message import Message as Message
+from smtp_edge.sinks.watch import offload as offload
 
 BEFORE_250 = ("connect", "helo", "auth", "mail", "rcpt", "command", "data")
 AFTER_250 = ("expand", "route", "deliver")
@@ -198,6 +199,20 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Avoid:
+    """The sinks that are asked next must do without these hops. ValueError for what is no hop id."""
+
+    hops: tuple[str, ...]
+    """Hop ids."""
+
+    def __post_init__(self) -> None:
+        for hop in self.hops:
+            kind, _, name = hop.partition(":")
+            if kind not in ("peer", "host", "mx") or not name:
+                raise ValueError(f"{hop!r} is no hop id, as host:uplink-1")
+
+
+@dataclass(frozen=True, slots=True)
 class Unreachable:
     """No next hop. `for_good` bounces; otherwise the delivery waits without counting an attempt."""
 
@@ -355,7 +370,7 @@ class Sink:
         """
         return None
 
-    async def route(self, delivery: RouteRequest) -> Route | Unreachable | None:
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable | Avoid | None:
         """Where the delivery goes next."""
         return None
 

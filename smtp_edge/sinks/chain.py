@@ -14,8 +14,19 @@ from typing import Any
 import structlog
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.sinks.api import BEFORE_250, EVENTS, PRIORITY_MAX, NodeServices, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.api import (
+    BEFORE_250,
+    EVENTS,
+    PRIORITY_MAX,
+    Avoid,
+    NodeServices,
+    Route,
+    RouteRequest,
+    Sink,
+    Unreachable,
+)
 from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
+from smtp_edge.sinks.watch import steps
 
 log = structlog.get_logger()
 
@@ -25,6 +36,8 @@ START_S, STOP_S = 30.0, 5.0
 FAILURE_RETRY_S = 30.0
 """A delivery whose route sink failed is asked again after this; mail is never dropped because of our own confusion."""
 BREAK_AFTER, PROBE_S = 5, 10.0
+COMPLAINT_S = 10.0
+"""At least between two log lines about a sink that holds the event loop."""
 TEMPFAIL, ACCEPT, QUARANTINE = "tempfail", "accept", "quarantine"
 
 
@@ -47,6 +60,14 @@ class Trust:
     failures: int = 0
     """In a row."""
     probe_at: float = 0.0
+    complained_at: float = -COMPLAINT_S
+
+    def may_complain(self, now: float) -> bool:
+        """Now and then: whoever holds the loop once does it with every message."""
+        if now - self.complained_at < COMPLAINT_S:
+            return False
+        self.complained_at = now
+        return True
 
     def permits(self, now: float) -> bool:
         """It may be asked. Of a broken one every now and then."""
@@ -81,6 +102,10 @@ class Binding:
         """True if the sink overrides the event."""
         return getattr(type(self.sink), event) is not getattr(Sink, event)
 
+    def _held(self, took_s: float) -> None:
+        if self.trust.may_complain(asyncio.get_running_loop().time()):
+            log.warning("sink.held_loop", sink=self.name, took_s=round(took_s, 3))
+
     def limit_s(self, event: str) -> float:
         """For one answer."""
         usual_s = TIMEOUT_BEFORE_250_S if event in BEFORE_250 else TIMEOUT_AFTER_250_S
@@ -92,7 +117,7 @@ class Binding:
         failed = True
         try:
             async with asyncio.timeout(self.limit_s(event)):
-                answer = await question
+                answer = await steps(question, self._held)
             if answer is not None and not isinstance(answer, wanted):
                 log.error("sink.wrong_answer", sink=self.name, event_name=event, answer=type(answer).__name__)
                 raise SinkFailure(f"sink {self.name} answered nonsense")
@@ -206,12 +231,13 @@ class SinkChain:
                 if binding.rule is not ALWAYS and binding.rule.select(facts) is None:
                     continue
                 try:
-                    answer = await binding.ask("route", binding.sink.route(delivery), (Route, Unreachable))
+                    answer = await binding.ask("route", binding.sink.route(delivery), (Route, Unreachable, Avoid))
                 except SinkFailure as failure:
                     return Unreachable(str(failure), retry_in_s=FAILURE_RETRY_S)
-                if answer is not None:
-                    assert isinstance(answer, Route | Unreachable)
+                if isinstance(answer, Route | Unreachable):
                     return answer
+                if isinstance(answer, Avoid):
+                    delivery = replace(delivery, avoid=(*delivery.avoid, *answer.hops))
             return Unreachable("no sink routes this", retry_in_s=FAILURE_RETRY_S)
         finally:
             self.release()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
+import structlog
 
 from smtp_edge.envelope import Recipient
 from smtp_edge.settings import SinkSettings
-from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink, Unreachable
+from smtp_edge.sinks.api import PRIORITY_MAX, Avoid, NextHop, Route, RouteRequest, Sink, Unreachable, offload
 from smtp_edge.sinks.bindings import load_bindings
 from smtp_edge.sinks.chain import FAILURE_RETRY_S, Binding, SinkChain, SinkError
 from smtp_edge.sinks.rules import Facts, RuleError, parse_rule
+from smtp_edge.sinks.watch import steps
+from tests.unit.smtp_edge.dispatch.fakes import Ordered
 
 HERE = "tests.unit.smtp_edge.dispatch.test_bindings"
 
@@ -193,3 +198,70 @@ def test_rules(rule: str, facts: dict[str, list[str]], expected: bool) -> None:
 def test_an_unreadable_rule_is_an_error(text: str) -> None:
     with pytest.raises(RuleError):
         parse_rule(text, events=("route",))
+
+
+# -- pruning and watching ----------------------------------------------------------------------------------------------
+
+
+class Prunes(Sink):
+    def __init__(self, *hops: str) -> None:
+        self.hops = hops
+
+    async def route(self, delivery: RouteRequest) -> Avoid | None:
+        return Avoid(self.hops)
+
+
+async def test_an_earlier_sink_prunes_what_a_later_one_may_choose() -> None:
+    router = Ordered("host:a", "host:b")
+    chain = SinkChain([Binding("prune", Prunes("host:a")), Binding("router", router, priority=PRIORITY_MAX)])
+    assert await chain.route(request()) == Route((NextHop("host:b"),))
+    assert router.requests[0].avoid == ("host:a",)
+
+
+async def test_what_is_no_hop_is_the_fault_of_who_said_it() -> None:
+    chain = SinkChain([Binding("prune", Prunes("uplink-1")), Binding("router", Ordered("host:a"))])
+    answer = await chain.route(request())
+    assert isinstance(answer, Unreachable)
+    assert answer.reason == "sink prune failed: ValueError"
+
+
+async def test_a_sink_that_holds_the_loop_is_named_now_and_then() -> None:
+    class Blocking(Sink):
+        async def route(self, delivery: RouteRequest) -> Route | None:
+            await asyncio.sleep(0)
+            time.sleep(0.11)  # noqa: ASYNC251  (that is what it is about)
+            return None
+
+    binding = Binding("blocking", Blocking())
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            await SinkChain([binding]).route(request())
+    (line,) = [line for line in logs if line["event"] == "sink.held_loop"]
+    assert line["sink"] == "blocking"
+    assert line["took_s"] >= 0.1
+
+
+async def test_a_watched_question_is_cancelled_and_fails_like_any_other() -> None:
+    seen: list[str] = []
+
+    async def question(fault: Exception | None) -> str:
+        try:
+            await asyncio.sleep(0 if fault or not seen else 10)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        if fault:
+            raise fault
+        seen.append("answered")
+        return "answer"
+
+    assert await steps(question(None), lambda _: None) == "answer"
+    with pytest.raises(KeyError):
+        await steps(question(KeyError("x")), lambda _: None)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(steps(question(None), lambda _: None), 0.01)
+    assert seen == ["answered", "cancelled"]
+
+
+async def test_blocking_work_has_threads_of_its_own() -> None:
+    assert (await offload(lambda prefix: prefix + threading.current_thread().name, prefix="in ")).startswith("in sink")

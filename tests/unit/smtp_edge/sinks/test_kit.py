@@ -70,7 +70,7 @@ def test_explain_shows_who_is_asked_in_order(greeting: Path) -> None:
     said = run("sinks", "explain", "mail from=x@y; rcpt to=ann@example.org,bob@example.com", "--config", "node.toml")
     rows = [line.split() for line in said.splitlines()[2:]]
     assert [row[:3] + row[-1:] for row in rows] == [
-        ["data", "greeting:Greeting", "10", "bob@example.com"],
+        ["data", "greeting:Greeting-2", "10", "bob@example.com"],
         ["data", "greeting:Greeting", "20", "ann@example.org"],
         ["route", "mesh", "last", "bob@example.com"],
     ]
