@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypedDict
 
@@ -25,7 +26,7 @@ from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFul
 from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
 from smtp_edge.settings import QueueSettings
 from smtp_edge.sinks.api import Mail
-from smtp_edge.sorting import Groups, Sorter, routed_bytes, split_token
+from smtp_edge.sorting import REFUSED, Groups, Sorter, routed_bytes, split_token
 from smtp_edge.trace import build_received
 
 log = structlog.get_logger()
@@ -240,7 +241,9 @@ class QueueAcceptor:
         )
         base = transfer.token if transfer else f"{origin}/0"
         state = _state_of(transfer, at, entry.expires_at)
-        parts = _part_held(groups, dict(message.held)) if message.held else _parts(groups)
+        parts = _parts(groups)
+        if message.held:
+            parts = _part_held(groups, dict(message.held))
         deliveries = tuple(
             Delivery(
                 queue_id,
@@ -252,9 +255,20 @@ class QueueAcceptor:
             )
             for copy, (class_id, recipients, reason) in enumerate(parts)
         )
+        for reply in dict.fromkeys(reply for _, reply in message.refused):
+            members = tuple(item for item, said in message.refused if said == reply)
+            token = split_token(base, members)
+            told = f"{reply.status} {reply.text}"
+            deliveries += (
+                Delivery(queue_id, len(deliveries), REFUSED, members, last_reply=told, transfer_token=token),
+            )
         return NewEntry(entry, deliveries)
 
     def _group(self, message: ReceivedMessage) -> Groups:
+        if message.refused:
+            gone = {item for item, _ in message.refused}
+            left = tuple(item for item in message.envelope.recipients if item not in gone)
+            message = replace(message, envelope=replace(message.envelope, recipients=left), refused=())
         if self._dispatcher.sinks.of("expand") and not message.client.peer_id:
             return group(self.sorter, self._dispatcher.sinks, message.envelope, message.data)
         size_bytes = routed_bytes(message.data.size_bytes, bool(message.client.peer_id))

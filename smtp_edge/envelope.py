@@ -13,6 +13,8 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
+from smtp_edge.reply import Reply
+
 
 class BodyType(enum.StrEnum):
     """BODY parameter of MAIL (RFC 6152, RFC 3030)."""
@@ -144,3 +146,5 @@ class ReceivedMessage:
     transfer: Transfer | None = None
     held: tuple[tuple[Recipient, str], ...] = ()
     """Recipients whose mail waits for an operator, and why: what sinks put into quarantine."""
+    refused: tuple[tuple[Recipient, Reply], ...] = ()
+    """Recipients who do not get it although the reply was 250: the sender, whom we know, gets a report."""

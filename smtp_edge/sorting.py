@@ -18,6 +18,8 @@ UNROUTABLE = "unroutable:"
 """Before the domain: the class of what no route takes."""
 EXPANSION = "expand:"
 """The class of recipients that sinks may replace by others (`expand`)."""
+REFUSED = "refused:"
+"""The class of recipients that were refused after all of them had been taken: the sender gets a report."""
 Groups = dict[str, tuple[DestinationClass | None, tuple[Recipient, ...]]]
 """Class id -> the class (None: no route takes it) and its recipients."""
 
@@ -46,7 +48,7 @@ class Sorter:
 
     def plan(self, claim: Claim) -> Regrouping | None:
         """What has to change about a delivery that is stored; None if it is where it belongs."""
-        if claim.delivery.class_id == EXPANSION:  # what becomes of it goes by the routes of then
+        if claim.delivery.class_id in (EXPANSION, REFUSED):  # what becomes of it goes by the routes of then
             return None
         regrouping = self.regroup(claim)
         return None if {part.class_id for part in regrouping.groups} == {claim.delivery.class_id} else regrouping

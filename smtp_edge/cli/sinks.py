@@ -63,8 +63,8 @@ def try_sink(
 ) -> None:
     """Ask one sink about a message, and show what becomes of it.
 
-    NAME is what a [[sink]] of the configuration has as `name` or `use`: then its rule, time limit and settings count. With
-    --with, or if no [[sink]] has it, it is an entry point or module:Class. Lines of the message may end in LF.
+    NAME is the `name` or `use` of a [[sink]] of the configuration: then its rule, time limit and settings count.
+    With --with, or if no [[sink]] has it, it is an entry point or module:Class. Lines of the message may end in LF.
     """
     from dataclasses import replace
 

@@ -34,6 +34,12 @@ def make_request(waiting: Waiting, now: float) -> RouteRequest:
     )
 
 
+def answer_refusal(waiting: Waiting) -> Unreachable:
+    """For recipients that a sink refused after the others had been taken: the sender is told what it said."""
+    status, _, text = waiting.claim.delivery.last_reply.partition(" ")
+    return Unreachable(text, for_good=True, status=status)
+
+
 def answer_order(waiting: Waiting, now: float) -> Route | Unreachable:
     """For one that the operator moves to a hop: nobody is asked which."""
     until, _ = waiting.avoid.get(waiting.only, (0.0, 0.0))

@@ -27,7 +27,7 @@ from router.decision import Hop, HopKind
 from smtp_edge.client.attempt import AttemptResult, Target
 from smtp_edge.counters import Counters
 from smtp_edge.dispatch.attempts import Attempter, AttemptObserver, Attempts
-from smtp_edge.dispatch.choosing import answer_order, choose_free, make_request
+from smtp_edge.dispatch.choosing import answer_order, answer_refusal, choose_free, make_request
 from smtp_edge.dispatch.endings import Endings
 from smtp_edge.dispatch.expanding import expand, postpone
 from smtp_edge.dispatch.lines import ClassQueue, Line, Lines, Standing, Waiting, explain_standing
@@ -42,7 +42,7 @@ from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
 from smtp_edge.sinks.chain import SinkChain, SinkFailure
 from smtp_edge.sinks.reports import Reports
-from smtp_edge.sorting import EXPANSION
+from smtp_edge.sorting import EXPANSION, REFUSED
 
 log = structlog.get_logger()
 
@@ -290,6 +290,8 @@ class Dispatcher:
         return moved
 
     async def _ask(self, waiting: Waiting) -> Route | Unreachable:
+        if waiting.claim.delivery.class_id == REFUSED:
+            return answer_refusal(waiting)
         if waiting.only:
             return answer_order(waiting, self._now())
         return await self.sinks.route(make_request(waiting, self._now()))

@@ -7,8 +7,9 @@
     Quarantine     all of the session      the transaction      this recipient          its recipients
     Disconnect     421 and the end         the same             the same                the same
 
-One reply is all that the final dot has. If some recipients are refused there and others are not, it is 250, and the
-mail of the refused ones waits in quarantine: a bounce to a sender that anybody could have forged helps nobody. Between
+One reply is all that the final dot has. If some recipients are refused there and others are not, it is 250. A sender
+who has authenticated gets a report of the refused ones; else their mail waits in quarantine: a bounce to a sender that
+anybody could have forged helps nobody. Between
 the final dot and its reply there are `TOTAL_S` at most; nothing is stored yet, so a 451 doubles nothing.
 """
 
@@ -250,8 +251,8 @@ async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> Receiv
             return refusals[0][1]
         log.info("message.discarded", sender=envelope.sender, recipients=len(envelope.recipients))
         return TAKEN
-    held = dict(work.held)
-    for recipient, (binding, reply) in work.refused.items():
+    held, known = dict(work.held), bool(work.message.client.user)
+    for recipient, (binding, reply) in work.refused.items() if not known else ():
         held[recipient] = f"refused by sink {binding.name}: {reply}"
     kept = tuple(item for item in envelope.recipients if item not in work.dropped)
     data = work.message.data
@@ -262,6 +263,7 @@ async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> Receiv
         envelope=narrowed(envelope, kept),
         data=data,
         held=tuple((item, held[item]) for item in kept if item in held),
+        refused=tuple((item, work.refused[item][1]) for item in kept if known and item in work.refused),
     )
 
 

@@ -40,6 +40,8 @@ class Outcome:
     """(recipient, reason) of those in quarantine."""
     sender: str = ""
     """Reverse-path, as it would be stored."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(recipient, reply) of those of whom an authenticated sender gets a report."""
 
 
 async def ask(
@@ -96,4 +98,5 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
         tuple(recipient.address for recipient in result.envelope.recipients),
         tuple((recipient.address, reason) for recipient, reason in result.held),
         result.envelope.sender,
+        tuple((recipient.address, str(reply)) for recipient, reply in result.refused),
     )

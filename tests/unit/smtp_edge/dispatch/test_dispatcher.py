@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from router.settings import RouterSettings
 from router.terms import Policy, Terms
 from smtp_edge.client.attempt import AttemptResult, Job
 from smtp_edge.dispatch import lines
-from smtp_edge.envelope import Transfer
+from smtp_edge.envelope import Recipient, Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.api import Route, RouteRequest, Sink, Unreachable
@@ -282,3 +283,19 @@ async def test_mail_on_its_way_to_the_disk_when_its_class_is_woken_is_due_at_onc
         await bench.acceptor.accept(message())
         await until(lambda: bench.counters.relayed == 1)
         await asyncio.gather(*waking)
+
+
+async def test_who_was_refused_after_the_others_were_taken_is_reported_with_the_words_of_the_refusal(
+    tmp_path: Path,
+) -> None:
+    bob = Recipient("bob@example.org")
+    async with Bench(tmp_path, Ordered("host:a")) as bench:
+        whole = replace(message("ann@example.org", bob.address), refused=((bob, Reply(550, "a virus", "5.7.1")),))
+        await bench.acceptor.accept(whole)
+        await until(lambda: len(bench.client.attempts) == 2)
+        first, report = (job for _, job in bench.client.attempts)
+        assert [item.address for item in first.envelope.recipients] == ["ann@example.org"]
+        assert [item.address for item in report.envelope.recipients] == ["sue@example.net"]
+        assert b"bob@example.org" in (report.data.inline or b"")
+        assert b"550 5.7.1 a virus" in (report.data.inline or b"")
+        assert b"ann@example.org" not in (report.data.inline or b"")

@@ -223,6 +223,13 @@ async def test_a_rule_narrows_what_is_refused_and_the_refused_part_waits_for_an_
         assert b"X-Seen" not in (message.data.inline or b""), "a sink that refuses edits nothing"
 
 
+async def test_a_sender_who_is_known_gets_a_report_of_the_refused_part() -> None:
+    known = Client("192.0.2.1", helo="client.example.net", user="sue", listener="test")
+    outcome = await ask(AtData(Reject("a virus")), MAIL, recipients=(ANN, BOB), rule=f"rcpt to={BOB}", client=known)
+    assert (outcome.reply, outcome.held) == ("", ())
+    assert outcome.refused == ((BOB, "550 5.7.1 a virus"),)
+
+
 async def test_all_refused_one_after_another_is_the_first_refusal(tmp_path: Path) -> None:
     first, second = AtData(Reject("one")), AtData(Reject("two"))
     async with door(tmp_path, bound(first, f"rcpt to={BOB}"), bound(second)) as opened:
