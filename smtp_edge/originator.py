@@ -19,7 +19,7 @@ from smtp_edge.queue.entry import Delivery, Entry, NewEntry
 from smtp_edge.queue.spool import Spool
 from smtp_edge.sinks.api import Mail
 from smtp_edge.sinks.chain import SinkChain
-from smtp_edge.sinks.message import Headers, parse_header
+from smtp_edge.sinks.message import read
 from smtp_edge.sinks.rules import Facts
 from smtp_edge.sorting import EXPANSION, Groups, Sorter, routed_bytes, split_token
 from smtp_edge.stuffing import DotStuffing
@@ -31,17 +31,13 @@ RECIPIENTS_MAX = 1000
 def group(sorter: Sorter, chain: SinkChain, envelope: Envelope, data: MailData) -> Groups:
     """Recipients of a client's message by class; those that a sink may expand are a class of their own."""
     size_bytes = routed_bytes(data.size_bytes, from_peer=False)
-    facts = Facts(None, envelope.sender, envelope.recipients, data.size_bytes, lambda name: _read(data, name))
+    facts = Facts(None, envelope.sender, envelope.recipients, data.size_bytes, lambda name: read(data, name))
     claimed = chain.claimed("expand", facts)
     if not claimed:
         return sorter.group(envelope.recipients, size_bytes)
     groups = sorter.group([item for item in envelope.recipients if item not in claimed], size_bytes)
     groups[EXPANSION] = (None, tuple(item for item in envelope.recipients if item in claimed))
     return groups
-
-
-def _read(data: MailData, name: str) -> Sequence[str]:
-    return Headers(parse_header(data.header)[0].fields).all(name)
 
 
 @dataclass(slots=True)

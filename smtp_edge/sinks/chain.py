@@ -151,6 +151,7 @@ class SinkChain:
         }
         self.owned = frozenset(name.lower() for binding in self._by_event["data"] for name in binding.sink.owns)
         """Header fields, in lower case, that messages may not bring along."""
+        self.owned_names = tuple(name.encode() for name in self.owned)
         self._held = 0
         self._idle: asyncio.Event | None = None
         """Somebody waits until nobody holds it."""
@@ -219,8 +220,10 @@ class SinkChain:
 
     def claimed(self, event: str, facts: Facts) -> frozenset[Recipient]:
         """Recipients that some binding of the event would see."""
-        bindings = self._by_event[event]
-        return frozenset(item for binding in bindings for item in binding.rule.select(facts) or ())
+        found: set[Recipient] = set()
+        for binding in self._by_event[event]:
+            found.update(binding.rule.select(facts) or ())
+        return frozenset(found)
 
     async def route(self, delivery: RouteRequest) -> Route | Unreachable:
         """The first answer that is not None. A sink that fails, hangs or answers nonsense makes the delivery wait."""

@@ -105,6 +105,11 @@ class Content:
             skip = max(0, skip - len(chunk))
 
 
+def read(data: MailData, name: str) -> list[str]:
+    """The values of a field of mail data, as far as its header is kept."""
+    return Headers(parse_header(data.header)[0].fields).all(name)
+
+
 def parse_header(stored: bytes) -> tuple[Header, int]:
     """The header at the beginning of stored mail data, and where the body begins there."""
     unstuff = Unstuff()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -28,7 +29,7 @@ from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Goodbye, Reply
 from smtp_edge.sinks.api import Accept, Discard, Disconnect, Quarantine, Reject, Sink, TempFail, Verdict
 from smtp_edge.sinks.chain import ACCEPT, QUARANTINE, Binding, SinkChain, SinkFailure
 from smtp_edge.sinks.fields import Field
-from smtp_edge.sinks.message import Content, Headers, Message, Writer, narrowed, remove, rewrite
+from smtp_edge.sinks.message import Content, Headers, Message, Writer, narrowed, read, remove, rewrite
 from smtp_edge.sinks.rules import Facts
 
 log = structlog.get_logger()
@@ -168,7 +169,7 @@ class Screen:
         return result
 
     async def _screen(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-        if not self.asks("data") and not self._recipients and self._transaction == self._session == Fate():
+        if not self._concerns(message):
             return message
         try:
             work = await self._begin(message)
@@ -183,6 +184,21 @@ class Screen:
         except (OSError, StoreError, MailDataLost) as error:
             log.error("sink.data_failed", reason=str(error))
             return NO_SPACE if isinstance(error, StoreFull) else LOCAL_ERROR
+
+    def _concerns(self, message: ReceivedMessage) -> bool:
+        """Somebody has said something about it, or will be asked. The header is not taken apart for that."""
+        if self._recipients or not self._transaction == self._session == Fate():
+            return True
+        if not self.asks("data"):
+            return False
+        data, envelope, header = message.data, message.envelope, message.data.header
+        if not header.endswith(b"\r\n\r\n"):  # more of it than is kept, or none: whoever looks must read the file
+            return True
+        facts = Facts(message.client, envelope.sender, envelope.recipients, data.size_bytes, partial(read, data))
+        if self._chain.claimed("data", facts):
+            return True
+        lower = header.lower() if self._chain.owned_names else b""
+        return any(name in lower for name in self._chain.owned_names)
 
     async def _begin(self, message: ReceivedMessage) -> Screening:
         """With what was said before the mail data came."""

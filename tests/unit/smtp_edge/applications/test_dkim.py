@@ -138,7 +138,7 @@ def load(directory: Path, *priorities: int, **given: object) -> None:
 def test_nobody_is_asked_after_a_signer(tmp_path: Path, rsa_key: rsa.RSAPrivateKey) -> None:
     write(tmp_path, rsa_key)
     load(tmp_path, 10, 5, 9)
-    with pytest.raises(SinkError, match="sink clamav may change what dkim has signed"):
+    with pytest.raises(SinkError, match="sink clamav-2 may change what dkim has signed"):
         load(tmp_path, 10, 5, 11)
 
 
