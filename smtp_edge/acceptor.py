@@ -235,9 +235,7 @@ class QueueAcceptor:
                 recipients=message.envelope.recipients,
                 tls=client.tls,
             ),
-            client=" ".join(
-                word for word in (client.address, client.helo, client.user or client.peer_id, client.forwarded) if word
-            ),
+            client=" ".join(word for word in _describe(client) if word),
         )
         base = transfer.token if transfer else f"{origin}/0"
         state = _state_of(transfer, at, entry.expires_at)
@@ -338,6 +336,10 @@ class _State(TypedDict, total=False):
     attempts: int
     next_attempt_at: datetime
     delay_notified: bool
+
+
+def _describe(client: Client) -> tuple[str, ...]:
+    return client.address, client.helo, client.user or client.peer_id, str(client.forwarded)
 
 
 def _state_of(transfer: Transfer | None, at: datetime, expires_at: datetime) -> _State:

@@ -115,6 +115,29 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Forwarded:
+    """XFORWARD: the client of the server before a filter. Empty = unknown."""
+
+    name: str = ""
+    address: str = ""
+    port: str = ""
+    protocol: str = ""
+    helo: str = ""
+    ident: str = ""
+    """Queue id there."""
+    source: str = ""
+    """LOCAL or REMOTE."""
+
+    def __str__(self) -> str:
+        """For the log and the Received field: `helo name [address] ident`, what there is of it."""
+        address = f"[{self.address}]" if self.address else ""
+        return " ".join(word for word in (self.helo, self.name, address, self.ident, self.source) if word)
+
+
+NOT_FORWARDED = Forwarded()
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """The other end of an inbound session."""
 
@@ -132,8 +155,8 @@ class Client:
     listener: str = ""
     tls: str = ""
     """`TLSv1.3 TLS_AES_256_GCM_SHA384`, empty in the clear."""
-    forwarded: str = ""
-    """Whom a filter in front of us had as its client (XFORWARD): for the log and the Received field."""
+    forwarded: Forwarded = NOT_FORWARDED
+    """Whom a filter in front of us had as its client: for the log and the Received field of the next message."""
 
 
 @dataclass(frozen=True, slots=True)

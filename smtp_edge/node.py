@@ -248,6 +248,7 @@ class Node:
             self._acceptor.for_peers(),
             hostname=self._hostname,
             identity=self.identity,
+            sinks=self._sinks,
         )
         self._admin = AdminServer(self, settings.admin.listen, self.identity)
         self._metrics = MetricsServer(self, settings.metrics.listen) if settings.metrics.listen else None

@@ -98,8 +98,6 @@ class ListenerSettings(Section):
     """File of `user: address, @domain` lines: which reverse-paths a user may use. Absent = any."""
     proxy_networks: tuple[Network, ...] = ()
     """Load balancers: their connections begin with a PROXY header (v1 or v2), those of others must not."""
-    xclient_networks: tuple[Network, ...] = ()
-    """Filters and proxies that may say who the client really is (XCLIENT, XFORWARD)."""
     size_bytes_max: Annotated[int, Field(ge=1024, le=1024**4)] = 50 * MIB
     recipients_max: Annotated[int, Field(ge=1, le=50_000)] = 1000
     connections_max: Annotated[int, Field(ge=1)] = 1000

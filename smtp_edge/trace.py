@@ -28,8 +28,9 @@ def build_received(
     lines = [f"Received: from {_clean(client.helo) or 'unknown'} ({name}[{_clean(address)}])"]
     if tls:
         lines.append(f"\t(using {_clean(tls, _UNSAFE_BUT_BLANK)})")
-    if client.forwarded:
-        lines.append(f"\t(forwarded for {_clean(client.forwarded, _UNSAFE_BUT_BLANK)})")
+    forwarded = str(client.forwarded)
+    if forwarded:
+        lines.append(f"\t(forwarded for {_clean(forwarded, _UNSAFE_BUT_BLANK)})")
     lines.append(f"\tby {_clean(hostname)} (smtpmesh) with {client.protocol} id {queue_id}")
     if len(recipients) == 1 and (only := recipients[0].address).isascii() and _clean(only) == only:
         lines.append(f"\tfor <{only}>")

@@ -12,13 +12,13 @@ policy refuses: that is in the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from smtp_edge.address import SyntaxFault
-from smtp_edge.envelope import BodyType, Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
+from smtp_edge.envelope import NOT_FORWARDED, BodyType, Client, Envelope, MailData, ReceivedMessage, Recipient, Transfer
 from smtp_edge.reply import Goodbye, Reply
 from smtp_edge.server.access import Facts, Stage, at_greeting
 from smtp_edge.server.commands import (
@@ -32,7 +32,7 @@ from smtp_edge.server.commands import (
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.intake import TOO_LARGE
 from smtp_edge.server.options import Acceptor, SessionOptions
-from smtp_edge.server.xclient import XCLIENT_NAMES, XFORWARD_NAMES, Forwarded, parse_xclient, parse_xforward
+from smtp_edge.sinks.api import Verb
 from smtp_edge.trace import protocol_word
 from smtp_edge.transfer import KEYWORD, STATE, TransferFault, parse_transfer
 
@@ -42,6 +42,7 @@ HELO_MAX = 255
 OK = Reply(250, "Ok", "2.0.0")
 SENDER_OK = Reply(250, "Ok", "2.1.0")
 RECIPIENT_OK = Reply(250, "Ok", "2.1.5")
+ARGUMENT_TOO_LONG = Reply(501, "the argument is too long", "5.5.4")
 BAD_SEQUENCE = Reply(503, "bad sequence of commands", "5.5.1")
 NOT_IMPLEMENTED = Reply(502, "command not implemented", "5.5.1")
 SENDER_NEEDS_UTF8 = Reply(550, "SMTPUTF8 is required for this address", "5.6.7")
@@ -77,10 +78,11 @@ class Conversation:
     def __init__(self, options: SessionOptions, acceptor: Acceptor, client: Client) -> None:
         self.options, self.client = options, client
         self._acceptor = acceptor
-        self._origin = client.address
+        self.origin = client.address
         """Who is really connected: XCLIENT does not change who may say it."""
+        self.more_keywords: Callable[[], Iterable[str]] = tuple
+        """Of commands that sinks answer."""
         self._extended = False
-        self._forwarded = Forwarded()
         self._bad_count = self._idle_count = self._refused_count = self.messages_count = 0
         self.transaction: Transaction | None = None
         self.verbs: dict[bytes, Callable[[str], Reply]] = {
@@ -99,8 +101,8 @@ class Conversation:
             b"SAML": self.refuse_verb,
             b"HELP": self.help,
             b"QUIT": self.quit,
-            b"XCLIENT": self.xclient,
-            b"XFORWARD": self.xforward,
+            b"XCLIENT": self.refuse_trust,
+            b"XFORWARD": self.refuse_trust,
         }
 
     @property
@@ -164,8 +166,7 @@ class Conversation:
             words.append("STARTTLS")
         if options.login is not None and self.client.tls and not self.client.user:
             words.append("AUTH PLAIN LOGIN")
-        if options.xclient.hold(self._origin):
-            words += [f"XCLIENT {' '.join(XCLIENT_NAMES)}", f"XFORWARD {' '.join(XFORWARD_NAMES)}"]
+        words += self.more_keywords()
         if options.mesh:
             words.append(f"{KEYWORD} {STATE}")
         return words
@@ -178,8 +179,8 @@ class Conversation:
 
     def secured(self, tls: str) -> None:
         """TLS is there: everything learnt before it is forgotten (RFC 3207 section 4.2)."""
-        self.transaction, self._extended, self._forwarded = None, False, Forwarded()
-        self.client = replace(self.client, helo="", user="", tls=tls)
+        self.transaction, self._extended = None, False
+        self.client = replace(self.client, helo="", user="", tls=tls, forwarded=NOT_FORWARDED)
 
     def authenticated(self, user: str) -> None:
         """AUTH succeeded."""
@@ -332,7 +333,9 @@ class Conversation:
 
     def end_transaction(self) -> None:
         """Nothing is left of it; what a filter told about its client held for it."""
-        self.transaction, self._forwarded = None, Forwarded()
+        self.transaction = None
+        if self.client.forwarded is not NOT_FORWARDED:
+            self.client = replace(self.client, forwarded=NOT_FORWARDED)
 
     def noop(self, argument: str) -> Reply:
         """NOOP."""
@@ -359,40 +362,43 @@ class Conversation:
         """QUIT."""
         raise Goodbye(Reply(221, "Bye", "2.0.0"))
 
-    def xclient(self, argument: str) -> Reply:
-        """XCLIENT: the session begins anew as that of another client."""
-        refusal = self._refuse_trust()
-        if refusal is not None:
-            return refusal
-        said = parse_xclient(argument)
-        before = self.client
-        self.transaction, self._forwarded = None, Forwarded()
-        self.client = replace(
-            before,
-            address=(said.address or "unknown") if said.address is not None else before.address,
-            port=said.port if said.port is not None else before.port,
-            name=said.name if said.name is not None else before.name,
-            helo=said.helo or "",
-            user=said.user if said.user is not None else before.user,
-        )
-        if said.extended is not None:
-            self._extended = said.extended
-        log.info("xclient", client=before.address, override=self.client.address, user=self.client.user)
-        return self.options.too_often(Event.CONNECTION, self.client.address) or self.greeting()
+    # -- commands of sinks ---------------------------------------------------------------------------------------------
 
-    def xforward(self, argument: str) -> Reply:
-        """XFORWARD: what the log and the Received field say of the next message."""
-        refusal = self._refuse_trust()
-        if refusal is not None:
-            return refusal
-        self._forwarded = parse_xforward(argument, self._forwarded)
-        return OK
+    def refuse_trust(self, argument: str) -> Reply:
+        """XCLIENT and XFORWARD, to those for whom no sink answers."""
+        return Reply(550, "not for this client", "5.7.0")
 
-    def _refuse_trust(self) -> Reply | None:
-        if not self.options.xclient.hold(self._origin):
-            return Reply(550, "not for this client", "5.7.0")
+    def refuse_command(self, verb: Verb, argument: str) -> Reply | None:
+        """None if it may be said here and now. Goodbye for one too many."""
+        if len(argument.encode()) > verb.argument_max:
+            return ARGUMENT_TOO_LONG
+        if verb.hello_first and not self.client.helo:
+            return HELLO_NEEDED
+        if self.transaction is not None and not verb.in_transaction:
+            return BAD_SEQUENCE
         self.note_idle()
-        return BAD_SEQUENCE if self.transaction is not None else None
+        return None
+
+    @property
+    def introduced(self) -> Client:
+        """The client, with the protocol word as it is by now."""
+        client = self.client
+        word = protocol_word(extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=False)
+        return replace(client, protocol=word)
+
+    def become(self, client: Client, *, anew: bool) -> Reply | None:
+        """Go on as another client, over the same connection. The refusal, if that one comes too often; Goodbye if the
+        access rules turn it away."""
+        before = self.client
+        self.client = replace(client, listener=before.listener, tls=before.tls, peer_id=before.peer_id)
+        if not anew:
+            return None
+        self.transaction, self._extended = None, client.protocol != "SMTP"
+        log.info("session.became", client=before.address, override=client.address, user=client.user)
+        refusal = self.options.too_often(Event.CONNECTION, client.address)
+        if refusal is None:
+            self.greeting()
+        return refusal
 
     # -- mail data -----------------------------------------------------------------------------------------------------
 
@@ -442,5 +448,5 @@ class Conversation:
         word = protocol_word(
             extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=mail.smtputf8
         )
-        client = replace(client, protocol=word, forwarded=str(self._forwarded))
+        client = replace(client, protocol=word)
         return ReceivedMessage(client, self._build_envelope(transaction), data, transaction.transfer)

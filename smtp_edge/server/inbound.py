@@ -33,13 +33,21 @@ class Change:
     hostname: str
     plan: Plan
     authenticators: Mapping[str, Authenticator]
+    sinks: SinkChain | None
 
 
 class Inbound:
     """See the module. `start` it once, `stop` it once; one change at a time."""
 
     def __init__(
-        self, settings: Settings, clients: Acceptor, peers: Acceptor, *, hostname: str, identity: Identity
+        self,
+        settings: Settings,
+        clients: Acceptor,
+        peers: Acceptor,
+        *,
+        hostname: str,
+        identity: Identity,
+        sinks: SinkChain | None = None,
     ) -> None:
         self._memory = Memory(settings.limits.buffer_bytes_max)
         self._listeners = Listeners(clients)
@@ -54,6 +62,7 @@ class Inbound:
             inline_bytes_max=settings.queue.inline_bytes_max,
             size_bytes_max=find_largest(settings),
             memory=self._memory,
+            sinks=sinks,
         )
 
     async def start_mesh(self) -> str:
@@ -88,7 +97,7 @@ class Inbound:
         except BaseException:
             await stop_authenticators(authenticators)
             raise
-        return Change(settings, hostname, plan, authenticators)
+        return Change(settings, hostname, plan, authenticators, sinks)
 
     async def discard(self, change: Change) -> None:
         """Instead of `switch`: everything is as it was."""
@@ -99,11 +108,8 @@ class Inbound:
         """New sessions go by the new settings, in one step."""
         settings = change.settings
         self._memory.bytes_max = settings.limits.buffer_bytes_max
-        self._mesh.configure(
-            hostname=change.hostname,
-            inline_bytes_max=settings.queue.inline_bytes_max,
-            size_bytes_max=find_largest(settings),
-        )
+        size_bytes_max = find_largest(settings)
+        self._mesh.configure(change.hostname, settings.queue.inline_bytes_max, size_bytes_max, change.sinks)
         self._listeners.switch(change.plan)
         if self._authenticators:
             self._retired.append(self._authenticators)

@@ -107,7 +107,6 @@ class Listener:
             login=self._build_login(authenticator, guard, settings, limits, surroundings),
             auth_required=settings.auth_required,
             senders=senders,
-            xclient=Networks(settings.xclient_networks),
             pipelining=settings.pipelining,
             sinks=surroundings.sinks,
             too_often=self._door.too_often,
@@ -253,12 +252,15 @@ class MeshListener:
         inline_bytes_max: int,
         size_bytes_max: int,
         memory: Memory,
+        sinks: SinkChain | None = None,
     ) -> None:
         self._identity, self._context = identity, identity.server_context()
         self._door = Door(MESH, listen, acceptor, memory)
-        self.configure(hostname=hostname, inline_bytes_max=inline_bytes_max, size_bytes_max=size_bytes_max)
+        self.configure(hostname, inline_bytes_max, size_bytes_max, sinks)
 
-    def configure(self, *, hostname: str, inline_bytes_max: int, size_bytes_max: int) -> None:
+    def configure(
+        self, hostname: str, inline_bytes_max: int, size_bytes_max: int, sinks: SinkChain | None = None
+    ) -> None:
         """For connections from now on."""
         session = SessionOptions(
             listener=MESH,
@@ -270,6 +272,7 @@ class MeshListener:
             pace=build_pace(300, MESH_LIMITS),
             mesh=True,
             peer_of=self._peer_of,
+            sinks=sinks,
         )
         self._door.configure(DoorOptions(session, MESH_CONNECTIONS_MAX, MESH_CONNECTIONS_MAX, tls=self._context))
 

@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 
 from smtp_edge.auth.senders import SenderMap
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient
-from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import AccessRules
 from smtp_edge.server.crowd import Event
@@ -80,12 +79,11 @@ class SessionOptions:
     login: Login | None = None
     auth_required: bool = False
     senders: SenderMap | None = None
-    xclient: Networks = field(default_factory=lambda: Networks(()))
     pipelining: Literal["strict", "lenient"] = "strict"
     mesh: bool = False
     """Peers only: `XSMTPMESH`, and `peer_of` names the peer or refuses the connection."""
     peer_of: Callable[[bytes], str] | None = None
     sinks: SinkChain | None = None
-    """Who is asked before each 250; None = nobody."""
+    """Who is asked before each 250 and answers commands; None = nobody. With `mesh`, peers' commands alone."""
     too_often: Callable[[Event, str], Reply | None] = no_rate
     """Counts something that a client did; the refusal if it does so too often."""

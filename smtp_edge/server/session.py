@@ -40,6 +40,9 @@ from smtp_edge.server.pace import Pace
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.proxy import ProxiedClient
 from smtp_edge.server.receiving import Receiver
+from smtp_edge.sinks.api import Become, Command, Verb
+from smtp_edge.sinks.chain import SinkChain
+from smtp_edge.sinks.commands import Commands
 from smtp_edge.sinks.screen import Screen
 
 log = structlog.get_logger()
@@ -108,6 +111,8 @@ class Session(SMTP):
         self._busy = self._ending = self._leaving = False
         self.screen: Screen | None = None
         """Where sinks are asked; None = nobody is."""
+        self._commands: Commands | None = None
+        """Those that sinks answer; None = there are none."""
         self._later: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
             b"STARTTLS": self._starttls,
             b"AUTH": self._auth,
@@ -188,10 +193,8 @@ class Session(SMTP):
     # -- dialogue ------------------------------------------------------------------------------------------------------
 
     async def _handle_client(self) -> None:
-        sinks = self.options.sinks
-        if sinks is not None and sinks.screens:
-            self.screen = self.receiver.screen = Screen(sinks)
-            self._ask_sinks(self.screen)
+        if self.options.sinks is not None:
+            self._meet_sinks(self.options.sinks)
         try:
             await self._greet()
             await self._converse()
@@ -212,6 +215,8 @@ class Session(SMTP):
             try:
                 await self._finish()
             finally:
+                if self._commands is not None:
+                    self._commands.close()
                 if self.screen is not None:
                     await self.screen.close(self.conversation.client)
 
@@ -246,8 +251,7 @@ class Session(SMTP):
         if delay_s:
             await asyncio.sleep(delay_s)
             if len(self.inbox) and self.options.pipelining == "strict":
-                log.info("session.out_of_turn", client=self.address, verb="before the greeting")
-                raise Goodbye(OUT_OF_TURN)
+                raise self._out_of_turn("before the greeting")
         self._queue(greeting)
 
     def _meet_peer(self, peer_of: Callable[[bytes], str]) -> None:
@@ -318,8 +322,7 @@ class Session(SMTP):
         verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
         verb = verb.upper()
         if verb in LAST_IN_GROUP and len(self.inbox) and self.options.pipelining == "strict":
-            log.info("session.out_of_turn", client=self.address, verb=verb.decode("ascii"))
-            raise Goodbye(OUT_OF_TURN)
+            raise self._out_of_turn(verb.decode("ascii"))
         answer = self.conversation.verbs.get(verb)
         if answer is not None:
             return answer(decode_line(rest).strip(" "))
@@ -329,6 +332,10 @@ class Session(SMTP):
         if verb in NOT_SMTP:
             raise Goodbye(UNKNOWN_VERB)
         return UNKNOWN_VERB
+
+    def _out_of_turn(self, verb: str) -> Goodbye:
+        log.info("session.out_of_turn", client=self.address, verb=verb)
+        return Goodbye(OUT_OF_TURN)
 
     async def _handle_bug(self, error: Exception) -> Reply:
         """Our own fault is never the client's: it keeps the message and tries again."""
@@ -340,6 +347,14 @@ class Session(SMTP):
         return Reply(421, f"{self.options.hostname} is closing", "4.3.2")
 
     # -- sinks ---------------------------------------------------------------------------------------------------------
+
+    def _meet_sinks(self, sinks: SinkChain) -> None:
+        if sinks.screens and not self.options.mesh:
+            self.screen = self.receiver.screen = Screen(sinks)
+            self._ask_sinks(self.screen)
+        if sinks.verbs:
+            self._commands = Commands(sinks, peers=self.options.mesh)
+            self._take_verbs(self.conversation, self._commands)
 
     def _ask_sinks(self, screen: Screen) -> None:
         """Verbs about which somebody wants to be asked need waiting; the others stay as quick as they are."""
@@ -361,15 +376,36 @@ class Session(SMTP):
             if screen.asks(event):
                 for word in words:
                     self._later[word] = partial(_screen, conversation.verbs.pop(word), question, withdraw)
-        if screen.asks("connect"):
-            self._later[b"XCLIENT"] = partial(self._screen_identity, screen, conversation.verbs.pop(b"XCLIENT"))
 
-    async def _screen_identity(self, screen: Screen, command: Callable[[str], Reply], argument: str) -> Reply:
-        """XCLIENT: another client, as if it had connected itself."""
-        reply = command(argument)
-        if reply.code == 220:
-            await self._screen_client(screen)
-        return reply
+    def _take_verbs(self, conversation: Conversation, commands: Commands) -> None:
+        """To those who may not say it, a verb is what it is without its sink."""
+        conversation.more_keywords = lambda: commands.keywords(conversation.client, conversation.origin)
+        for verb in commands.verbs:
+            word = verb.name.encode()
+            otherwise = conversation.verbs.pop(word, lambda _argument: UNKNOWN_VERB)
+            self._later[word] = partial(self._command, commands, verb, otherwise)
+
+    async def _command(self, commands: Commands, verb: Verb, otherwise: Callable[[str], Reply], argument: str) -> Reply:
+        """What is pipelined behind it waits."""
+        conversation = self.conversation
+        if not commands.knows(verb, conversation.client, conversation.origin):
+            return otherwise(argument)
+        refusal = conversation.refuse_command(verb, argument)
+        if refusal is not None:
+            return refusal
+        answer = await commands.ask(Command(verb.name, argument, conversation.introduced))
+        if isinstance(answer, Become):
+            return await self._become(verb, answer)
+        return answer or otherwise(argument)
+
+    async def _become(self, verb: Verb, answer: Become) -> Reply:
+        """Another client; anew, as if it had connected itself: what was said before it heard the reply was not its."""
+        if answer.anew and len(self.inbox) and self.options.pipelining == "strict":
+            raise self._out_of_turn(verb.name)
+        refusal = self.conversation.become(answer.client, anew=answer.anew)
+        if refusal is None and answer.anew and self.screen is not None:
+            await self._screen_client(self.screen)
+        return refusal or answer.reply
 
     async def _screen_client(self, screen: Screen) -> None:
         refusal = await screen.connect(self.conversation.client)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Protocol
 
 from smtp_edge.envelope import Client, Envelope, Recipient
+from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.delivery import Delivery as Delivery
 from smtp_edge.sinks.message import Headers as Headers
@@ -140,7 +141,10 @@ class Verb:
     in_transaction: bool = False
     """False: between MAIL and the end of the message it is told 503."""
     peers_only: bool = False
-    """Known to authenticated peers alone, after mutual TLS; to everybody else it is no command."""
+    """Known to authenticated peers alone, after mutual TLS; to everybody else it is no command. Of other verbs, peers
+    know nothing."""
+    origins: Networks | None = None
+    """Known to those alone who are connected from there, whomever they speak for by now (XCLIENT). None = to all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,8 +358,11 @@ class Sink:
         """RCPT TO; the verdict is for this recipient."""
         return None
 
-    async def command(self, command: Command) -> Reply | Become | None:
-        """One of its `verbs` was said. None: not by this client (500, as for what is no command)."""
+    async def command(self, command: Command) -> Reply | Become | Disconnect | None:
+        """One of its `verbs` was said. None: not by this client (500, as for what is no command).
+
+        The reply is 2yz, 4yz or 5yz in printable ASCII; anything else, and a failure, is told 451.
+        """
         return None
 
     async def data(self, message: Message) -> Verdict | None:

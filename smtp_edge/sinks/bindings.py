@@ -1,7 +1,6 @@
 """Bindings from the configuration: which sink runs for what, in which order, how long, and what its failure means.
 
-`load_bindings` finds each sink, gives it its settings and compiles its rule; `smtp_edge.sinks.chain` asks them. A sink
-that overrides an event which this version does not call is refused at load instead of being ignored.
+`load_bindings` finds each sink, gives it its settings and compiles its rule; `smtp_edge.sinks.chain` asks them.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from importlib import metadata
 from smtp_edge.settings import SinkSettings, SmartHostSettings, sink_names
 from smtp_edge.sinks.api import BEFORE_250, EVENTS, Sink
 from smtp_edge.sinks.chain import TEMPFAIL, Binding, SinkError
+from smtp_edge.sinks.commands import check_sole, find_fault
 from smtp_edge.sinks.rules import RuleError, parse_rule
 
 ENTRY_POINTS = "smtpmesh.sinks"
@@ -23,22 +23,9 @@ BUILT_IN = {
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "exec": "smtp_edge.applications.exec:Exec",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
+    "xclient": "smtp_edge.applications.xclient:XClient",
 }
 """Sinks that come along, by the name that an entry point would have."""
-WIRED_EVENTS = (
-    "connect",
-    "helo",
-    "auth",
-    "mail",
-    "rcpt",
-    "data",
-    "expand",
-    "route",
-    "deliver",
-    "outcome",
-    "link",
-    "disconnect",
-)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -51,6 +38,7 @@ def load_bindings(sections: Sequence[SinkSettings]) -> list[Binding]:
         _load(number, section, name) for number, (section, name) in enumerate(zip(sections, names, strict=True))
     ]
     _check_signers(bindings)
+    check_sole(bindings)
     return bindings
 
 
@@ -86,11 +74,9 @@ def _load(number: int, section: SinkSettings, name: str) -> Binding:
     except (ValueError, OSError) as error:
         raise SinkError(f"{where}: {error}") from None
     events = [event for event in EVENTS if getattr(factory, event) is not getattr(Sink, event)]
-    unwired = [event for event in events if event not in WIRED_EVENTS]
-    if unwired or not events:
-        raise SinkError(
-            f"{where}: it handles {', '.join(unwired) or 'no event'}; this version calls: {', '.join(WIRED_EVENTS)}"
-        )
+    if not events:
+        raise SinkError(f"{where}: it handles no event; there are: {', '.join(EVENTS)}")
+    _check_commands(where, sink, section, answers="command" in events)
     try:
         rule = parse_rule(section.rule, events=events)
     except RuleError as error:
@@ -102,6 +88,18 @@ def _load(number: int, section: SinkSettings, name: str) -> Binding:
         )
     timeout_s = _parse_duration(where, section.timeout) if section.timeout else None
     return Binding(name, sink, rule, section.priority, timeout_s, section.on_failure)
+
+
+def _check_commands(where: str, sink: Sink, section: SinkSettings, *, answers: bool) -> None:
+    """Verbs and the event belong together, and a command that fails is told 451 whatever else is wished."""
+    if answers is not bool(sink.verbs):
+        missing = "handles `command` and has no verbs" if answers else "has verbs and does not handle `command`"
+        raise SinkError(f"{where}: it {missing}")
+    fault = find_fault(sink.verbs)
+    if fault:
+        raise SinkError(f"{where}: {fault}")
+    if answers and section.on_failure != TEMPFAIL:
+        raise SinkError(f"{where}: on_failure = {section.on_failure!r} means nothing for a command: a failure is 451")
 
 
 def _find(where: str, use: str) -> type[Sink]:

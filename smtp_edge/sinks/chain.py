@@ -24,6 +24,7 @@ from smtp_edge.sinks.api import (
     RouteRequest,
     Sink,
     Unreachable,
+    Verb,
 )
 from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
 from smtp_edge.sinks.watch import steps
@@ -152,6 +153,10 @@ class SinkChain:
         self.owned = frozenset(name.lower() for binding in self._by_event["data"] for name in binding.sink.owns)
         """Header fields, in lower case, that messages may not bring along."""
         self.owned_names = tuple(name.encode() for name in self.owned)
+        self.verbs: dict[str, tuple[Binding, Verb]] = {
+            verb.name: (binding, verb) for binding in self._by_event["command"] for verb in binding.sink.verbs
+        }
+        """Commands of sinks, each with its one binding."""
         self._held = 0
         self._idle: asyncio.Event | None = None
         """Somebody waits until nobody holds it."""
@@ -166,8 +171,8 @@ class SinkChain:
 
     @property
     def screens(self) -> bool:
-        """A session has something to ask."""
-        return any(self._by_event[event] for event in (*BEFORE_250, "disconnect"))
+        """A session has something to ask, beside `verbs`."""
+        return any(self._by_event[event] for event in (*BEFORE_250, "disconnect") if event != "command")
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

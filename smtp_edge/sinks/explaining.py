@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smtp_edge.envelope import Client, Recipient
-from smtp_edge.sinks.bindings import WIRED_EVENTS
+from smtp_edge.sinks.api import EVENTS
 from smtp_edge.sinks.chain import Binding, SinkChain
-from smtp_edge.sinks.rules import AT_RCPT, HEADER, Facts, RuleError
+from smtp_edge.sinks.rules import AT_RCPT, COMMAND, HEADER, Facts, RuleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ def parse_facts(text: str) -> Facts:
         key = " ".join(key.lower().split())
         if not separator:
             raise RuleError(f"{part!r} is not of the form key=value")
-        if key not in (*AT_RCPT, "size") and not key.startswith(HEADER):
-            raise RuleError(f"{key!r} is no key; there are: {', '.join(AT_RCPT)}, size, header NAME")
+        if key not in (*AT_RCPT, COMMAND, "size") and not key.startswith(HEADER):
+            raise RuleError(f"{key!r} is no key; there are: {', '.join(AT_RCPT)}, command, size, header NAME")
         if key == "size" and not value.strip().isdecimal():
             raise RuleError(f"size is a number of bytes, not {value.strip()!r}")
         said[key] = value.strip()
@@ -51,13 +51,16 @@ def parse_facts(text: str) -> Facts:
         value = said.get(f"{HEADER}{name}")
         return () if value is None else (value,)
 
-    return Facts(client, said.get("mail from", ""), tuple(map(Recipient, addresses)), int(said.get("size", 0)), headers)
+    recipients, size = tuple(map(Recipient, addresses)), int(said.get("size", 0))
+    return Facts(client, said.get("mail from", ""), recipients, size, headers, said.get(COMMAND, "").upper())
 
 
 def explain(chain: SinkChain, facts: Facts) -> list[Step]:
     """Everything that is asked about it, if nobody refuses it on the way."""
     found = []
-    for event in WIRED_EVENTS:
+    for event in EVENTS:
         for binding, seen in chain.matching(event, lambda: facts):
+            if event == COMMAND and facts.command not in ("", *(verb.name for verb in binding.sink.verbs)):
+                continue
             found.append(Step(event, binding, tuple(recipient.address for recipient in seen.recipients)))
     return found

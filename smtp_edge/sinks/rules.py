@@ -10,6 +10,7 @@ Compiled once at start; a rule that an event cannot answer is an error at load, 
     client         the address, in a network (192.0.2.0/24)                        connect
     ehlo           what HELO or EHLO said                                          helo
     auth           the authenticated user, empty for none                          auth, mail
+    command        the verb that was said                                          command alone
     mail from      the reverse-path, <> for the null one                           mail
     rcpt to        the forward-path                                                rcpt
     size           the bytes of the message: `<100K`, `>1M`                        data
@@ -31,12 +32,14 @@ _AT_CONNECT = ("listener", "client")
 _AT_MAIL = (*_AT_CONNECT, "ehlo", "auth", "mail from")
 AT_RCPT = (*_AT_MAIL, "rcpt to")
 HEADER = "header "
+COMMAND = "command"
 KEYS_BY_EVENT: dict[str, tuple[str, ...]] = {
     "connect": _AT_CONNECT,
     "helo": (*_AT_CONNECT, "ehlo"),
     "auth": (*_AT_CONNECT, "ehlo", "auth"),
     "mail": _AT_MAIL,
     "rcpt": AT_RCPT,
+    "command": (*_AT_CONNECT, "ehlo", "auth", COMMAND),
     "data": (*AT_RCPT, "size", HEADER),
     "outcome": ("mail from", "rcpt to"),
     "link": (),
@@ -64,6 +67,8 @@ class Facts:
     size_bytes: int = 0
     headers: Callable[[str], Sequence[str]] = lambda _name: ()
     """Name -> values."""
+    command: str = ""
+    """The verb, upper case."""
 
     def values(self, key: str) -> Sequence[str]:
         """Of one key, but for recipients and sizes."""
@@ -72,6 +77,8 @@ class Facts:
             return self.headers(key.removeprefix(HEADER))
         if key == "mail from":
             return (self.sender or NULL_SENDER,)
+        if key == COMMAND:
+            return (self.command,)
         if client is None:
             return ()
         return ({"listener": client.listener, "client": client.address, "ehlo": client.helo, "auth": client.user}[key],)

@@ -28,6 +28,7 @@ does not end in `(closed)` or `hang up` is ended by QUIT, and whatever the serve
 Settings are those of [[listener]] (`limits.hops_max` is one of its limits), and beside them
 
     access       rules, as [[access]]
+    sink         sinks, as [[sink]]; `tests.dialogs.toys:Toys` answers commands
     users        { name = "password" }; AUTH against a users file
     sender_map   lines of the senders file
     admission    what the queue says at MAIL, `452 4.3.1 text`

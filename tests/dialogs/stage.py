@@ -33,6 +33,7 @@ from tests.unit.smtp_edge.server.doors import (
     INLINE_BYTES_MAX,
     Remembering,
     build_identity,
+    chain_of,
     open_door,
     open_mesh_door,
     write_certificate,
@@ -110,7 +111,7 @@ FACTS: Mapping[str, Callable[[ReceivedMessage, bytes], bytes]] = {
     "helo": lambda message, data: message.client.helo.encode(),
     "protocol": lambda message, data: message.client.protocol.encode(),
     "user": lambda message, data: message.client.user.encode(),
-    "forwarded": lambda message, data: message.client.forwarded.encode(),
+    "forwarded": lambda message, data: str(message.client.forwarded).encode(),
     "token": lambda message, data: (message.transfer.token if message.transfer else "").encode(),
     "data": lambda message, data: data,
     "size": lambda message, data: str(message.data.size_bytes).encode(),
@@ -144,7 +145,9 @@ def build_scenery(directory: Path) -> Scenery:
 async def _open(script: Script, door: Open, directory: Path, scenery: Scenery) -> AsyncIterator[Place]:
     settings = {key: value for key, value in script.settings.items() if key not in ("from", "whole")}
     access = tuple(AccessSettings.model_validate(rule) for rule in settings.pop("access", ()))
-    surroundings = Surroundings(HOSTNAME, INLINE_BYTES_MAX, access=access)
+    sections = settings.pop("sink", ())
+    sinks = chain_of(directory, *sections) if sections else None
+    surroundings = Surroundings(HOSTNAME, INLINE_BYTES_MAX, access=access, sinks=sinks)
     answers = {key: _reply(settings.pop(key)) for key in ("admission", "answer") if key in settings}
     if settings.get("tls", "none") != "none":
         settings |= {"certificate": scenery.certificate, "key": scenery.key}
@@ -155,7 +158,7 @@ async def _open(script: Script, door: Open, directory: Path, scenery: Scenery) -
     if "sender_map" in settings:
         settings["senders"] = directory / "senders"
         settings["senders"].write_text("\n".join(settings.pop("sender_map")), "utf-8")
-    opened = open_mesh_door(directory, scenery.relay) if settings.pop("mesh", False) else None
+    opened = open_mesh_door(directory, scenery.relay, sinks) if settings.pop("mesh", False) else None
     async with opened or door(directory, settings, surroundings) as place:
         place.acceptor.admission = answers.get("admission")
         if "answer" in answers:

@@ -52,9 +52,8 @@ class Lying(Sink):
         return "host:a"  # type: ignore[return-value]
 
 
-class Later(Sink):
-    async def command(self, command: object) -> None:
-        return None
+class Nothing(Sink):
+    """Handles no event."""
 
 
 def request(*addresses: str, sender: str = "sue@example.net") -> RouteRequest:
@@ -164,7 +163,7 @@ def test_a_binding_is_loaded_by_module_and_class_with_its_settings() -> None:
         ({"use": f"{HERE}:Nobody"}, "no such sink"),
         ({"use": f"{HERE}:RouteRequest"}, "not a class derived from"),
         ({"use": f"{HERE}:Static", "with": {"port": 1}}, "it takes: host"),
-        ({"use": f"{HERE}:Later"}, "it handles command; this version calls: connect, helo"),
+        ({"use": f"{HERE}:Nothing"}, "it handles no event; there are: connect, helo"),
         ({"use": f"{HERE}:Silent", "on_failure": "accept"}, "when one after it fails, the mail waits"),
         ({"use": f"{HERE}:Silent", "timeout": "soon"}, "not a duration"),
         ({"use": f"{HERE}:Silent", "rule": "client=10.0.0.0/8"}, "means nothing for the event 'route'"),

@@ -39,8 +39,6 @@ def load(folder: Path, text: str) -> list[str]:
         (TLS + 'auth = "staff"\nauth_users = "x"\n' + DOVECOT, "are two answers to one question"),
         ("auth_required = true", "would refuse everybody"),
         ('senders = "x"', "is of no use without auth"),
-        ('xclient_networks = ["0.0.0.0/0"]', "anybody could say that he is anybody"),
-        ('xclient_networks = ["::/0"]', "anybody could say that he is anybody"),
         ("limits = { buffer_bytes_max = 2000000 }", "is for the whole node"),
         ("limits = { bad_comands_max = 2 }", "unknown key; did you mean bad_commands_max?"),
         ("limits = { hops_max = 2 }", "must be at least 5 and at most 500, not 2"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 
@@ -17,10 +18,42 @@ from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.reply import Reply
 from smtp_edge.server.listener import Listener, MeshListener, Surroundings
 from smtp_edge.server.pressure import Memory
+from smtp_edge.settings import SinkSettings
 from smtp_edge.settings_inbound import ListenerSettings
+from smtp_edge.sinks.api import Mail
+from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.chain import SinkChain
 
 HOSTNAME = "relay.test"
 INLINE_BYTES_MAX = 10_000
+
+
+class Node:
+    """What a sink asks of its node; remembers it."""
+
+    node_id, hostname = "ab" * 16, HOSTNAME
+
+    def __init__(self, directory: Path) -> None:
+        self.data_dir = directory
+        self.flushed: list[tuple[str, ...]] = []
+        self.waiting = 0
+        """Deliveries for each flush."""
+
+    async def submit(self, mail: Mail) -> str:
+        raise NotImplementedError
+
+    async def flush(self, domains: Sequence[str]) -> int:
+        self.flushed.append(tuple(domains))
+        return self.waiting
+
+
+def chain_of(directory: Path, *sections: Mapping[str, Any]) -> SinkChain:
+    """Sinks as [[sink]] has them, in a node of their own."""
+    bindings = load_bindings([SinkSettings.model_validate(section) for section in sections])
+    node = Node(directory)
+    for binding in bindings:
+        binding.sink.node = node
+    return SinkChain(bindings)
 
 
 class Remembering:
@@ -147,7 +180,7 @@ def build_identity(authority: Authority, name: str) -> Identity:
 
 
 @asynccontextmanager
-async def open_mesh_door(directory: Path, identity: Identity) -> AsyncIterator[Door]:
+async def open_mesh_door(directory: Path, identity: Identity, sinks: SinkChain | None = None) -> AsyncIterator[Door]:
     """The peers' listener."""
     acceptor = Remembering(directory)
     listener = MeshListener(
@@ -158,6 +191,7 @@ async def open_mesh_door(directory: Path, identity: Identity) -> AsyncIterator[D
         inline_bytes_max=INLINE_BYTES_MAX,
         size_bytes_max=1_000_000,
         memory=Memory(64 * 1024 * 1024),
+        sinks=sinks,
     )
     door = Door(acceptor, await listener.start(), listener)
     try:

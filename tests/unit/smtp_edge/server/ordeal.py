@@ -21,7 +21,7 @@ import smtp_edge.server
 from smtp_edge.auth.api import Authenticator, AuthUnavailable
 from smtp_edge.auth.guard import Guard
 from smtp_edge.envelope import BodyType, Client, MailData, ReceivedMessage, Recipient
-from smtp_edge.networks import ClientKeys, Networks
+from smtp_edge.networks import ClientKeys
 from smtp_edge.queue.errors import StoreFull
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import compile_rules
@@ -34,6 +34,8 @@ from smtp_edge.server.pressure import Memory
 from smtp_edge.server.relay import RelayPolicy
 from smtp_edge.server.session import Session
 from smtp_edge.settings_inbound import AccessSettings, LimitsSettings, ListenerSettings
+from smtp_edge.sinks.chain import SinkChain
+from tests.unit.smtp_edge.server.doors import chain_of
 
 HOSTNAME = "relay.test"
 OURS, NOWHERE = "here.test", "nowhere.test"
@@ -178,10 +180,20 @@ def known_texts() -> frozenset[str]:
     texts |= {"syntax: FROM:<address>", "syntax: TO:<address>", HOSTNAME, "relaying denied"}
     texts |= {f"bad {name}" for name in ("NAME", "ADDR", "HELO", "PORT", "PROTO", "IDENT", "XAGE", "XATTEMPTS", "XDUE")}
     folder = Path(smtp_edge.server.__file__).parent
-    for path in [*folder.glob("*.py"), folder.parent / "transfer.py", folder.parent / "reply.py"]:
+    for path in [
+        *folder.glob("*.py"),
+        folder.parent / "transfer.py",
+        folder.parent / "reply.py",
+        folder.parent / "applications/xclient.py",
+    ]:
         nodes = ast.walk(ast.parse(path.read_text("utf-8")))
         texts |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return frozenset(texts)
+
+
+def trusting_chain() -> SinkChain:
+    """XCLIENT and XFORWARD for loopback."""
+    return chain_of(Path(), {"use": "xclient", "with": {"networks": ["127.0.0.0/8"]}})
 
 
 @lru_cache(maxsize=256)
@@ -212,9 +224,7 @@ def build_options(flags: int) -> SessionOptions:
         pace=build_pace(300, limits),
         access=compile_rules([AccessSettings.model_validate(rule) for rule in rules], "ordeal"),
         login=Passwords(_Users(), Guard(per_client=0, per_user=0), keys, timeout_s=10) if flags & TLS else None,
-        xclient=Networks(ListenerSettings.model_validate({"xclient_networks": ["127.0.0.0/8"]}).xclient_networks)
-        if flags & TRUSTED
-        else Networks(()),
+        sinks=trusting_chain() if flags & TRUSTED else None,
         pipelining="lenient" if flags & LENIENT else "strict",
         mesh=bool(flags & PEER),
     )

@@ -14,10 +14,14 @@ import pytest
 
 from gossip.identity import Authority
 from smtp_edge.auth.users import hash_password
+from smtp_edge.server.listener import Surroundings
 from tests.unit.smtp_edge.server.doors import (
+    HOSTNAME,
+    INLINE_BYTES_MAX,
     Door,
     RawClient,
     build_identity,
+    chain_of,
     open_door,
     open_mesh_door,
     write_certificate,
@@ -26,7 +30,6 @@ from tests.unit.smtp_edge.server.doors import (
 SETTINGS = {
     "allow_networks": ["192.0.2.0/24", "2001:db8::/32"],
     "relay_domains": ["here.test", "*.sub.test", "kind.test"],
-    "xclient_networks": ["192.0.2.0/24"],
 }
 TOKEN = f"{'ab' * 16}/Q1/0"
 
@@ -145,6 +148,12 @@ async def relays(client: RawClient, sender: str, recipient: str) -> bool:
     return (await client.say("Subject: spam\r\n\r\n.")).startswith("250")
 
 
+def trusting(directory: Path, network: str) -> Surroundings:
+    """Filters there may say whom they speak for."""
+    chain = chain_of(directory, {"use": "xclient", "with": {"networks": [network]}})
+    return Surroundings(HOSTNAME, INLINE_BYTES_MAX, sinks=chain)
+
+
 @pytest.mark.parametrize("recipient", FOREIGN)
 @pytest.mark.rfc("5321 3.6.2")
 async def test_a_foreign_destination_in_any_clothes_is_refused(tmp_path: Path, recipient: str) -> None:
@@ -215,7 +224,7 @@ async def test_the_control_what_is_ours_is_taken(tmp_path: Path, recipient: str,
     ids=lambda lies: lies[0][:30] if lies else "none",
 )
 async def test_lies_about_who_calls_change_nothing(tmp_path: Path, lies: list[str]) -> None:
-    async with open_door(tmp_path, **SETTINGS) as door:
+    async with open_door(tmp_path, trusting(tmp_path, "192.0.2.0/24"), **SETTINGS) as door:
         client = await door.client()
         for lie in lies:
             await client.say(lie)
@@ -236,8 +245,8 @@ async def test_a_proxy_header_before_the_greeting_is_believed_from_proxies_only(
 
 
 async def test_a_filter_cannot_lend_the_rights_of_its_own_address(tmp_path: Path) -> None:
-    settings = SETTINGS | {"allow_networks": ["127.0.0.0/8"], "xclient_networks": ["127.0.0.0/8"]}
-    async with open_door(tmp_path, **settings) as door:
+    settings = SETTINGS | {"allow_networks": ["127.0.0.0/8"]}
+    async with open_door(tmp_path, trusting(tmp_path, "127.0.0.0/8"), **settings) as door:
         client = await door.client()
         assert (await client.say("XCLIENT ADDR=203.0.113.9 NAME=localhost HELO=localhost")).startswith("220")
         await client.say("EHLO localhost")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtp_edge.envelope import Client, Recipient
+from smtp_edge.envelope import Client, Forwarded, Recipient
 from smtp_edge.trace import build_received, protocol_word
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -51,7 +51,8 @@ def test_whatever_a_client_says_the_field_stays_one_field(helo: str, address: st
 
 
 def test_whom_a_filter_had_as_its_client_is_told_apart() -> None:
-    client = Client("192.0.2.1", name="filter.example.org", helo="filter", forwarded="evil(x) [203.0.113.9];\r\n")
+    before = Forwarded(helo="evil(x)", name="[203.0.113.9];\r\n")
+    client = Client("192.0.2.1", name="filter.example.org", helo="filter", forwarded=before)
     field = build(client, Recipient("ann@example.org"))
     assert b"from filter (filter.example.org [192.0.2.1])\r\n" in field
     assert b"\t(forwarded for evil?x? [203.0.113.9]???)\r\n" in field

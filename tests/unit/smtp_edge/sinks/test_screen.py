@@ -26,7 +26,7 @@ from smtp_edge.sinks.api import (
 from smtp_edge.sinks.chain import BREAK_AFTER, Binding, SinkChain
 from smtp_edge.sinks.rules import parse_rule
 from smtp_edge.sinks.testing import ask
-from tests.unit.smtp_edge.server.doors import HOSTNAME, INLINE_BYTES_MAX, Door, Surroundings, open_door
+from tests.unit.smtp_edge.server.doors import HOSTNAME, INLINE_BYTES_MAX, Door, Surroundings, chain_of, open_door
 
 ANN, BOB = "ann@example.org", "bob@example.com"
 MAIL = b"Subject: hi\r\n\r\nbody\r\n"
@@ -124,7 +124,8 @@ async def test_at_connect_the_greeting_is_the_refusal(tmp_path: Path, verdict: V
 
 async def test_a_client_that_xclient_tells_of_is_asked_about_like_one_that_connects(tmp_path: Path) -> None:
     sink = AtConnect(Reject("go away"))
-    async with door(tmp_path, bound(sink, "client=192.0.2.0/24"), xclient_networks=["127.0.0.0/8"]) as opened:
+    filters = chain_of(tmp_path, {"use": "xclient", "with": {"networks": ["127.0.0.0/8"]}}).bindings
+    async with door(tmp_path, bound(sink, "client=192.0.2.0/24"), *filters) as opened:
         client = await opened.client()
         assert (await client.say("XCLIENT ADDR=198.51.100.7")).startswith("220")
         assert await client.say("XCLIENT ADDR=192.0.2.7") == "554 5.7.1 go away"

@@ -1,7 +1,16 @@
-"""XCLIENT and XFORWARD: what trusted filters and proxies say of a client that they stand in front of. Pure.
+"""XCLIENT and XFORWARD, of filters and proxies that stand in front of us: a sink at `command`.
+
+    [[sink]]
+    use = "xclient"
+    rule = "listener=inbound"                       # "command=xforward" leaves XCLIENT out
+    with = { networks = ["192.0.2.10/32", "2001:db8::/64"] }
 
     XCLIENT NAME=mail.example.org ADDR=192.0.2.7 HELO=mail.example.org     the session goes on as if that client called
     XFORWARD ADDR=192.0.2.7 IDENT=4XyZ SOURCE=REMOTE                       for the log and the Received field only
+
+Whoever connects from `networks` can be anybody: access rules, allow_networks and AUTH go by the client that he names.
+What counts is the connection (or the PROXY header), not a client that XCLIENT has told of: nobody comes
+into `networks` by way of himself. To others both are neither shown nor known (550).
 
 Attribute values are xtext (RFC 3461 section 4); `[UNAVAILABLE]` and `[TEMPUNAVAIL]` say that nothing is known. The
 semantics are those of Postfix's XCLIENT_README and XFORWARD_README: only between transactions, unknown attributes are
@@ -11,21 +20,33 @@ errors, XCLIENT begins the session anew (220), and XFORWARD holds until the next
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from smtp_edge.address import SyntaxFault
-from smtp_edge.networks import parse_address
+from smtp_edge.envelope import NOT_FORWARDED, Client, Forwarded
+from smtp_edge.networks import Networks, parse_address
+from smtp_edge.reply import Reply
+from smtp_edge.setting_kinds import parse_network
+from smtp_edge.sinks.api import Become, Command, Sink, Verb
 
 VALUE_MAX = 255
 ATTRIBUTES_MAX = 16
 UNKNOWN = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})
-XCLIENT_NAMES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT")
-XFORWARD_NAMES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "IDENT", "SOURCE")
+ATTRIBUTES = {
+    "XCLIENT": ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR", "DESTPORT"),
+    "XFORWARD": ("NAME", "ADDR", "PORT", "PROTO", "HELO", "IDENT", "SOURCE"),
+}
+ARGUMENT_MAX = 4096
+OK = Reply(250, "Ok", "2.0.0")
 
 _PAIR = re.compile(r"([A-Za-z]+)=([!-*,-<>-~]*(?:\+[0-9A-Fa-f]{2}[!-*,-<>-~]*)*)")
 _HEX = re.compile(r"\+([0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _VISIBLE = re.compile(r"[!-~]+")
+
+
+class SyntaxFault(ValueError):
+    """The attributes are not understood; `str()` repeats nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +57,56 @@ class Override:
     address: str | None = None
     port: int | None = None
     helo: str | None = None
-    extended: bool | None = None
-    """PROTO: ESMTP or SMTP."""
+    protocol: str | None = None
+    """ESMTP or SMTP."""
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """XFORWARD: the client of the server before the filter. Empty = unknown."""
+class XClient(Sink):
+    """See the module. ValueError for settings that mean nothing."""
 
-    name: str = ""
-    address: str = ""
-    port: str = ""
-    protocol: str = ""
-    helo: str = ""
-    ident: str = ""
-    """Queue id there."""
-    source: str = ""
-    """LOCAL or REMOTE."""
+    def __init__(self, networks: Sequence[str]) -> None:
+        if isinstance(networks, str) or not networks:
+            raise ValueError('networks is a list of the filters\' networks, as ["192.0.2.10/32"]')
+        parsed = [parse_network(text) for text in networks]
+        if any(network.prefixlen == 0 for network in parsed):
+            raise ValueError("networks holds every address: anybody could say that he is anybody")
+        trusted = Networks(parsed)
+        xclient, xforward = (f"{verb} {' '.join(names)}" for verb, names in ATTRIBUTES.items())
+        self.verbs = (
+            Verb("XCLIENT", xclient, ARGUMENT_MAX, hello_first=False, origins=trusted),
+            Verb("XFORWARD", xforward, ARGUMENT_MAX, hello_first=False, origins=trusted),
+        )
 
-    def __str__(self) -> str:
-        """For the log and the Received field: `helo name [address] ident`, what there is of it."""
-        address = f"[{self.address}]" if self.address else ""
-        return " ".join(word for word in (self.helo, self.name, address, self.ident, self.source) if word)
+    async def command(self, command: Command) -> Reply | Become:
+        """Another client, or what is told of one."""
+        try:
+            if command.verb == "XFORWARD":
+                forwarded = parse_xforward(command.argument, command.client.forwarded)
+                return Become(replace(command.client, forwarded=forwarded), OK, anew=False)
+            client = apply_override(command.client, parse_xclient(command.argument))
+        except SyntaxFault as fault:
+            return Reply(501, str(fault), "5.5.4")
+        return Become(client, Reply(220, f"{self.node.hostname} ESMTP smtpmesh"))
+
+
+def apply_override(before: Client, said: Override) -> Client:
+    """The client that the filter tells of. What it does not say stays, but for the name of HELO."""
+    return replace(
+        before,
+        address=(said.address or "unknown") if said.address is not None else before.address,
+        port=said.port if said.port is not None else before.port,
+        name=said.name if said.name is not None else before.name,
+        helo=said.helo or "",
+        protocol=said.protocol or before.protocol,
+        user=said.user if said.user is not None else before.user,
+        forwarded=NOT_FORWARDED,
+    )
 
 
 def parse_xclient(argument: str) -> Override:
     """SyntaxFault for anything that is not understood: a client that lies must not be half believed."""
-    given = _parse_attributes(argument, XCLIENT_NAMES)
+    given = _parse_attributes(argument, ATTRIBUTES["XCLIENT"])
     login = given.get("LOGIN")
     if login is not None and not login.isprintable():
         raise SyntaxFault("bad LOGIN")
@@ -72,14 +115,14 @@ def parse_xclient(argument: str) -> Override:
         address=_address(given),
         port=_port(given, "PORT"),
         helo=_visible(given, "HELO"),
-        extended=_extended(given),
+        protocol=_protocol(given),
         user=login,
     )
 
 
 def parse_xforward(argument: str, before: Forwarded) -> Forwarded:
     """`before` with what is said now. SyntaxFault."""
-    given = _parse_attributes(argument, XFORWARD_NAMES)
+    given = _parse_attributes(argument, ATTRIBUTES["XFORWARD"])
     source = given.get("SOURCE", before.source).upper()
     if source not in ("", "LOCAL", "REMOTE"):
         raise SyntaxFault("bad SOURCE")
@@ -157,10 +200,8 @@ def _port(given: dict[str, str], key: str) -> int | None:
     return int(value or 0)
 
 
-def _extended(given: dict[str, str]) -> bool | None:
+def _protocol(given: dict[str, str]) -> str | None:
     value = given.get("PROTO")
-    if value is None or value == "":
-        return None
-    if value.upper() not in ("SMTP", "ESMTP"):
+    if value and value.upper() not in ("SMTP", "ESMTP"):
         raise SyntaxFault("bad PROTO")
-    return value.upper() == "ESMTP"
+    return value and value.upper()

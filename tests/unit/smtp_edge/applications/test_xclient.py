@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtp_edge.address import SyntaxFault
-from smtp_edge.server.xclient import Forwarded, Override, parse_xclient, parse_xforward
+from smtp_edge.applications.xclient import Override, SyntaxFault, XClient, parse_xclient, parse_xforward
+from smtp_edge.envelope import Forwarded
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ from smtp_edge.server.xclient import Forwarded, Override, parse_xclient, parse_x
         ("addr=2001:DB8::2", Override(address="2001:db8::2")),
         ("NAME=[UNAVAILABLE] ADDR=[UNAVAILABLE]", Override(name="", address="")),
         ("NAME=[TEMPUNAVAIL] PORT=[UNAVAILABLE]", Override(name="", port=0)),
-        ("HELO=host PROTO=ESMTP", Override(helo="host", extended=True)),
-        ("PROTO=SMTP HELO=+5B1.2.3.4+5D", Override(helo="[1.2.3.4]", extended=False)),
+        ("HELO=host PROTO=ESMTP", Override(helo="host", protocol="ESMTP")),
+        ("PROTO=SMTP HELO=+5B1.2.3.4+5D", Override(helo="[1.2.3.4]", protocol="SMTP")),
         ("LOGIN=sue+2Bmail", Override(user="sue+mail")),
         ("DESTADDR=192.0.2.1 DESTPORT=25", Override()),
     ],
@@ -81,3 +81,18 @@ def test_no_control_character_gets_through(text: str, key: str) -> None:
         except SyntaxFault:
             continue
         assert str(said).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("networks", "words"),
+    [
+        ([], "networks is a list"),
+        ("127.0.0.1/32", "networks is a list"),
+        (["x"], "is no network"),
+        (["0.0.0.0/0"], "anybody could say that he is anybody"),
+        (["10.0.0.0/8", "::/0"], "anybody could say that he is anybody"),
+    ],
+)
+def test_trust_in_nobody_and_in_everybody_is_a_mistake(networks: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        XClient(networks)
