@@ -200,6 +200,12 @@ class Conversation:
         """As if MAIL had not been said."""
         self.transaction = None
 
+    @property
+    def last_recipient(self) -> Recipient:
+        """Of the RCPT that was said last and was right."""
+        assert self.transaction is not None
+        return self.transaction.recipients[-1]
+
     def withdraw_recipient(self) -> None:
         """As if the last RCPT had not been said. Goodbye if it is one too many."""
         if self.transaction is not None:

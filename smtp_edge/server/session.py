@@ -368,7 +368,7 @@ class Session(SMTP):
             ),
             "rcpt": (
                 (b"RCPT",),
-                lambda: screen.rcpt(conversation.client, conversation.envelope),
+                lambda: screen.rcpt(conversation.client, conversation.last_recipient, lambda: conversation.envelope),
                 conversation.withdraw_recipient,
             ),
         }

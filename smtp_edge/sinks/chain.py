@@ -26,6 +26,7 @@ from smtp_edge.sinks.api import (
     Unreachable,
     Verb,
 )
+from smtp_edge.sinks.concern import Concern
 from smtp_edge.sinks.rules import ALWAYS, Facts, Rule
 from smtp_edge.sinks.watch import steps
 
@@ -150,6 +151,9 @@ class SinkChain:
         self._by_event = {
             event: tuple(binding for binding in self.bindings if binding.handles(event)) for event in EVENTS
         }
+        self._concern = {
+            event: Concern(binding.rule for binding in bindings) for event, bindings in self._by_event.items()
+        }
         self.owned = frozenset(name.lower() for binding in self._by_event["data"] for name in binding.sink.owns)
         """Header fields, in lower case, that messages may not bring along."""
         self.owned_names = tuple(name.encode() for name in self.owned)
@@ -215,6 +219,10 @@ class SinkChain:
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
+    def may_concern(self, event: str, recipients: Sequence[Recipient]) -> bool:
+        """False: no binding of the event runs for any of them."""
+        return self._concern[event].may(recipients)
+
     def matching(self, event: str, facts: Callable[[], Facts]) -> Iterator[tuple[Binding, Facts]]:
         """Bindings that run now, each with the facts as they are at its turn, narrowed to the recipients it may see."""
         for binding in self._by_event[event]:
@@ -226,6 +234,8 @@ class SinkChain:
     def claimed(self, event: str, facts: Facts) -> frozenset[Recipient]:
         """Recipients that some binding of the event would see."""
         found: set[Recipient] = set()
+        if not self.may_concern(event, facts.recipients):
+            return frozenset()
         for binding in self._by_event[event]:
             found.update(binding.rule.select(facts) or ())
         return frozenset(found)

@@ -95,6 +95,8 @@ class Term:
     key: str
     test: Test
     negated: bool
+    globs: tuple[str, ...] = ()
+    """In lower case; of `rcpt to`."""
 
     def holds(self, facts: Facts) -> bool:
         """True if any value passes (none, for a negated term)."""
@@ -158,7 +160,9 @@ def _parse_term(text: str) -> Term:
     values = [value.strip() for value in given.split(",") if value.strip()]
     if key == "client":
         return Term(key, _in_networks(values), negated)
-    return Term(key, _of_size(values) if key == "size" else _like(values), negated)
+    if key == "size":
+        return Term(key, _of_size(values), negated)
+    return Term(key, _like(values), negated, tuple(value.lower() for value in values))
 
 
 def _like(globs: Sequence[str]) -> Test:

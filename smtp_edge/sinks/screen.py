@@ -115,9 +115,11 @@ class Screen:
         facts = Facts(client, envelope.sender)
         return self._take(self._transaction, await self._ask("mail", facts, lambda sink: sink.mail(client, envelope)))
 
-    async def rcpt(self, client: Client, envelope: Envelope) -> Reply | None:
-        """RCPT was right: the last recipient of the envelope."""
-        recipient = envelope.recipients[-1]
+    async def rcpt(self, client: Client, recipient: Recipient, envelope_of: Callable[[], Envelope]) -> Reply | None:
+        """RCPT was right. `envelope_of`: the transaction so far, the recipient included."""
+        if not self._chain.may_concern("rcpt", (recipient,)):
+            return None
+        envelope = envelope_of()
         facts, fate = Facts(client, envelope.sender, (recipient,)), Fate()
         verdict = await self._ask("rcpt", facts, lambda sink: sink.rcpt(client, envelope, recipient))
         refusal = self._take(fate, verdict)
@@ -194,9 +196,10 @@ class Screen:
         data, envelope, header = message.data, message.envelope, message.data.header
         if not header.endswith(b"\r\n\r\n"):  # more of it than is kept, or none: whoever looks must read the file
             return True
-        facts = Facts(message.client, envelope.sender, envelope.recipients, data.size_bytes, partial(read, data))
-        if self._chain.claimed("data", facts):
-            return True
+        if self._chain.may_concern("data", envelope.recipients):
+            facts = Facts(message.client, envelope.sender, envelope.recipients, data.size_bytes, partial(read, data))
+            if self._chain.claimed("data", facts):
+                return True
         lower = header.lower() if self._chain.owned_names else b""
         return any(name in lower for name in self._chain.owned_names)
 

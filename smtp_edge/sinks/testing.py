@@ -80,7 +80,8 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
     left: list[Recipient] = []
     last: Reply | None = None
     for recipient in envelope.recipients:
-        last = await screen.rcpt(client, Envelope(envelope.sender, (*left, recipient)))
+        so_far = Envelope(envelope.sender, (*left, recipient))
+        last = await screen.rcpt(client, recipient, lambda so_far=so_far: so_far)  # type: ignore[misc]
         left += [recipient] if last is None else []
     if not left:
         return Outcome(str(last))

@@ -65,7 +65,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[node]", "[mesh]\ntransit = 'maybe'\n[node]", "mesh.transit: must be true or false, not 'maybe'"),
         ("[node]", "[log]\nformat = 'xml'\n[node]", "log.format: must be one of 'json' or 'console', not 'xml'"),
         ('host = "smtp', 'port = 70000\nhost = "smtp', "smart_host[0].port: must be at least 1 and at most 65535, not 70000"),
-        ('host = "smtp.example.net"', "", "smart_host[0].host: is required, or `socket`: the path of a Unix socket"),
+        ('host = "smtp.example.net"', "", "smart_host[0].host: is required, or `socket`: the path of a Unix socket, or `sink`: the name of a [[sink]]"),
         ('host = "smtp', 'socket = "s"\nhost = "smtp', "smart_host[0].socket: and host: a host is reached by one of them"),
         ('host = "smtp.example.net"', 'socket = "s"\ntls = "starttls"', 'smart_host[0].tls: is "starttls", but a Unix socket has no TLS; leave the key out'),
         ('host = "smtp', 'tls = "dane"\nhost = "smtp', 'smart_host[0].tls: "dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'),
