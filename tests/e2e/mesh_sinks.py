@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from smtp_edge.envelope import Recipient
-from smtp_edge.sinks.api import Expansion, Message, Sink
+from smtp_edge.sinks.api import Expansion, Message, NextHop, Route, RouteRequest, Sink, Unreachable
 
 
 class Noting(Sink):
@@ -40,3 +40,16 @@ class Expands(Noting):
         message.add_header("X-Expanded", f"by {self.node.hostname}")
         members = tuple(Recipient(f"member{number}@members.test") for number in range(3))
         return Expansion(members, sender="all-bounces@demo.test")
+
+
+class Table(Sink):
+    """Routing by a static table: a domain's host, or why there is none. The mesh's own router is not asked."""
+
+    def __init__(self, table: dict[str, str]) -> None:
+        self.table = table
+
+    async def route(self, delivery: RouteRequest) -> Route | Unreachable:
+        host = self.table.get(delivery.recipients[0].domain, "")
+        if host == "gone":
+            return Unreachable("that domain is gone", for_good=True, status="5.1.2")
+        return Route((NextHop(f"host:{host}"),)) if host else Unreachable("not today", retry_in_s=0.2)
