@@ -14,22 +14,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from router.decision import OutcomeKind
 from smtp_edge.client.attempt import AttemptResult
 from smtp_edge.envelope import Recipient
 from smtp_edge.queue.entry import Claim
 from smtp_edge.reply import Reply
+from smtp_edge.sinks.answers import Answer, spread
 from smtp_edge.sinks.api import Delivery, Quarantine
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkFailure, SinkTimeout
 from smtp_edge.sinks.message import Content
 from smtp_edge.sinks.rules import Facts
 
+log = structlog.get_logger()
+
 FAILURES_MAX = 10
 """Attempts that end in an exception of the sink, before a person has to look at it."""
-DELIVERED = Reply(250, "delivered", "2.0.0")
 ABSENT = "no such sink is bound to deliver"
 LEFT_OUT = Reply(451, "the rule of the sink leaves this recipient out", "4.3.5")
-Answer = Reply | Quarantine
 
 
 @dataclass(slots=True)
@@ -103,16 +106,11 @@ def _spread(
     binding: Binding, recipients: Sequence[Recipient], answer: Reply | Sequence[object] | None
 ) -> dict[Recipient, Answer]:
     """To each recipient. SinkFailure for what is no answer."""
-    if answer is None or isinstance(answer, Reply):
-        answer = [answer or DELIVERED] * len(recipients)
-    if isinstance(answer, str | bytes) or len(answer) != len(recipients):
-        raise SinkFailure(f"sink {binding.name} answered nonsense")
-    found: dict[Recipient, Answer] = {}
-    for recipient, one in zip(recipients, answer, strict=True):
-        if not (isinstance(one, Quarantine) or (isinstance(one, Reply) and one.code // 100 in (2, 4, 5))):
-            raise SinkFailure(f"sink {binding.name} answered nonsense")
-        found[recipient] = one
-    return found
+    try:
+        return spread(recipients, answer)
+    except ValueError as error:
+        log.error("sink.wrong_answer", sink=binding.name, event_name="deliver", reason=str(error))
+        raise SinkFailure(f"sink {binding.name} answered nonsense") from error
 
 
 def _failed(binding: Binding, claim: Claim, failure: SinkFailure) -> AttemptResult:

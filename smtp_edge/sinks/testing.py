@@ -4,7 +4,13 @@
         outcome = await ask(Greeting(), b"From: a@example.net\\r\\n\\r\\nhello\\r\\n")
         assert outcome.reply == "550 5.6.0 a subject is required here"
 
-No listener, no queue: what is asked are the sinks, as a session would ask them.
+    async def test_the_mailbox_is_full() -> None:
+        assert await deliver(Mailbox(), b"Subject: x\\r\\n\\r\\n") == ("452 4.2.2 mailbox full",)
+
+    async def test_an_alias() -> None:
+        assert (await expand(Aliases(), MAIL, "all@example.org")).recipients == ("ann@example.org",)
+
+No listener, no queue: what is asked are the sinks, as a session or the queue would ask them.
 """
 
 from __future__ import annotations
@@ -12,13 +18,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from smtp_edge.envelope import Client, Envelope, MailData, ReceivedMessage, Recipient
 from smtp_edge.queue.spool import Spool
 from smtp_edge.reply import Goodbye, Reply
-from smtp_edge.sinks.api import BEFORE_250, Sink
+from smtp_edge.sinks.answers import spread
+from smtp_edge.sinks.api import BEFORE_250, Delivery, Expansion, Mail, Quarantine, Sink
 from smtp_edge.sinks.chain import Binding, SinkChain
+from smtp_edge.sinks.message import Content, Message
 from smtp_edge.sinks.rules import parse_rule
 from smtp_edge.sinks.screen import Screen
 from smtp_edge.stuffing import DotStuffing, Unstuff
@@ -68,6 +77,59 @@ async def ask(
         await chain.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What became of one recipient."""
+
+    recipients: tuple[str, ...]
+    sender: str | None
+    """Reverse-path; None = as it was."""
+    content: bytes
+    """As the recipients get it, without trace fields."""
+    also: tuple[Mail, ...]
+
+
+async def deliver(
+    sink: Sink,
+    message: bytes,
+    *,
+    sender: str = "sender@example.net",
+    recipients: Sequence[str] = ("recipient@example.org",),
+    key: str = "node/message",
+    attempts: int = 0,
+    limit_s: float = 30.0,
+) -> tuple[str, ...]:
+    """What a sink that is started says of each recipient: a reply, or `held: REASON`. SinkFailure, ValueError."""
+    envelope = Envelope(sender, tuple(map(Recipient, recipients)))
+    content = await Content.load(_store(message))
+    delivery = Delivery("Q1", key, envelope, datetime.now(UTC), attempts, "192.0.2.1 client", content, b"")
+    binding = Binding(type(sink).__name__, sink, timeout_s=limit_s)
+    answer = await binding.ask("deliver", sink.deliver(delivery), (Reply, Sequence))
+    said = spread(envelope.recipients, answer).values()
+    return tuple(f"held: {one.reason}" if isinstance(one, Quarantine) else str(one) for one in said)
+
+
+async def expand(
+    sink: Sink, message: bytes, recipient: str, *, sender: str = "sender@example.net", limit_s: float = 30.0
+) -> Expanded | None:
+    """What a sink that is started makes of one recipient; None: it is not its. SinkFailure."""
+    content = await Content.load(_store(message))
+    seen = Message(CLIENT, Envelope(sender, (Recipient(recipient),)), content, content.header.fields)
+    binding = Binding(type(sink).__name__, sink, timeout_s=limit_s)
+    answer = await binding.ask("expand", sink.expand(seen), Expansion)
+    if answer is None:
+        return None
+    whole = b"".join([chunk async for chunk in seen.content()])
+    return Expanded(tuple(item.address for item in answer.recipients), answer.sender, whole, answer.also)
+
+
+def _store(message: bytes) -> MailData:
+    """As it would be kept."""
+    stuffed = DotStuffing().feed(message)
+    header = stuffed[: stuffed.find(b"\r\n\r\n") + 4] if b"\r\n\r\n" in stuffed else stuffed
+    return MailData(len(stuffed), inline=stuffed, header=header)
+
+
 def _bind(sink: Sink, rule: str) -> Binding:
     bare = Binding(type(sink).__name__, sink)
     return replace(bare, rule=parse_rule(rule, events=[event for event in BEFORE_250 if bare.handles(event)]))
@@ -85,10 +147,7 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
         left += [recipient] if last is None else []
     if not left:
         return Outcome(str(last))
-    stuffed = DotStuffing().feed(message)
-    header = stuffed[: stuffed.find(b"\r\n\r\n") + 4] if b"\r\n\r\n" in stuffed else stuffed
-    data = MailData(len(stuffed), inline=stuffed, header=header)
-    whole = ReceivedMessage(client, Envelope(envelope.sender, tuple(left)), data)
+    whole = ReceivedMessage(client, Envelope(envelope.sender, tuple(left)), _store(message))
     result = await screen.data(whole, Spool(folder).begin)
     if isinstance(result, Reply):
         return Outcome(str(result))

@@ -14,6 +14,7 @@ from smtp_edge.dispatch import delivering
 from smtp_edge.envelope import MailData
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.reply import Reply
+from smtp_edge.sinks.answers import DELIVERED
 from smtp_edge.sinks.api import Delivery, Quarantine, Sink
 from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.rules import ALWAYS, Rule, parse_rule
@@ -81,7 +82,7 @@ async def test_large_mail_comes_from_its_file(tmp_path: Path) -> None:
 
 
 async def test_each_recipient_has_a_fate_of_its_own(tmp_path: Path) -> None:
-    fates: dict[str, Reply | Quarantine] = {ANN: delivering.DELIVERED, BOB: FULL, "eve@example.org": UNKNOWN}
+    fates: dict[str, Reply | Quarantine] = {ANN: DELIVERED, BOB: FULL, "eve@example.org": UNKNOWN}
     box = Box(lambda delivery: [fates[recipient.address] for recipient in delivery.envelope.recipients])
     async with bench_of(tmp_path, box) as bench:
         await bench.acceptor.accept(message(*fates))
@@ -103,7 +104,7 @@ async def test_a_full_mailbox_says_nothing_against_the_store(tmp_path: Path, rep
 
 
 async def test_poison_waits_for_an_operator_when_the_others_are_done(tmp_path: Path) -> None:
-    box = Box(lambda delivery: [Quarantine("not JSON"), delivering.DELIVERED])
+    box = Box(lambda delivery: [Quarantine("not JSON"), DELIVERED])
     async with bench_of(tmp_path, box) as bench:
         await bench.acceptor.accept(message(ANN, BOB))
         await until(lambda: bool(bench.observer.ends) and not bench.observer.busy["host:box"])

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 import smtp_edge.sinks
 from smtp_edge.cli import cli
 from smtp_edge.envelope import Client, Envelope, Recipient
-from smtp_edge.sinks.api import Disconnect, Message, Quarantine, Reject, Sink, TempFail, Verdict
-from smtp_edge.sinks.testing import ask
+from smtp_edge.reply import Reply
+from smtp_edge.sinks.api import Delivery, Disconnect, Expansion, Message, Quarantine, Reject, Sink, TempFail, Verdict
+from smtp_edge.sinks.testing import ask, deliver, expand
 
 PAGE = Path(smtp_edge.sinks.__file__).with_name("WRITING.md").read_text("utf-8")
 MAIL = b"Subject: x\r\n\r\nhello\r\n.\r\n"
@@ -120,3 +121,32 @@ async def test_the_kit_tells_who_is_left_and_who_is_held() -> None:
     outcome = await ask(Everywhere("data", Quarantine("odd")), MAIL, recipients=two)
     assert outcome.held == tuple((address, "odd") for address in two)
     assert outcome.content == MAIL
+
+
+class Box(Sink):
+    """A store of one mailbox, and a list."""
+
+    async def deliver(self, delivery: Delivery) -> list[Reply | Quarantine]:
+        assert (await delivery.read()).endswith(b"\r\n.dot\r\n")
+        answers: dict[str, Reply | Quarantine] = {"ann": Reply(250, delivery.key_of(Recipient("ann")), "2.0.0")}
+        names = [recipient.address.partition("@")[0] for recipient in delivery.envelope.recipients]
+        return [answers.get(name, Quarantine("who is that")) for name in names]
+
+    async def expand(self, message: Message) -> Expansion | None:
+        if message.envelope.recipients[0].address != "all@b.test":
+            return None
+        message.add_header("List-Id", "<all.b.test>")
+        return Expansion((Recipient("ann@b.test"),), sender="owner@b.test")
+
+
+async def test_stores_and_lists_are_asked_as_the_queue_would_ask_them() -> None:
+    mail = b"Subject: x\r\n\r\n.dot\r\n"
+    assert await deliver(Box(), mail, recipients=("ann@b.test", "bob@b.test"), key="k") == (
+        "250 2.0.0 k/ann",
+        "held: who is that",
+    )
+    found = await expand(Box(), mail, "all@b.test")
+    assert found is not None
+    assert (found.recipients, found.sender) == (("ann@b.test",), "owner@b.test")
+    assert found.content == b"List-Id: <all.b.test>\r\n" + mail
+    assert await expand(Box(), mail, "ann@b.test") is None
