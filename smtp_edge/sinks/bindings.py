@@ -21,6 +21,7 @@ ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
     "clamav": "smtp_edge.applications.clamav:ClamAV",
     "dkim": "smtp_edge.applications.dkim:DKIM",
+    "etrn": "smtp_edge.applications.etrn:ETRN",
     "exec": "smtp_edge.applications.exec:Exec",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
     "xclient": "smtp_edge.applications.xclient:XClient",

@@ -50,6 +50,8 @@ def find_fault(verbs: Sequence[Verb]) -> str:
             return f"the keyword {verb.keyword!r} of its verb {verb.name} is built in"
         if not 0 <= verb.argument_max <= ARGUMENT_MAX:
             return f"argument_max of its verb {verb.name} is not 0 to {ARGUMENT_MAX}"
+        if [other.name for other in verbs].count(verb.name) > 1:
+            return f"its verb {verb.name} is there twice"
     return ""
 
 
@@ -59,9 +61,8 @@ def check_sole(bindings: Sequence[Binding]) -> None:
     for number, binding in enumerate(bindings):
         where = f"sink[{number}] ({binding.name})"
         for verb in binding.sink.verbs if binding.handles("command") else ():
-            before = found.setdefault(verb.name, where)
-            if before != where:
-                raise SinkError(f"{before} and {where} both answer {verb.name}; one verb, one sink")
+            if verb.name in found:
+                raise SinkError(f"{found[verb.name]} and {where} both answer {verb.name}; one verb, one sink")
             found[verb.name] = where
 
 
