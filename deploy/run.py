@@ -44,6 +44,9 @@ APT_PEERS = {
     "curl": "curl",
     "msmtp": "msmtp",
     "clamd": "clamav-daemon",
+    "clamav-milter": "clamav-milter",
+    "opendkim": "opendkim",
+    "rspamd": "rspamd",
     "dkimverify": "python3-dkim",
 }
 """Commands that tests drive, and the Debian packages that bring them."""
@@ -64,6 +67,9 @@ APT_SERVICES = {
     "unbound": "unbound",
     "dovecot-core": "dovecot",
     "clamav-daemon": "clamav-daemon",
+    "clamav-milter": "clamav-milter",
+    "opendkim": "opendkim",
+    "rspamd": "rspamd",
 }
 """Packages whose installation would start a service of the machine, and that service: tests run their own instances."""
 POLICY = "/usr/sbin/policy-rc.d"
