@@ -259,7 +259,8 @@ def build_texts(*texts: str | bytes) -> bytes:
 
 
 def build_connect(name: str, address: str, port: int) -> bytes:
-    """A client: a payload; an address that is none is of a family unknown."""
+    """A client: a payload. An address that is none is of a family unknown, which some filters take for this machine."""
+    address = address.partition("%")[0]  # the zone of a link-local one
     if not re.fullmatch(r"[0-9.]+|[0-9A-Fa-f:.]+", address):
         return build_texts(name) + b"U"
     family = b"6" if ":" in address else b"4"

@@ -42,6 +42,7 @@ from smtp_edge.reply import Reply
         (build_options(Action.ADD_HEADERS), b"\0\0\0\rO\0\0\0\x06\0\0\0\x01\0\x1f\xff\xff"),
         (build_connect("a.example", "192.0.2.1", 25), b"a.example\x004\0\x19192.0.2.1\0"),
         (build_connect("[::1]", "::1", 25), b"[::1]\x006\0\x19::1\0"),
+        (build_connect("x", "fe80::1%eth0", 0), b"x\x006\0\0fe80::1\0"),
         (build_connect("x", "", 0), b"x\0U"),
         (encode(Command.MAIL, build_texts("<a@b>", "SIZE=1")), b"\0\0\0\x0eM<a@b>\0SIZE=1\0"),
         (encode(Command.HELO, build_texts("a\0b")), b"\0\0\0\x03Ha\0"),
