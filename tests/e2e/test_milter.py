@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from smtp_edge.applications.milter.sink import Milter
 from smtp_edge.demo.cluster import Cluster, Relay, find_port
 from smtp_edge.envelope import Client
 from smtp_edge.sinks.testing import ask
@@ -28,6 +27,7 @@ from tests.e2e.keeper import Keeper
 from tests.e2e.scene import wait_until
 from tests.e2e.test_clamav import MALWARE, clamd, lie
 from tests.e2e.test_drain import smtpmesh
+from tests.unit.smtp_edge.applications.milter.test_sink import milter
 from tests.unit.smtp_edge.applications.test_dkim import verifies, write
 
 OPENDKIM = """\
@@ -236,8 +236,8 @@ def test_what_opendkim_has_signed_verifies_where_it_arrives(folder: Path) -> Non
 async def test_opendkim_signs_for_whoever_has_logged_in_from_wherever(folder: Path) -> None:
     with opendkim(folder) as (signer, key):
         for address in ("2001:db8::1", "192.0.2.1"):
-            stranger = await ask(Milter(signer.address), HEADER, client=Client(address, 4711))
-            user = await ask(Milter(signer.address), HEADER, client=Client(address, 4711, user="sue"))
+            stranger = await ask(milter(signer.address), HEADER, client=Client(address, 4711))
+            user = await ask(milter(signer.address), HEADER, client=Client(address, 4711, user="sue"))
             assert stranger.content == HEADER
             assert user.content.startswith(b"DKIM-Signature: ")
             assert verifies(user.content, key)

@@ -8,7 +8,7 @@
 
 `address`: `unix:/PATH`, `inet:PORT@HOST`, `inet6:PORT@HOST` or Postfix's `inet:HOST:PORT`. `signs = true`: nothing may
 be changed after it (opendkim that signs), so its priority number is the highest. `owns = ["X-Virus-Status"]`: such
-fields are removed from what comes from outside. `hostname`: macro `j`, otherwise the machine's name.
+fields are removed from what comes from outside.
 
 The filter is told of the whole session when the message is there, before its 250: client, HELO, envelope, header, body,
 over a connection of its own. So rules may narrow the recipients, and a client that never gets to a message costs the
@@ -27,7 +27,6 @@ ACCEPT of a filter speaks for that filter only; the other sinks are asked as wel
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 
 import structlog
@@ -61,11 +60,12 @@ log = structlog.get_logger()
 class Milter(Sink):
     """See the module. ValueError for settings that mean nothing."""
 
-    def __init__(self, address: str, signs: bool = False, owns: Sequence[str] = (), hostname: str = "") -> None:
+    def __init__(self, address: str, signs: bool = False, owns: Sequence[str] = ()) -> None:
+        if isinstance(owns, str):
+            raise ValueError(f'owns = {owns!r} is no list; ["{owns}"] would be')
         for name in owns:
             make_field(name, "")
         self._address = parse_address(address)
-        self._hostname = hostname or socket.gethostname()
         self.signs, self.owns = signs, tuple(owns)
 
     async def data(self, message: Message) -> Verdict | None:
@@ -74,7 +74,7 @@ class Milter(Sink):
         async with connect(self._address) as filter_:
             session = Session(filter_)
             await session.negotiate()
-            await session.tell(message, message_id, self._hostname)
+            await session.tell(message, message_id, self.node.hostname)
         dialogue = session.dialogue
         apply_changes(message, dialogue.changes, leading_space=dialogue.leading_space)
         verdict = dialogue.verdict or _hold(dialogue)

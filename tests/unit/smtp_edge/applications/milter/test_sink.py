@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,7 +17,7 @@ from smtp_edge.applications.milter.connection import parse_address
 from smtp_edge.applications.milter.sink import Milter
 from smtp_edge.envelope import Client
 from smtp_edge.settings import SinkSettings
-from smtp_edge.sinks.api import Sink
+from smtp_edge.sinks.api import NodeServices, Sink
 from smtp_edge.sinks.bindings import load_bindings
 from smtp_edge.sinks.chain import Binding, SinkError
 from smtp_edge.sinks.testing import Outcome, ask
@@ -25,6 +26,18 @@ MAIL = b"Received: x\r\nSubject:  two\r\n blanks\r\n\r\nhello\r\n.dot\r\n"
 CLIENT = Client("2001:db8::1", 4711, "a.example.net", "helo.test", "ESMTPA", user="ann", listener="in")
 FAILED = "451 4.3.0 local error in processing"
 EVERYTHING, NO_STEPS, NO_REPLY_BODY = 0x1FF, 0, 0x80000
+
+
+class Node:
+    """What the sink asks of its node."""
+
+    hostname = "relay.test"
+
+
+def milter(address: str, owns: Sequence[str] = ()) -> Milter:
+    sink = Milter(address, owns=owns)
+    sink.node = cast(NodeServices, Node())
+    return sink
 
 
 def packet(kind: bytes, payload: bytes = b"") -> bytes:
@@ -73,12 +86,12 @@ async def filter_of(
 
 async def ask_with(*answers: bytes, to: bytes = b"E", mail: bytes = MAIL, steps: int = NO_STEPS) -> Outcome:
     async with filter_of({to: answers}, steps=steps) as (_, address):
-        return await ask([Binding("milter", Milter(address), timeout_s=1)], mail, recipients=("a@x.test", "b@x.test"))
+        return await ask([Binding("milter", milter(address), timeout_s=1)], mail, recipients=("a@x.test", "b@x.test"))
 
 
 async def test_a_filter_is_told_everything_in_its_order() -> None:
     async with filter_of() as (filter_, address):
-        sink = Milter(address, hostname="relay.test")
+        sink = milter(address)
         outcome = await ask(sink, MAIL, sender="s@y.test", recipients=("a@x.test", "b@x.test"), client=CLIENT)
     assert outcome == Outcome("", MAIL, ("a@x.test", "b@x.test"), (), "s@y.test")
     name = filter_.told[4].partition(b"i\0")[2][:12]
@@ -112,7 +125,7 @@ async def test_a_filter_is_told_everything_in_its_order() -> None:
 async def test_a_large_body_comes_whole_in_packets_that_filters_take() -> None:
     body = b"".join(b"%070d\r\n" % number for number in range(20_000))
     async with filter_of(steps=NO_REPLY_BODY) as (filter_, address):
-        assert (await ask(Milter(address), b"A: b\r\n\r\n" + body)).reply == ""
+        assert (await ask(milter(address), b"A: b\r\n\r\n" + body)).reply == ""
     pieces = [told[1:] for told in filter_.told if told[:1] == b"B"]
     assert b"".join(pieces) == body
     assert {len(piece) for piece in pieces[:-1]} == {65535}
@@ -120,13 +133,13 @@ async def test_a_large_body_comes_whole_in_packets_that_filters_take() -> None:
 
 async def test_a_filter_that_skips_the_body_gets_no_more_of_it() -> None:
     async with filter_of({b"B": [packet(b"s")]}) as (filter_, address):
-        assert (await ask(Milter(address), b"A: b\r\n\r\n" + b"x" * 200_000 + b"\r\n")).reply == ""
+        assert (await ask(milter(address), b"A: b\r\n\r\n" + b"x" * 200_000 + b"\r\n")).reply == ""
     assert [told[:1] for told in filter_.told[-4:]] == [b"B", b"D", b"E", b"Q"]
 
 
 async def test_a_filter_that_has_ruled_is_told_no_more() -> None:
     async with filter_of({b"R": [packet(b"r")]}) as (filter_, address):
-        outcome = await ask(Milter(address), MAIL, recipients=("a@x.test", "b@x.test"))
+        outcome = await ask(milter(address), MAIL, recipients=("a@x.test", "b@x.test"))
     assert outcome == Outcome("550 5.7.1 Command rejected")
     assert [told[:1] for told in filter_.told[-3:]] == [b"D", b"R", b"Q"]
 
@@ -191,9 +204,9 @@ async def test_mail_is_held_for_the_reason_that_the_filter_gives() -> None:
 )
 async def test_a_mad_or_silent_filter_is_a_failure_and_nothing_of_it_stays(to: bytes, answers: list[bytes]) -> None:
     async with filter_of({to: answers}) as (_, address):
-        binding = Binding("milter", Milter(address), timeout_s=0.3, on_failure="accept")
+        binding = Binding("milter", milter(address), timeout_s=0.3, on_failure="accept")
         assert (await ask([binding], MAIL)).content == MAIL
-        failing = Binding("milter", Milter(address), timeout_s=0.3)
+        failing = Binding("milter", milter(address), timeout_s=0.3)
         assert (await ask([failing], MAIL)).reply == FAILED
 
 
@@ -202,14 +215,14 @@ async def test_a_filter_that_is_down_or_hangs_up_is_a_failure(tmp_path: Path) ->
         writer.close()
 
     path = tmp_path / "filter.sock"
-    sink = Milter(f"unix:{path}")
+    sink = milter(f"unix:{path}")
     assert (await ask(sink, MAIL)).reply == FAILED
     async with await asyncio.start_unix_server(hang_up, path):
         assert (await ask(sink, MAIL)).reply == FAILED
 
 
 async def test_fields_that_only_the_filter_may_set_are_removed_when_it_fails_too(tmp_path: Path) -> None:
-    sink = Milter(f"unix:{tmp_path}/no", owns=["X-Spam"])
+    sink = milter(f"unix:{tmp_path}/no", owns=["X-Spam"])
     outcome = await ask([Binding("milter", sink, on_failure="accept")], b"X-Spam: no\r\n" + MAIL)
     assert outcome.content == MAIL
 
@@ -234,7 +247,8 @@ def test_addresses_are_as_filters_and_postfix_have_them(text: str, address: obje
     [
         *(({"address": text}, "address") for text in ("", "inet:8891", "unix:x", "inet:0@x", "inet:65536@x", "/x")),
         ({"address": "unix:/x", "owns": ["a b"]}, "a b"),
-        ({"adress": "unix:/x"}, "it takes: address, signs, owns, hostname"),
+        ({"address": "unix:/x", "owns": "X-Spam"}, "is no list"),
+        ({"adress": "unix:/x"}, "it takes: address, signs, owns"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], words: str) -> None:
