@@ -185,12 +185,13 @@ class Message:
     def add_recipient(self, address: str, *, notify: Notify = Notify.NEVER) -> None:
         """One more gets it. Who sent it hears nothing of that, unless `notify` says so. ValueError as above."""
         recipient = Recipient(parse_mailbox(address), notify=notify)
-        if all(known.address != recipient.address for known in self.envelope.recipients):
+        if all(_fold_domain(known.address) != _fold_domain(recipient.address) for known in self.envelope.recipients):
             self.envelope = replace(self.envelope, recipients=(*self.envelope.recipients, recipient))
 
     def remove_recipient(self, address: str) -> bool:
         """They do not get it, and nobody hears of that. False if it was not to go to them."""
-        left = tuple(known for known in self.envelope.recipients if known.address != address)
+        wanted = _fold_domain(address)
+        left = tuple(known for known in self.envelope.recipients if _fold_domain(known.address) != wanted)
         found = len(left) < len(self.envelope.recipients)
         self.envelope = replace(self.envelope, recipients=left)
         return found
@@ -204,8 +205,9 @@ class Message:
         there = {known.address for known in envelope.recipients}
         new = [known for known in new if known.address not in there]
         kept = (*(known for known in envelope.recipients if known not in gone), *new)
-        smtputf8 = envelope.smtputf8 or not all(item.address.isascii() for item in new)
-        return replace(envelope, sender=self.envelope.sender, recipients=kept, smtputf8=smtputf8)
+        sender = self.envelope.sender
+        smtputf8 = envelope.smtputf8 or not all(map(str.isascii, (sender, *(item.address for item in new))))
+        return replace(envelope, sender=sender, recipients=kept, smtputf8=smtputf8)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -249,6 +251,12 @@ async def rewrite(content: Content, fields: tuple[Field, ...], begin_file: Calla
         await writer.abort()
         raise
     return await writer.commit(header)
+
+
+def _fold_domain(address: str) -> str:
+    """Case matters in the local part alone (RFC 5321 section 2.4)."""
+    local, at, domain = address.rpartition("@")
+    return f"{local}{at}{domain.lower()}"
 
 
 def narrowed(envelope: Envelope, recipients: tuple[Recipient, ...]) -> Envelope:

@@ -1,5 +1,5 @@
-"""What the page smtp_edge/sinks/WRITING.md says, done word for word: its code is a package, is installed, is found by its
-entry point, passes its test with the kit, and fires in a node."""
+"""What the page smtp_edge/sinks/WRITING.md says, done word for word: its code is a package, is installed, is found by
+its entry point, passes its test with the kit, and fires in a node."""
 
 from __future__ import annotations
 
