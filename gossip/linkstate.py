@@ -101,6 +101,8 @@ class NodeInfo:
     """What the operator calls it (a region, a provider), for the policies of routes; sorted."""
     admin_address: str = ""
     """host:port of the admin service, if it can be reached over the network."""
+    sinks_digest: str = ""
+    """Hash of which sinks are bound and when; nodes that differ are shown to the operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -380,6 +380,7 @@ def _encode_node(info: NodeInfo, certificate: bytes) -> pb.NodePayload:
         routes_digest=info.routes_digest,
         tags=info.tags,
         admin_address=info.admin_address,
+        sinks_digest=info.sinks_digest,
     )
 
 
@@ -397,6 +398,7 @@ def _decode_node(message: pb.NodePayload) -> NodeInfo:
         routes_digest=_text(message.routes_digest),
         tags=_decode_tags(message.tags),
         admin_address=_text(message.admin_address),
+        sinks_digest=_text(message.sinks_digest),
     )
 
 

@@ -75,7 +75,7 @@ from smtp_edge.server.inbound import Inbound
 from smtp_edge.services import Services
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
-from smtp_edge.sinks.bindings import check_exits, load_bindings
+from smtp_edge.sinks.bindings import check_exits, digest_of, load_bindings
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
 
@@ -498,6 +498,7 @@ class Node:
             no_transit=not settings.mesh.transit or self._gossip.joining,
             direct_mx=any(route.via == ("mx",) for route in settings.route),
             routes_digest=self.table.digest(),
+            sinks_digest=digest_of(settings.sink),
             tags=settings.node.tags,
             admin_address=find_advertised(settings.admin.listen, settings.admin.advertise),
         )

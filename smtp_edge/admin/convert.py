@@ -105,6 +105,7 @@ def convert_node(
     *,
     session: SessionStatus | None,
     routes_digest: str,
+    sinks_digest: str,
     names: Mapping[str, str],
 ) -> pb.Node:
     """One member: what it says of itself, and how it is seen from here. `names`: node id -> name."""
@@ -126,6 +127,8 @@ def convert_node(
         no_transit=info.no_transit,
         routes_digest=info.routes_digest,
         routes_differ=info.routes_digest != routes_digest,
+        sinks_digest=info.sinks_digest,
+        sinks_differ=info.sinks_digest != sinks_digest,
         backlogs=[
             pb.ClassBacklog(
                 class_id=item.class_id,

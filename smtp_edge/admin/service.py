@@ -22,6 +22,7 @@ from smtp_edge.admin.queue import QueueService
 from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
 from smtp_edge.envelope import Recipient
+from smtp_edge.sinks.bindings import digest_of
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class AdminService(QueueService):
                 members[node.node_id],
                 session=sessions.get(node.node_id),
                 routes_digest=view.table.digest(),
+                sinks_digest=digest_of(view.settings.sink),
                 names=names,
             )
             for node in sorted(snapshot.nodes, key=lambda node: node.info.name)

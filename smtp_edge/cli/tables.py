@@ -369,6 +369,8 @@ def _note(node: Any) -> str:
     words = [word.replace("_", " ") for word in ("draining", "overloaded", "no_transit") if getattr(node, word)]
     if node.routes_differ:
         words.append("routes differ")
+    if node.sinks_differ:
+        words.append("sinks differ")
     if node.reason:
         words.append(f"its session ended: {node.reason}")
     return ", ".join(words)

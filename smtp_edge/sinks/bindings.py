@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import re
@@ -42,6 +43,20 @@ def load_bindings(sections: Sequence[SinkSettings]) -> list[Binding]:
     _check_signers(bindings)
     check_sole(bindings)
     return bindings
+
+
+def digest_of(sections: Sequence[SinkSettings]) -> str:
+    """Hash of which sinks are bound and when, 16 hexadecimal digits; empty if there is none.
+
+    Not of their settings: addresses and paths are each machine's own.
+    """
+    if not sections:
+        return ""
+    names = sink_names(sections)
+    told = [
+        (name, item.use, item.rule, item.priority, item.on_failure) for name, item in zip(names, sections, strict=True)
+    ]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def check_exits(bindings: Sequence[Binding], hosts: Sequence[SmartHostSettings]) -> None:

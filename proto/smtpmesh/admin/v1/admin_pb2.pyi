@@ -784,6 +784,8 @@ class Node(_message.Message):
     ROUND_TRIP_S_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    SINKS_DIGEST_FIELD_NUMBER: _builtins.int
+    SINKS_DIFFER_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     zone: _builtins.str
@@ -819,6 +821,10 @@ class Node(_message.Message):
     """of hellos, smoothed; absent without a session"""
     admin_address: _builtins.str
     """of its admin service; empty: not to be reached over the network"""
+    sinks_digest: _builtins.str
+    """of its [[sink]] sections, without their `with`; empty: it has none"""
+    sinks_differ: _builtins.bool
+    """from those of the node that is asked"""
     @_builtins.property
     def backlogs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassBacklog]: ...
     @_builtins.property
@@ -857,10 +863,12 @@ class Node(_message.Message):
         round_trip_s: _builtins.float | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         admin_address: _builtins.str = ...,
+        sinks_digest: _builtins.str = ...,
+        sinks_differ: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "in_sync", b"in_sync", "lag_s", b"lag_s", "round_trip_s", b"round_trip_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "accept_capacity_mps", b"accept_capacity_mps", "admin_address", b"admin_address", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "in_sync", b"in_sync", "lag_s", b"lag_s", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "reason", b"reason", "root", b"root", "round_trip_s", b"round_trip_s", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "since_s", b"since_s", "software", b"software", "sources", b"sources", "state", b"state", "tags", b"tags", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync", "_lag_s", b"_lag_s", "_round_trip_s", b"_round_trip_s", "accept_capacity_mps", b"accept_capacity_mps", "admin_address", b"admin_address", "age_s", b"age_s", "backlogs", b"backlogs", "draining", b"draining", "gossip_address", b"gossip_address", "in_sync", b"in_sync", "lag_s", b"lag_s", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "node_id", b"node_id", "overloaded", b"overloaded", "reason", b"reason", "root", b"root", "round_trip_s", b"round_trip_s", "routes_differ", b"routes_differ", "routes_digest", b"routes_digest", "self", b"self", "session", b"session", "since_s", b"since_s", "sinks_differ", b"sinks_differ", "sinks_digest", b"sinks_digest", "software", b"software", "sources", b"sources", "state", b"state", "tags", b"tags", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__in_sync: _TypeAlias = _typing.Literal["in_sync"]  # noqa: Y015
     _WhichOneofArgType__in_sync: _TypeAlias = _typing.Literal["_in_sync", b"_in_sync"]  # noqa: Y015

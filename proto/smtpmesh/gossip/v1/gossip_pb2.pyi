@@ -617,6 +617,7 @@ class NodePayload(_message.Message):
     ROUTES_DIGEST_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     ADMIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    SINKS_DIGEST_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
     """DER; its key verifies all records of this origin"""
     name: _builtins.str
@@ -631,6 +632,8 @@ class NodePayload(_message.Message):
     routes_digest: _builtins.str
     admin_address: _builtins.str
     """empty: not to be reached over the network"""
+    sinks_digest: _builtins.str
+    """of the [[sink]] sections; empty: there is none"""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -649,10 +652,11 @@ class NodePayload(_message.Message):
         routes_digest: _builtins.str = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
         admin_address: _builtins.str = ...,
+        sinks_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "certificate", b"certificate", "direct_mx", b"direct_mx", "draining", b"draining", "gossip_address", b"gossip_address", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "overloaded", b"overloaded", "routes_digest", b"routes_digest", "software", b"software", "tags", b"tags", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_address", b"admin_address", "certificate", b"certificate", "direct_mx", b"direct_mx", "draining", b"draining", "gossip_address", b"gossip_address", "mesh_address", b"mesh_address", "name", b"name", "no_transit", b"no_transit", "overloaded", b"overloaded", "routes_digest", b"routes_digest", "sinks_digest", b"sinks_digest", "software", b"software", "tags", b"tags", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

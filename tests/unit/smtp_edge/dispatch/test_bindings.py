@@ -12,7 +12,7 @@ import structlog
 from smtp_edge.envelope import Recipient
 from smtp_edge.settings import SinkSettings
 from smtp_edge.sinks.api import PRIORITY_MAX, Avoid, NextHop, Route, RouteRequest, Sink, Unreachable, offload
-from smtp_edge.sinks.bindings import load_bindings
+from smtp_edge.sinks.bindings import digest_of, load_bindings
 from smtp_edge.sinks.chain import FAILURE_RETRY_S, Binding, SinkChain, SinkError
 from smtp_edge.sinks.rules import Facts, RuleError, parse_rule
 from smtp_edge.sinks.watch import steps
@@ -264,3 +264,15 @@ async def test_a_watched_question_is_cancelled_and_fails_like_any_other() -> Non
 
 async def test_blocking_work_has_threads_of_its_own() -> None:
     assert (await offload(lambda prefix: prefix + threading.current_thread().name, prefix="in ")).startswith("in sink")
+
+
+def test_the_digest_says_which_sinks_are_bound_and_when() -> None:
+    def digest(**more: object) -> str:
+        return digest_of([SinkSettings.model_validate({"use": "clamav", **more})])
+
+    assert digest_of([]) == ""
+    same = digest(**{"with": {"address": "here:1"}})
+    assert len(same) == 16
+    assert same == digest(**{"with": {"address": "there:2"}}) == digest(name="clamav")
+    others = {digest(name="scan"), digest(rule="rcpt to=*"), digest(priority=1), digest(on_failure="accept")}
+    assert len({same, *others}) == 5

@@ -141,7 +141,7 @@ MEMBER = MemberStatus(
 def test_a_node_keeps_what_it_says_of_itself_and_how_it_is_seen() -> None:
     session = SessionStatus(NODE.node_id, "192.0.2.2:1", True, 1, 1)
     names = {"c" * 32: "relay-c"}
-    message = convert.convert_node(NODE, MEMBER, session=session, routes_digest="digest", names=names)
+    message = convert.convert_node(NODE, MEMBER, session=session, routes_digest="digest", sinks_digest="", names=names)
     assert shown(message) == {
         "node_id": "b" * 32,
         "name": "relay-b",
@@ -171,26 +171,27 @@ def test_a_node_keeps_what_it_says_of_itself_and_how_it_is_seen() -> None:
 
 def test_what_no_session_tells_of_a_node_stays_absent() -> None:
     member = MemberStatus(NODE.node_id, "relay-b", MemberState.REACHABLE, 1)
-    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", names={})
+    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", sinks_digest="", names={})
     assert not {"in_sync", "lag_s", "round_trip_s", "root", "session"} & set(shown(message))
 
 
 def test_sources_are_in_the_order_of_their_names() -> None:
     member = dataclasses.replace(MEMBER, sources=(NodeId("c" * 32), NodeId("d" * 32)))
     names = {"c" * 32: "relay-z", "d" * 32: "relay-y"}
-    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", names=names)
+    message = convert.convert_node(NODE, member, session=None, routes_digest="digest", sinks_digest="", names=names)
     assert [source.name for source in message.sources] == ["relay-y", "relay-z"]
 
 
 def test_a_source_that_left_is_named_by_its_id_alone() -> None:
-    message = convert.convert_node(NODE, MEMBER, session=None, routes_digest="digest", names={})
+    message = convert.convert_node(NODE, MEMBER, session=None, routes_digest="digest", sinks_digest="", names={})
     assert shown(message)["sources"] == [{"node_id": "c" * 32}]
 
 
 def test_the_own_node_has_no_age() -> None:
     own = MemberStatus(NODE.node_id, "relay-b", MemberState.SELF, 1)
-    message = convert.convert_node(NODE, own, session=None, routes_digest="other", names={})
-    assert (message.self, message.age_s, message.session, message.routes_differ) == (True, 0.0, False, True)
+    message = convert.convert_node(NODE, own, session=None, routes_digest="other", sinks_digest="other", names={})
+    assert (message.self, message.age_s, message.session) == (True, 0.0, False)
+    assert (message.routes_differ, message.sinks_differ) == (True, True)
 
 
 def test_the_stats_of_gossip_keep_every_field() -> None:

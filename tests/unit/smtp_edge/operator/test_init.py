@@ -23,6 +23,7 @@ from smtp_edge.configuration import load_configuration
 from smtp_edge.preflight import find_warnings
 from smtp_edge.settings import Settings
 from smtp_edge.setup import FILES
+from smtp_edge.sinks.bindings import BUILT_IN
 
 FREE_ADDRESS = f"127.77.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
 """A loopback address of this process alone, so that the usual ports are free on it."""
@@ -210,7 +211,7 @@ def test_check_config_reports_every_file_that_does_not_work(first: Path) -> None
         f"listener[1].certificate: {first}/ca.key is not the key of {first}/node.crt",
         f"listener[1].auth_users: {first}/users, line 2: expected user:hash; make one: smtpmesh hash-password",
         f"smart_host[0].password_file: {first}/empty is empty; the password stands in it, alone",
-        "sink[0]: no such sink: neither built in (clamav, dkim, exec, ratelimit) nor an entry point of smtpmesh.sinks"
+        f"sink[0]: no such sink: neither built in ({', '.join(BUILT_IN)}) nor an entry point of smtpmesh.sinks"
         " nor module:Class (No module named 'nowhere')",
     ]
 
