@@ -73,6 +73,16 @@ class TooSlow(Exception):
         self.reply = reply
 
 
+class _NoHandler:
+    """Instead of aiosmtpd's hooks."""
+
+    def __dir__(self) -> list[str]:
+        return []
+
+
+_NO_HANDLER = _NoHandler()
+
+
 class House(Protocol):
     """The listener behind its sessions."""
 
@@ -100,7 +110,7 @@ class Session(SMTP):
         proxied: ProxiedClient | None = None,
         entry: Any = None,
     ) -> None:
-        super().__init__(object(), hostname=options.hostname, enable_SMTPUTF8=True, loop=loop)
+        super().__init__(_NO_HANDLER, hostname=options.hostname, enable_SMTPUTF8=True, loop=loop)
         self.options, self.entry = options, entry
         self._acceptor, self._house, self._proxied = acceptor, house, proxied
         self.inbox = Inbox(loop)
@@ -117,6 +127,13 @@ class Session(SMTP):
             b"STARTTLS": self._starttls,
             b"AUTH": self._auth,
         }
+
+    def __dir__(self) -> list[str]:
+        """Nothing: aiosmtpd looks for methods by their names in each session, and no table that it makes is used here.
+
+        It was a fifth of the processor time of a session with one message.
+        """
+        return []
 
     # -- transport -----------------------------------------------------------------------------------------------------
 
