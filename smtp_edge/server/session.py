@@ -115,7 +115,8 @@ class Session(SMTP):
         self._acceptor, self._house, self._proxied = acceptor, house, proxied
         self.inbox = Inbox(loop)
         self.pace = Pace(options.pace, time.monotonic())
-        self.conversation = Conversation(options, acceptor, Client("unknown", listener=options.listener))
+        self.conversation: Conversation
+        """From `connection_made` on."""
         self._failed_auth_count = 0
         self._out = bytearray()
         self._busy = self._ending = self._leaving = False
