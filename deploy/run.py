@@ -40,7 +40,9 @@ APT_PEERS = {
     "dovecot": "dovecot-core",
     "knotd": "knot",
     "unbound": "unbound",
+    "imap": "dovecot-imapd",
     "lmtp": "dovecot-lmtpd",
+    "pg_ctlcluster": "postgresql",
     "curl": "curl",
     "msmtp": "msmtp",
     "clamd": "clamav-daemon",
@@ -70,6 +72,7 @@ APT_SERVICES = {
     "clamav-milter": "clamav-milter",
     "opendkim": "opendkim",
     "rspamd": "rspamd",
+    "postgresql": "postgresql",
 }
 """Packages whose installation would start a service of the machine, and that service: tests run their own instances."""
 POLICY = "/usr/sbin/policy-rc.d"
