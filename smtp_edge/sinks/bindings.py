@@ -24,6 +24,7 @@ BUILT_IN = {
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "etrn": "smtp_edge.applications.etrn:ETRN",
     "exec": "smtp_edge.applications.exec:Exec",
+    "maildir": "smtp_edge.applications.maildir:Maildir",
     "milter": "smtp_edge.applications.milter.sink:Milter",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
     "xclient": "smtp_edge.applications.xclient:XClient",
