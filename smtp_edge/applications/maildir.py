@@ -55,6 +55,7 @@ from smtp_edge.applications.maildir_files import (
     find,
     find_folder,
     make_folder,
+    remove_leftovers,
     sync,
     used_bytes,
 )
@@ -73,8 +74,14 @@ UNKNOWN = Reject("no such mailbox", 550, "5.1.1")
 FULL_FOR_NOW = Reply(452, "the mailbox is full", "4.2.2")
 FULL = Reply(552, "the mailbox is full", "5.2.2")
 TOO_LARGE = Reply(552, "the message is larger than the mailbox may be", "5.2.3")
-UNAVAILABLE = TempFail("the mailbox is not available now", 451, "4.2.0")
-_FULL_DISK = {errno.ENOSPC: NO_SPACE, errno.EDQUOT: FULL_FOR_NOW}
+UNAVAILABLE = TempFail("the mail store is not available now", 451, "4.3.0")
+ODD = Reply(451, "the mailbox is not in order", "4.2.0")
+_BY_ERRNO = {
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: FULL_FOR_NOW,
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP), ODD),
+}
+"""What is one mailbox's fault says nothing against the others."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -130,7 +137,7 @@ class Maildir(Sink):
             return await self._store(delivery, recipient, *found) if found else UNKNOWN.reply
         except OSError as error:
             _record_failure(recipient, error)
-            return _FULL_DISK.get(error.errno or 0, UNAVAILABLE.reply)
+            return _BY_ERRNO.get(error.errno or 0, UNAVAILABLE.reply)
 
     async def _store(self, delivery: Delivery, recipient: Recipient, mailbox: Path, folder: Path) -> Reply:
         key = delivery.key_of(recipient)
@@ -179,8 +186,11 @@ class Maildir(Sink):
 
 
 def _is_there(digest: str, mailbox: Path, folder: Path) -> bool:
-    """Delivered before; also into the inbox, if its folder has been made since."""
-    found = find(folder, digest) or (find(mailbox, digest) if folder != mailbox else None)
+    """Delivered before; also into the inbox, if its folder has been made since. Clears up after earlier tries."""
+    places = dict.fromkeys((folder, mailbox))
+    for place in places:
+        remove_leftovers(place, digest)
+    found = next(filter(None, (find(place, digest) for place in places)), None)
     if found:
         sync(found.parent)
     return bool(found)

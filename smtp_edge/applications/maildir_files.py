@@ -47,6 +47,14 @@ def find(folder: Path, digest: str) -> Path | None:
     return None
 
 
+def remove_leftovers(folder: Path, digest: str) -> None:
+    """What tries that ended halfway have left of the message in tmp. A try that goes on all the same fails."""
+    for name in _names(folder / "tmp"):
+        if name.split(".", 2)[1:2] == [digest]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(folder / "tmp" / name)
+
+
 def find_folder(mailbox: Path, name: str) -> Path | None:
     """The folder with this directory name; letters count as small if there is none that is written just so."""
     exact = mailbox / name
@@ -80,7 +88,6 @@ class Incoming:
 
     def __init__(self, folder: Path, name: str, mode: int) -> None:
         self._folder, self._name, self._mode = folder, name, mode
-        self._digest = name.split(".", 2)[1]
         self._tmp = folder / "tmp" / f"{name}.{secrets.token_hex(8)}"
         self._file = -1
         self._turn = threading.Lock()  # who gives up does not wait for a write that hangs
@@ -88,7 +95,6 @@ class Incoming:
     def begin(self) -> None:
         """An empty file in tmp. OSError."""
         with self._turn:
-            self._remove_leftovers()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.open(self._tmp, flags, self._mode)
             os.fchmod(self._file, self._mode)
@@ -129,12 +135,6 @@ class Incoming:
             if error.errno not in _NO_LINKS:
                 raise
             os.rename(self._tmp, target)
-
-    def _remove_leftovers(self) -> None:
-        for name in _names(self._folder / "tmp"):
-            if name.split(".", 2)[1:2] == [self._digest]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder / "tmp" / name)
 
 
 def sync(folder: Path) -> None:
