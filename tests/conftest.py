@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 PEERS = Path(__file__).resolve().parents[1] / ".venv" / "peers"
 """Where `deploy/run.py test` unpacks what cannot be installed: `PACKAGE/usr/...`, and `npm/node_modules/PACKAGE`."""
-SERVER_COMMANDS = "/usr/sbin:/sbin:/usr/lib/dovecot"
+SERVER_COMMANDS = ":".join(["/usr/sbin:/sbin:/usr/lib/dovecot", *sorted(glob.glob("/usr/lib/postgresql/*/bin"))])
 """Debian keeps servers' commands here, outside the PATH of ordinary users."""
 
 

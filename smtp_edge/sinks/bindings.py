@@ -27,6 +27,7 @@ BUILT_IN = {
     "maildir": "smtp_edge.applications.maildir:Maildir",
     "milter": "smtp_edge.applications.milter.sink:Milter",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
+    "sql": "smtp_edge.applications.sql:Sql",
     "xclient": "smtp_edge.applications.xclient:XClient",
 }
 """Sinks that come along, by the name that an entry point would have."""
