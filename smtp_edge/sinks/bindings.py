@@ -20,6 +20,7 @@ from smtp_edge.sinks.rules import RuleError, parse_rule
 
 ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
+    "aliases": "smtp_edge.applications.aliases:Aliases",
     "clamav": "smtp_edge.applications.clamav:ClamAV",
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "etrn": "smtp_edge.applications.etrn:ETRN",
