@@ -21,6 +21,7 @@ from smtp_edge.sinks.rules import RuleError, parse_rule
 ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
     "aliases": "smtp_edge.applications.aliases:Aliases",
+    "archive": "smtp_edge.applications.archive:Archive",
     "clamav": "smtp_edge.applications.clamav:ClamAV",
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "etrn": "smtp_edge.applications.etrn:ETRN",
