@@ -19,8 +19,7 @@ when it has changed; if it is wrong then, the log names the line and what was re
 errors.
 
 The reverse-path stays, and so do ORCPT and NOTIFY: an alias is no end of the way (RFC 3461 sections 5.2.7.1, 5.2.7.2),
-reports are about what the sender had written. What an address that keeps its own mail was expanded for is noted in
-`KEPT_FIELD`, so that it is not expanded a second time.
+reports are about what the sender had written.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ log = structlog.get_logger()
 FILE_BYTES_MAX = 16 * 1024 * 1024
 TARGETS_MAX = 10_000
 """Addresses that one alias comes to, in the end."""
-KEPT_FIELD = "X-Smtpmesh-Alias"
 _ENTRY = re.compile(r'(?P<name>"[^"]*"|[^\s:"]+)\s*:(?P<targets>.*)', re.DOTALL)
 _ORCPT_PLAIN = re.compile(r"[!-*,-<>-~]")
 
@@ -83,14 +81,11 @@ class Table:
         domain = address.rpartition("@")[2]
         return tuple(target if "@" in target else f"{target}@{domain}" for target in found.targets)
 
-    def resolve(self, address: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """(where its mail goes in the end, which of these are aliases that keep their own mail); None if it is none.
-
-        AliasError for more than `TARGETS_MAX`.
-        """
+    def resolve(self, address: str) -> tuple[str, ...] | None:
+        """Where its mail goes in the end; None if it is no alias. AliasError for more than `TARGETS_MAX`."""
         if self.lookup(address) is None:
             return None
-        ends, kept, seen, waiting = dict[str, str](), dict[str, str](), set[str](), [address]
+        ends, seen, waiting = dict[str, str](), set[str](), [address]
         while waiting:
             asked = waiting.pop()
             if fold(asked) in seen:
@@ -102,9 +97,8 @@ class Table:
                 if len(ends) > TARGETS_MAX:
                     raise AliasError(f"{address} comes to more than {TARGETS_MAX} addresses")
             if targets is not None:
-                kept.update({fold(asked): asked} if fold(asked) in ends else {})
                 waiting += reversed(targets)
-        return tuple(ends.values()), tuple(kept.values())
+        return tuple(ends.values())
 
     def _find(self, address: str) -> Entry | None:
         local, separator, domain = fold(address).rpartition("@")
@@ -153,8 +147,6 @@ class Table:
 class Aliases(Sink):
     """See the module. ValueError for settings that mean nothing or a file that does, OSError."""
 
-    owns = (KEPT_FIELD,)
-
     def __init__(self, path: str, domains: Sequence[str] = (), plus: str = "") -> None:
         """`domains`: where names without one count. `plus`: what divides a name from its detail; empty = nothing."""
         if isinstance(domains, str) or not all(
@@ -181,15 +173,9 @@ class Aliases(Sink):
         """Where its recipient's mail goes, if that is an alias. AliasError: it comes to too many."""
         await self._refresh()
         (recipient,) = message.envelope.recipients
-        kept = {fold(address) for value in message.headers.all(KEPT_FIELD) for address in value.split()}
-        found = None if fold(recipient.address) in kept else self._table.resolve(recipient.address)
-        if found is None:
+        ends = self._table.resolve(recipient.address)
+        if ends is None or [fold(address) for address in ends] == [fold(recipient.address)]:
             return None
-        ends, keeping = found
-        if [fold(address) for address in ends] == [fold(recipient.address)]:
-            return None
-        if keeping:
-            message.add_header(KEPT_FIELD, "\r\n ".join(keeping))
         orcpt = recipient.orcpt or _orcpt(recipient.address)
         return Expansion(tuple(replace(recipient, address=address, orcpt=orcpt) for address in ends))
 

@@ -83,23 +83,32 @@ class World:
             verdict = await sink.rcpt(CLIENT, Envelope(sender, (recipient,)), recipient)
             if isinstance(verdict, Reject | TempFail):
                 return str(verdict.reply)
-        waiting = [(content, sender, recipient)]
+        waiting: list[tuple[bytes, str, Recipient, tuple[str, ...]]] = [(content, sender, recipient, ())]
+        done = set[tuple[str, str, bytes]]()
         for _ in range(STEPS_MAX):
             if not waiting:
                 return ""
-            waiting += await self.step(*waiting.pop(0))
+            text, author, addressee, way = waiting.pop(0)
+            name = addressee.address.lower()
+            found = None if name in way else await self.step(text, author, addressee)
+            if found is not None:
+                waiting += [(*item, (*way, name) if item[1] == author else ()) for item in found]
+            elif (author, name, text) not in done:  # as a node does: nobody gets the same twice
+                done.add((author, name, text))
+                self.arrivals.append(Arrival(author, addressee, text))
         raise AssertionError("it does not end")
 
-    async def step(self, content: bytes, sender: str, recipient: Recipient) -> list[tuple[bytes, str, Recipient]]:
-        """One expansion, or an arrival."""
+    async def step(
+        self, content: bytes, sender: str, recipient: Recipient
+    ) -> list[tuple[bytes, str, Recipient]] | None:
+        """One expansion; None: it is nobody's."""
         for sink in self.sinks:
             message = await make_message(content, sender, recipient)
             self.asked += 1
             expansion = await sink.expand(message)
             if expansion is not None:
                 return await spread(message, expansion)
-        self.arrivals.append(Arrival(sender, recipient, content))
-        return []
+        return None
 
     def arrived(self, address: str) -> list[Arrival]:
         """In one mailbox, in order."""
