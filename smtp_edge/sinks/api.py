@@ -324,6 +324,8 @@ class Sink:
     """Set before `start`; not in the constructor yet."""
     verbs: Sequence[Verb] = ()
     """Commands that it answers (`command`)."""
+    events: Sequence[str] = ()
+    """Of the events that it overrides, those that it wants, if its settings say which; empty = all of them."""
 
     signs: bool = False
     """It signs what it sees at `data`: only others that sign may be asked after it."""

@@ -28,6 +28,7 @@ BUILT_IN = {
     "exec": "smtp_edge.applications.exec:Exec",
     "maildir": "smtp_edge.applications.maildir:Maildir",
     "milter": "smtp_edge.applications.milter.sink:Milter",
+    "mtahooks": "smtp_edge.applications.mtahooks:MTAHooks",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
     "sql": "smtp_edge.applications.sql:Sql",
     "xclient": "smtp_edge.applications.xclient:XClient",
@@ -94,7 +95,8 @@ def _load(number: int, section: SinkSettings, name: str) -> Binding:
         raise SinkError(f"{where}: the settings in `with` do not fit: {error}; it takes: {accepted}") from None
     except (ValueError, OSError) as error:
         raise SinkError(f"{where}: {error}") from None
-    events = [event for event in EVENTS if getattr(factory, event) is not getattr(Sink, event)]
+    bare = Binding(name, sink)
+    events = [event for event in EVENTS if bare.handles(event)]
     if not events:
         raise SinkError(f"{where}: it handles no event; there are: {', '.join(EVENTS)}")
     _check_commands(where, sink, section, answers="command" in events)

@@ -101,8 +101,9 @@ class Binding:
     trust: Trust = field(default_factory=Trust)
 
     def handles(self, event: str) -> bool:
-        """True if the sink overrides the event."""
-        return getattr(type(self.sink), event) is not getattr(Sink, event)
+        """True if the sink overrides the event, and wants it."""
+        overridden = getattr(type(self.sink), event) is not getattr(Sink, event)
+        return overridden and (not self.sink.events or event in self.sink.events)
 
     def _held(self, took_s: float) -> None:
         if self.trust.may_complain(asyncio.get_running_loop().time()):
