@@ -20,9 +20,9 @@ deleteRecipient, changeFrom; parameters are ignored, and so is what an answer ha
 JSON, larger than `ANSWER_BYTES_MAX`, other statuses than 200, and no answer in time are failures: the binding's
 `on_failure`. Redirects are not followed, proxies of the environment not used.
 
-`auth_file` holds the value of the Authorization field, as `Bearer SECRET`. `contents = false` leaves the body out (`raw`
-and `contents`): a hook that looks at headers alone is far cheaper. https is verified by the system's authorities, or
-`ca_file`; http is for loopback only.
+`auth_file` holds the value of the Authorization field, as `Bearer SECRET`. `contents = false` leaves the body out
+(`raw` and `contents`): a hook that looks at headers alone is far cheaper. https is verified by the system's
+authorities, or `ca_file`; http is for loopback only.
 """
 
 from __future__ import annotations

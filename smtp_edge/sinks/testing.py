@@ -136,7 +136,8 @@ def _bind(sink: Sink, rule: str) -> Binding:
 
 
 async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Client, folder: Path) -> Outcome:
-    refusal = await screen.connect(client) or await screen.helo(client) or await screen.mail(client, envelope)
+    bare = replace(envelope, recipients=())
+    refusal = await screen.connect(client) or await screen.helo(client) or await screen.mail(client, bare)
     if refusal is not None:
         return Outcome(str(refusal))
     left: list[Recipient] = []

@@ -60,7 +60,7 @@ class Hook:
 async def serving(hook: Hook) -> AsyncIterator[Hook]:
     application = web.Application(client_max_size=64 * 1024 * 1024)
     application.router.add_post("/hook", hook.handle)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -224,10 +224,9 @@ async def test_each_stage_that_is_asked_for_is_asked_and_no_other(hook: Hook) ->
 
 def test_a_rule_may_use_what_the_stages_know() -> None:
     def load(stages: list[str]) -> list[Binding]:
-        with_ = {"url": "https://filter.test/", "stages": stages}
-        return load_bindings(
-            [SinkSettings.model_validate({"use": "mtahooks", "rule": "rcpt to=*@a.test", "with": with_})]
-        )
+        settings = {"url": "https://filter.test/", "stages": stages}
+        section = {"use": "mtahooks", "rule": "rcpt to=*@a.test", "with": settings}
+        return load_bindings([SinkSettings.model_validate(section)])
 
     assert load(["rcpt", "data"])[0].handles("data")
     assert not load(["rcpt"])[0].handles("data")
