@@ -26,6 +26,7 @@ BUILT_IN = {
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "etrn": "smtp_edge.applications.etrn:ETRN",
     "exec": "smtp_edge.applications.exec:Exec",
+    "lists": "smtp_edge.applications.lists.sink:Lists",
     "maildir": "smtp_edge.applications.maildir:Maildir",
     "milter": "smtp_edge.applications.milter.sink:Milter",
     "mtahooks": "smtp_edge.applications.mtahooks:MTAHooks",
