@@ -36,6 +36,9 @@ from smtp_edge.reply import Reply
 from smtp_edge.sinks.delivery import Delivery as Delivery
 from smtp_edge.sinks.message import Headers as Headers
 from smtp_edge.sinks.message import Message as Message
+from smtp_edge.sinks.protection import ProtectedError as ProtectedError
+from smtp_edge.sinks.protection import Protection as Protection
+from smtp_edge.sinks.protection import Signed as Signed
 from smtp_edge.sinks.watch import offload as offload
 
 BEFORE_250 = ("connect", "helo", "auth", "mail", "rcpt", "command", "data")

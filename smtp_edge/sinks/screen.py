@@ -27,9 +27,11 @@ from smtp_edge.queue.errors import StoreError, StoreFull
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Goodbye, Reply
 from smtp_edge.sinks.api import Accept, Discard, Disconnect, Quarantine, Reject, Sink, TempFail, Verdict
+from smtp_edge.sinks.bodies import Scratch, Writer
 from smtp_edge.sinks.chain import ACCEPT, QUARANTINE, Binding, SinkChain, SinkFailure
-from smtp_edge.sinks.fields import Field
-from smtp_edge.sinks.message import Content, Headers, Message, Writer, narrowed, read, remove, rewrite
+from smtp_edge.sinks.fields import Field, join_header
+from smtp_edge.sinks.message import Content, Editing, Headers, Message, narrowed, read, remove, rewrite
+from smtp_edge.sinks.protection import detect, find_broken
 from smtp_edge.sinks.rules import Facts
 
 log = structlog.get_logger()
@@ -57,6 +59,10 @@ class Screening:
     fields: tuple[Field, ...]
     envelope: Envelope
     """With the edits so far."""
+    editing: Editing
+    """The same, of the body."""
+    told: bool = False
+    """That an edit of the header breaks a signature is in the log."""
     dropped: set[Recipient] = field(default_factory=set)
     refused: dict[Recipient, tuple[Binding, Reply]] = field(default_factory=dict)
     held: dict[Recipient, str] = field(default_factory=dict)
@@ -68,7 +74,9 @@ class Screening:
         message = self.message
         left = tuple(item for item in self.envelope.recipients if item not in self.refused and item not in self.dropped)
         headers = Headers(self.fields)
-        return Facts(message.client, self.envelope.sender, left, message.data.size_bytes, headers.all)
+        body = self.editing.body
+        size_bytes = message.data.size_bytes if body is None else len(join_header(self.fields)) + body.data.size_bytes
+        return Facts(message.client, self.envelope.sender, left, size_bytes, headers.all)
 
 
 class Screen:
@@ -173,8 +181,9 @@ class Screen:
     async def _screen(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
         if not self._concerns(message):
             return message
+        scratch = Scratch(begin_file)
         try:
-            work = await self._begin(message)
+            work = await self._begin(message, scratch)
             async with asyncio.timeout(TOTAL_S):
                 await self._ask_about(work)
             if work.answer is not None:
@@ -186,6 +195,8 @@ class Screen:
         except (OSError, StoreError, MailDataLost) as error:
             log.error("sink.data_failed", reason=str(error))
             return NO_SPACE if isinstance(error, StoreFull) else LOCAL_ERROR
+        finally:
+            await scratch.close()
 
     def _concerns(self, message: ReceivedMessage) -> bool:
         """Somebody has said something about it, or will be asked. The header is not taken apart for that."""
@@ -203,13 +214,13 @@ class Screen:
         lower = header.lower() if self._chain.owned_names else b""
         return any(name in lower for name in self._chain.owned_names)
 
-    async def _begin(self, message: ReceivedMessage) -> Screening:
+    async def _begin(self, message: ReceivedMessage, scratch: Scratch) -> Screening:
         """With what was said before the mail data came."""
         content = await Content.load(message.data)
         fields, owned = content.header.fields, self._chain.owned
         if any(field.name.lower() in owned for field in fields):
             fields = tuple(field for field in fields if field.name.lower() not in owned)
-        work = Screening(message, content, fields, message.envelope)
+        work = Screening(message, content, fields, message.envelope, Editing(scratch, guarded=detect(fields)))
         for recipient in message.envelope.recipients:
             for fate in (self._session, self._transaction, self._recipients.get(recipient.address)):
                 if fate is not None and fate.discard:
@@ -222,24 +233,43 @@ class Screen:
         for binding, facts in self._chain.matching("data", work.facts):
             if not facts.recipients:
                 return
+            work.editing = replace(work.editing, signer_follows=self._signer_follows(binding, facts))
             verdict = await _ask_one(work, binding, facts.recipients)
             if verdict is not None:
                 log.info("sink.verdict", sink=binding.name, event_name="data", verdict=type(verdict).__name__)
             if _apply(work, binding, verdict, facts.recipients):
                 return
 
+    def _signer_follows(self, binding: Binding, facts: Facts) -> bool:
+        bindings = self._chain.of("data")
+        later = bindings[bindings.index(binding) + 1 :]
+        return any(item.sink.signs and item.rule.select(facts) is not None for item in later)
+
 
 async def _ask_one(work: Screening, binding: Binding, recipients: tuple[Recipient, ...]) -> Verdict | None:
     """What a sink says of the message; its edits are taken over if it neither fails nor refuses."""
     envelope = narrowed(work.envelope, recipients)
-    seen = Message(work.message.client, envelope, work.content, work.fields)
+    seen = Message(work.message.client, envelope, work.content, work.fields, work.editing)
     try:
         verdict = await _answer(binding, "data", lambda sink: sink.data(seen))
     except SinkFailure as failure:
+        if work.editing.scratch.fault is not None:
+            raise work.editing.scratch.fault from failure
         return _on_failure(binding, failure)
     if not isinstance(verdict, Reject | TempFail | Discard):
-        work.fields, work.envelope = seen.fields, seen.readdress(work.envelope)
+        _take_edits(work, binding, seen)
     return verdict
+
+
+def _take_edits(work: Screening, binding: Binding, seen: Message) -> None:
+    assert seen.editing is not None
+    if seen.editing is not work.editing:
+        log.info("sink.body_replaced", sink=binding.name, protected=str(seen.protected), size_bytes=seen.size_bytes)
+    broken = find_broken(work.fields, seen.fields)
+    if broken and not work.told:
+        log.warning("sink.breaks_signature", sink=binding.name, fields=broken)
+        work.told = True
+    work.fields, work.envelope, work.editing = seen.fields, seen.readdress(work.envelope), seen.editing
 
 
 def _apply(work: Screening, binding: Binding, verdict: Verdict | None, recipients: tuple[Recipient, ...]) -> bool:
@@ -274,9 +304,11 @@ async def _conclude(work: Screening, begin_file: Callable[[], Writer]) -> Receiv
     for recipient, (binding, reply) in work.refused.items() if not known else ():
         held[recipient] = f"refused by sink {binding.name}: {reply}"
     kept = tuple(item for item in envelope.recipients if item not in work.dropped)
-    data = work.message.data
-    if work.fields is not work.content.header.fields:
-        data = await rewrite(work.content, work.fields, begin_file)
+    data, body = work.message.data, work.editing.body
+    if body is not None or work.fields is not work.content.header.fields:
+        data = await rewrite(work.content, work.fields, begin_file, body)
+    if body is not None:
+        envelope = replace(envelope, body_type=body.declare(envelope.body_type, join_header(work.fields)))
     return replace(
         work.message,
         envelope=narrowed(envelope, kept),

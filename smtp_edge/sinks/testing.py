@@ -51,6 +51,8 @@ class Outcome:
     """Reverse-path, as it would be stored."""
     refused: tuple[tuple[str, str], ...] = ()
     """(recipient, reply) of those of whom an authenticated sender gets a report."""
+    body_type: str = "7BIT"
+    """As it would be declared; it came as 7BIT."""
 
 
 async def ask(
@@ -153,11 +155,13 @@ async def _ask(screen: Screen, message: bytes, envelope: Envelope, client: Clien
     if isinstance(result, Reply):
         return Outcome(str(result))
     unstuff = Unstuff()
+    stored = result.data.inline if result.data.path is None else result.data.path.read_bytes()
     return Outcome(
         "",
-        unstuff.feed(result.data.inline or b"") + unstuff.finish(),
+        unstuff.feed(stored or b"") + unstuff.finish(),
         tuple(recipient.address for recipient in result.envelope.recipients),
         tuple((recipient.address, reason) for recipient, reason in result.held),
         result.envelope.sender,
         tuple((recipient.address, str(reply)) for recipient, reply in result.refused),
+        result.envelope.body_type,
     )
