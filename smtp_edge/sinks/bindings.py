@@ -23,6 +23,7 @@ BUILT_IN = {
     "aliases": "smtp_edge.applications.aliases:Aliases",
     "archive": "smtp_edge.applications.archive:Archive",
     "clamav": "smtp_edge.applications.clamav:ClamAV",
+    "disclaimer": "smtp_edge.applications.disclaimer:Disclaimer",
     "dkim": "smtp_edge.applications.dkim:DKIM",
     "etrn": "smtp_edge.applications.etrn:ETRN",
     "exec": "smtp_edge.applications.exec:Exec",
