@@ -21,6 +21,7 @@ from smtp_edge.sinks.rules import RuleError, parse_rule
 ENTRY_POINTS = "smtpmesh.sinks"
 BUILT_IN = {
     "aliases": "smtp_edge.applications.aliases:Aliases",
+    "applier": "smtp_edge.applications.applier:Applier",
     "archive": "smtp_edge.applications.archive:Archive",
     "clamav": "smtp_edge.applications.clamav:ClamAV",
     "disclaimer": "smtp_edge.applications.disclaimer:Disclaimer",

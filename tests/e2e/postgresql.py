@@ -80,8 +80,9 @@ class PostgreSQL:
         self.process.wait(20)
 
     def _children(self) -> list[int]:
-        shown = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [int(line) for line in shown.stdout.split()]
+        """The server's processes; each is a session of its own, so that no signal to a group reaches them."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        return [int(word) for file in tasks.glob("*/children") for word in file.read_text().split()]
 
     def _demoted(self) -> dict[str, Any]:
         """How a child of ours becomes the other user's."""
