@@ -34,6 +34,7 @@ BUILT_IN = {
     "mtahooks": "smtp_edge.applications.mtahooks:MTAHooks",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
     "sql": "smtp_edge.applications.sql:Sql",
+    "webhook": "smtp_edge.applications.webhook:Webhook",
     "xclient": "smtp_edge.applications.xclient:XClient",
 }
 """Sinks that come along, by the name that an entry point would have."""
