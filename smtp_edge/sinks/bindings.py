@@ -33,6 +33,7 @@ BUILT_IN = {
     "milter": "smtp_edge.applications.milter.sink:Milter",
     "mtahooks": "smtp_edge.applications.mtahooks:MTAHooks",
     "ratelimit": "smtp_edge.applications.ratelimit:RateLimit",
+    "replicate": "smtp_edge.applications.replicate:Replicate",
     "sql": "smtp_edge.applications.sql:Sql",
     "webhook": "smtp_edge.applications.webhook:Webhook",
     "xclient": "smtp_edge.applications.xclient:XClient",
