@@ -2,6 +2,7 @@
 """The one door: sets up .venv beside this checkout, then runs what was asked.
 
     python3 deploy/run.py demo [--keep] [--json]    the demo: a mesh, real mail, kill -9, a ledger
+    python3 deploy/run.py demo --scene replication  another: a table, replicated by mail, equal in the end
     python3 deploy/run.py test [PYTEST ARGUMENTS]   lint, types, contracts, every test, coverage
     python3 deploy/run.py lint                      ruff, mypy, import contracts
     python3 deploy/run.py protos                    regenerate the code under proto/

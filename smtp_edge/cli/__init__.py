@@ -174,11 +174,18 @@ def revoke(node: str, parent: Path, output: Path | None, reason: str) -> None:
 @click.option(
     "--directory", type=click.Path(path_type=Path, file_okay=False), help="Where to put it. [default: temporary]"
 )
-def demo(as_json: bool, keep: bool, directory: Path | None) -> None:
+@click.option(
+    "--scene",
+    type=click.Choice(["mail", "replication"]),
+    default="mail",
+    show_default=True,
+    help="mail: to smart hosts that die; replication: a table, by mail, from one relay to another.",
+)
+def demo(as_json: bool, keep: bool, directory: Path | None, scene: str) -> None:
     """Three relays, three smart hosts, real mail; then some of them die, and every message is accounted for."""
     from smtp_edge.demo import run_demo
 
-    sys.exit(run_demo(json_output=as_json, keep=keep, directory=directory))
+    sys.exit(run_demo(json_output=as_json, keep=keep, directory=directory, scene=scene))
 
 
 @cli.command()

@@ -53,7 +53,7 @@ def run(*, json_output: bool, keep: bool, directory: Path | None, seconds_scale:
     screen = choose_screen(json_output)
     balanced = False
     try:
-        with _terminate_as_interrupt(), Cluster(folder, hosts=HOSTS) as cluster:
+        with terminate_as_interrupt(), Cluster(folder, hosts=HOSTS) as cluster:
             story = Story(cluster, screen, seconds_scale)
             ledger = story.tell()
             balanced = ledger.balanced
@@ -244,7 +244,7 @@ class Story:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM ends the demo as Ctrl-C does: the children are stopped."""
 
     def interrupt(_number: int, _frame: object) -> None:
