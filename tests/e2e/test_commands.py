@@ -24,7 +24,7 @@ use = "xclient"
 with = { networks = ["127.0.0.0/8"] }
 [[sink]]
 use = "etrn"
-with = { allow = { "127.0.0.0/8" = ["one.test"] }, pause_s = 0 }
+with = { allow = { "127.0.0.0/8" = ["one.test", "*.one.test"] }, pause_s = 0 }
 [queue]
 retry_first_s = 300
 """
@@ -82,15 +82,23 @@ def test_etrn_flushes_exactly_that_domain(folder: Path) -> None:
         with smtplib.SMTP(*cluster.relays["relay A"].smtp, timeout=20) as client:
             client.ehlo()
             assert client.has_extn("etrn")
-            for name in ("one.test", "two.test"):
+            for name in ("one.test", "sub.one.test", "two.test"):
                 client.sendmail("sue@example.test", [f"ann@{name}"], f"Subject: to {name}\r\n\r\nhello\r\n")
-            wait_until(lambda: len(waiting(calls, "deferred")) == 2, 30, "both deferred")
+            wait_until(lambda: len(waiting(calls, "deferred")) == 3, 30, "all deferred")
             assert client.docmd("ETRN", "two.test")[0] == 459
             assert client.docmd("ETRN", "one.test") == (253, b"2.0.0 1 pending messages for one.test started")
             assert client.docmd("ETRN", "#queue")[0] == 459
             assert client.docmd("ETRN", "a b")[0] == 501
         events = {address: history(calls, queue_id) for address, queue_id in waiting(calls).items()}
         assert "retried" in events["ann@one.test"]
+        assert "retried" not in events["ann@two.test"]
+        assert "retried" not in events["ann@sub.one.test"]
+        with smtplib.SMTP(*cluster.relays["relay A"].smtp, timeout=20) as client:
+            client.ehlo()
+            assert client.docmd("ETRN", "@two.test")[0] == 459
+            assert client.docmd("ETRN", "@one.test")[0] == 253
+        events = {address: history(calls, queue_id) for address, queue_id in waiting(calls).items()}
+        assert "retried" in events["ann@sub.one.test"]
         assert "retried" not in events["ann@two.test"]
 
 

@@ -8,12 +8,16 @@ from typing import cast
 
 import pytest
 
+from smtp_edge.applications import etrn
 from smtp_edge.applications.etrn import ETRN
 from smtp_edge.envelope import Client
 from smtp_edge.queue.errors import StoreError
 from smtp_edge.sinks.api import Command, NodeServices
 
-ALLOW = {"192.0.2.0/24": ["example.org", "*.example.net", "example.net"], "2001:db8::/32": ["six.test"]}
+ALLOW = {
+    "192.0.2.0/24": ["example.org", "*.example.net", "example.net", "some.test", "a*.some.test"],
+    "2001:db8::/32": ["six.test"],
+}
 
 
 class Node:
@@ -45,6 +49,8 @@ async def say(made: ETRN, argument: str, client: str = "192.0.2.7") -> str:
         ("sub.example.net", "192.0.2.7", "253", [["sub.example.net"]]),
         ("@example.net", "192.0.2.7", "253", [["example.net", ".example.net"]]),
         ("@example.org", "192.0.2.7", "459 4.7.1", []),
+        ("a1.some.test", "192.0.2.7", "253", [["a1.some.test"]]),
+        ("@some.test", "192.0.2.7", "459 4.7.1", []),
         ("elsewhere.test", "192.0.2.7", "459 4.7.1", []),
         ("six.test", "192.0.2.7", "459 4.7.1", []),
         ("six.test", "2001:db8::1", "253", [["six.test"]]),
@@ -64,6 +70,42 @@ async def test_what_is_told_and_flushed(argument: str, client: str, reply: str, 
 async def test_nothing_waits_and_a_disk_that_fails() -> None:
     assert (await say(sink(Node(0)), "example.org")).startswith("251 2.0.0 no messages")
     assert (await say(sink(Node(-1)), "example.org")).startswith("458 4.3.0")
+
+
+async def test_a_flush_that_failed_may_be_asked_for_again_at_once() -> None:
+    node = Node(-1)
+    made = sink(node, pause_s=60)
+    assert (await say(made, "example.org"))[:3] == "458"
+    node.count = 2
+    assert (await say(made, "example.org"))[:3] == "253"
+
+
+async def test_a_long_queue_is_walked_through_behind_the_answer_until_the_sink_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(Node):
+        ended = ""
+
+        async def flush(self, domains: Sequence[str]) -> int:
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                self.ended = "cancelled"
+                raise
+            self.ended = "whole"
+            return 1
+
+    monkeypatch.setattr(etrn, "ANSWER_S", 0.0)
+    go_on, node = asyncio.Event(), Slow()
+    made = sink(node)
+    assert await say(made, "example.org") == "250 2.0.0 queuing for example.org started"
+    go_on.set()
+    await asyncio.gather(*made._working)
+    assert node.ended == "whole"
+    go_on.clear()
+    assert (await say(made, "example.org"))[:3] == "250"
+    await made.stop()
+    assert node.ended == "cancelled"
 
 
 async def test_a_domain_is_flushed_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
