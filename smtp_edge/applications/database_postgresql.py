@@ -35,6 +35,11 @@ IDLE_MAX = 20
 _DATA, _CONSTRAINT, _FOREIGN_KEY = "22", "23", "23503"
 """Classes of SQLSTATE that are a message's own fault, and one code that may not be: what it refers to may be late."""
 
+_IN_THE_WAY = ("40P01", "40001")
+"""Deadlock detected, serialization failure."""
+DEADLOCKS_MAX = 4
+"""That one message may lose in a row."""
+
 TABLES = """
 CREATE TABLE IF NOT EXISTS smtpmesh_applied (
     key text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now(),
@@ -84,6 +89,10 @@ LOCK = 0x736D7470
 """Advisory lock of whoever makes tables: two at once would get in each other's way."""
 
 
+class _Deadlock(Unavailable):
+    """Nothing was done, and it is nobody's fault."""
+
+
 class PostgreSQL:
     """See the module. ValueError without asyncpg."""
 
@@ -96,7 +105,15 @@ class PostgreSQL:
         self._made = False
 
     async def apply(self, key: str, changes: Sequence[Change], count: int) -> Applied:
-        """See `Database`."""
+        """See `Database`. Of two transactions in each other's way the server ends one, which begins again."""
+        for _ in range(DEADLOCKS_MAX):
+            try:
+                return await self._apply(key, changes, count)
+            except _Deadlock:
+                continue
+        return await self._apply(key, changes, count)
+
+    async def _apply(self, key: str, changes: Sequence[Change], count: int) -> Applied:
         async with self._transaction() as connection:
             if await connection.fetchval(CLAIM, key):
                 return Applied(repeated=True)
@@ -245,6 +262,8 @@ def _translate(error: BaseException) -> BaseException:
         text = f"PostgreSQL: {str(error).partition(chr(10))[0][:200]} ({state})"
         if state == _FOREIGN_KEY:
             return NotYet(text)
+        if state in _IN_THE_WAY:
+            return _Deadlock(text)
         return Poisoned(text) if state[:2] in (_DATA, _CONSTRAINT) else Unavailable(text)
     if isinstance(error, TimeoutError):
         return Unavailable("PostgreSQL does not answer in time")
