@@ -33,6 +33,8 @@ from smtp_edge.demo.ledger import Arrival, Kill, read_arrivals
 
 CLUSTER_NAME = "demo"
 PORTS = range(20_000, 30_000)
+PORTS_APART = 61
+"""Processes that look for ports at the same time mostly look at different ones, one in so many each."""
 PORT_TRIES_MAX = 200
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
@@ -354,8 +356,9 @@ def is_serving(admin: str, timeout_s: float = 1.0) -> bool:
 
 def find_port(taken: set[int]) -> int:
     """A loopback port that nobody listens on, outside the kernel's range for outgoing connections."""
+    own = PORTS[os.getpid() % PORTS_APART :: PORTS_APART]
     for _ in range(PORT_TRIES_MAX):
-        port = random.choice(PORTS)
+        port = random.choice(own)
         if port in taken:
             continue
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
