@@ -17,7 +17,7 @@
     url                     sqlite+aiosqlite:////var/lib/mail/mail.db, or postgresql+asyncpg://USER@HOST/DATABASE
     mailboxes               "listed": who is not in smtpmesh_mailbox is unknown, 550 5.1.1, also at RCPT; "any"
     size_bytes_max          0 = no limit; larger messages are 552 5.2.3
-    timeout_s               10: for a connection, and for one message; then mail waits (451)
+    timeout_s               10: for a connection, and for each `CHUNK_BYTES` of a message; then mail waits (451)
     connections_max         5
 
 Three tables are made if they are not there. The bytes of a message are in order of `number`, as a next hop would get
@@ -108,10 +108,10 @@ class Sql(Sink):
         if self._size_bytes_max and delivery.size_bytes > self._size_bytes_max:
             return TOO_LARGE
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 if self._listed and not await self._knows(recipient):
                     return UNKNOWN.reply
-                await self._store(delivery, recipient)
+                await self._store(delivery, recipient, limit)
         except _faults() as error:
             _note("deliver", error)
             return UNAVAILABLE.reply
@@ -122,7 +122,8 @@ class Sql(Sink):
         async with self._engine.connect() as connection:
             return await self._tables.has_mailbox(connection, recipient.address)
 
-    async def _store(self, delivery: Delivery, recipient: Recipient) -> None:
+    async def _store(self, delivery: Delivery, recipient: Recipient, limit: asyncio.Timeout) -> None:
+        """What goes on is given time: a large message is no reason to begin again."""
         await self._prepare()
         async with self._engine.begin() as connection:
             identity = await self._tables.begin(connection, delivery, recipient)
@@ -131,6 +132,7 @@ class Sql(Sink):
             number = 0
             async for piece in _pieces(delivery):
                 await self._tables.append(connection, identity, number, piece)
+                limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                 number += 1
 
     async def _prepare(self) -> None:

@@ -17,6 +17,7 @@ from smtp_edge.applications.sql import Sql
 from smtp_edge.demo.cluster import Cluster, find_port
 from tests.e2e.postgresql import PostgreSQL, postgresql
 from tests.e2e.scene import admin_calls, wait_until
+from tests.unit.smtp_edge.applications.sql_killed import KILL_STEPS, check_kills
 from tests.unit.smtp_edge.applications.store_contract import ANN, BOB, Shelf, StoreContract, codes, delivery_of
 
 pytestmark = [pytest.mark.peer("initdb", "postgres", "psql")]
@@ -109,6 +110,21 @@ async def test_garbage_is_a_database_that_is_not_there() -> None:
         await sink.start()
         assert await codes(sink, await delivery_of(ANN)) == [451]
         await sink.stop()
+
+
+async def test_a_password_or_a_database_that_is_wrong_lets_mail_wait(server: PostgreSQL, tmp_path: Path) -> None:
+    url = server.url().replace("postgresql://", "postgresql+asyncpg://")
+    (tmp_path / "wrong").write_text("wrong")
+    for where, password in ((url, tmp_path / "wrong"), (f"{url}2", server.password_file)):
+        sink = Sql(where, str(password), mailboxes="any", timeout_s=20)
+        await sink.start()
+        assert await codes(sink, await delivery_of(ANN)) == [451]
+        await sink.stop()
+
+
+def test_a_kill_at_any_step_leaves_exactly_one_copy_when_it_is_asked_again(server: PostgreSQL, tmp_path: Path) -> None:
+    url = server.url().replace("postgresql://", "postgresql+asyncpg://")
+    assert check_kills(PostgreSQLShelf(server), url, str(server.password_file), tmp_path) == KILL_STEPS
 
 
 def test_a_node_keeps_the_mail_of_a_database_that_dies_and_stands_still(folder: Path) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from smtp_edge.applications import sql
 from smtp_edge.applications.sql import Sql
 from smtp_edge.sinks.testing import deliver
-from tests.unit.smtp_edge.applications.store_contract import ANN, BOB, TEXT, Shelf, StoreContract, codes, delivery_of
+from tests.unit.smtp_edge.applications.sql_killed import KILL_STEPS, check_kills
+from tests.unit.smtp_edge.applications.store_contract import (
+    ANN,
+    BOB,
+    TEXT,
+    Shelf,
+    StoreContract,
+    codes,
+    delivery_of,
+    spooled_delivery,
+)
 
 
 class SQLiteShelf:
@@ -76,6 +89,28 @@ async def test_a_database_that_somebody_locks_lets_mail_wait(tmp_path: Path) -> 
         other.rollback()
     assert await codes(shelf.sink, await delivery_of(ANN)) == [250]
     await shelf.sink.stop()
+
+
+async def test_a_large_message_has_the_time_that_it_needs_as_long_as_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sql._Tables.append
+
+    async def slowly(*arguments: Any) -> None:
+        await asyncio.sleep(0.7)
+        await real(*arguments)
+
+    monkeypatch.setattr(sql._Tables, "append", slowly)
+    shelf = await open_shelf(tmp_path / "mail.db", timeout_s=2)
+    delivery = await spooled_delivery(tmp_path / "large", 5 * sql.CHUNK_BYTES, ANN)
+    assert await codes(shelf.sink, delivery) == [250]
+    await shelf.sink.stop()
+
+
+def test_a_kill_at_any_step_leaves_exactly_one_copy_when_it_is_asked_again(tmp_path: Path) -> None:
+    shelf = SQLiteShelf(tmp_path / "mail.db", mailboxes="any")
+    steps = check_kills(shelf, f"sqlite+aiosqlite:///{tmp_path / 'mail.db'}", "", tmp_path)
+    assert steps == KILL_STEPS
 
 
 @pytest.mark.parametrize(
