@@ -90,11 +90,14 @@ class Incoming:
         self._folder, self._name, self._mode = folder, name, mode
         self._tmp = folder / "tmp" / f"{name}.{secrets.token_hex(8)}"
         self._file = -1
+        self._given_up = False
         self._turn = threading.Lock()  # who gives up does not wait for a write that hangs
 
     def begin(self) -> None:
-        """An empty file in tmp. OSError."""
+        """An empty file in tmp. OSError, also after `abort`: what hung before this step goes no further."""
         with self._turn:
+            if self._given_up:
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.open(self._tmp, flags, self._mode)
             os.fchmod(self._file, self._mode)
@@ -120,6 +123,7 @@ class Incoming:
     def abort(self) -> None:
         """Remove what is in tmp; nothing if it was committed."""
         with self._turn, contextlib.suppress(OSError):
+            self._given_up = True
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -379,6 +381,31 @@ async def test_a_disk_in_trouble_means_later_and_leaves_nothing_behind(
     assert [str(answer) for answer in replies] == [reply]
     assert await shelf.mails(ANN) == []
     assert await codes(shelf.sink, await delivery_of(ANN)) == [250]
+    assert list((shelf.root / "box.test" / "ann" / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "link"])
+async def test_a_disk_that_hangs_holds_nobody_and_makes_no_second_copy_when_it_goes_on(
+    shelf: MaildirShelf, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    hangs, goes_on = threading.Event(), threading.Event()
+    real = getattr(os, step)
+
+    def hang(*arguments: Any, **named: Any) -> Any:
+        if not hangs.is_set():
+            hangs.set()
+            goes_on.wait(60)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(maildir_files.os, step, hang)
+    trying = asyncio.create_task(codes(shelf.sink, await delivery_of(ANN)))
+    await asyncio.to_thread(hangs.wait, 60)
+    trying.cancel()
+    assert (await asyncio.gather(trying, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    assert await codes(shelf.sink, await delivery_of(ANN, BOB)) == [250, 250], "others and a second try go on"
+    goes_on.set()
+    await asyncio.to_thread(shelf.sink._threads.shutdown, True)  # what has hung comes to its end
+    assert await shelf.mails(ANN) == [TRACE + TEXT]
     assert list((shelf.root / "box.test" / "ann" / "tmp").iterdir()) == []
 
 
