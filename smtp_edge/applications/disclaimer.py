@@ -13,7 +13,7 @@ has no text to put it below (that is in the log), or more than `TEXT_BYTES_MAX` 
 `signed` says what becomes of mail that is signed (S/MIME, PGP/MIME, DKIM, ARC):
 
     skip        nothing, it goes on as it is (the default)
-    strip       the signature is removed: multipart/signed becomes its first part, DKIM and ARC fields go
+    strip       the signature is removed: what was signed is left, DKIM and ARC fields go
     annotate    it is kept: the text is a part of its own below a signed part, which still verifies; DKIM does not, and
                 a header field X-smtpmesh-Modified says why
     resign      S/MIME is signed anew, by `certificate` and `key` (PEM); for DKIM a sink that signs has to come later,
@@ -37,14 +37,13 @@ from smtp_edge.sinks.api import Message, Sink
 from smtp_edge.sinks.entities import Entity
 from smtp_edge.sinks.fields import Field, join_header
 from smtp_edge.sinks.mime import MediaType, media_type_of
-from smtp_edge.sinks.protection import Mark, Protection, Signed
+from smtp_edge.sinks.protection import ProtectedError, Protection, Signed
 from smtp_edge.sinks.smime import SmimeIdentity
 
 log = structlog.get_logger()
 
 SKIP = "skip"
 LEFT_ALONE = ("multipart/report", "multipart/encrypted")
-_IN_PARTS = {Mark.SMIME, Mark.PGP, Mark.OTHER}
 
 
 class NothingToAppendTo(Exception):
@@ -85,7 +84,10 @@ class Disclaimer(Sink):
         if self._choice is Signed.ANNOTATE and (media_type.kind == "multipart/signed" or found.opaque):
             await self._put_beside(message)
             return
-        entity = await message.entity()
+        try:
+            entity = await message.entity()
+        except ProtectedError as error:
+            raise NothingToAppendTo(str(error)) from error
         media_type = media_type_of(entity.fields)
         if media_type.kind.startswith("multipart/"):
             if media_type.kind in LEFT_ALONE:

@@ -1,6 +1,7 @@
 """MIME entities inside protected mail: what a signature covers, what was encrypted, and a new one signed.
 
     entity = await first_part(open_body, media_type)      multipart/signed
+    entity = await open_signed(fields, chunks)            S/MIME signed-data
     entity = await decrypt(fields, chunks, key)           S/MIME enveloped-data
     fields, body = await sign(entity, key, scratch)       multipart/signed anew
 
@@ -21,12 +22,13 @@ from typing import Protocol
 
 from smtp_edge.envelope import MailData
 from smtp_edge.sinks.bodies import NewBody, Scratch, unstuffed
+from smtp_edge.sinks.cms import read_signed_content
 from smtp_edge.sinks.fields import Field, join_header, split_header
 from smtp_edge.sinks.mime import Kind, MediaType, Walker, content_of, find_value, with_content
 from smtp_edge.sinks.protection import ProtectedError
 
-ENCRYPTED_BYTES_MAX = 16 * 1024 * 1024
-"""Of encrypted mail, which is decrypted in memory."""
+BLOB_BYTES_MAX = 16 * 1024 * 1024
+"""Of a message that is one blob of CMS, which is opened in memory."""
 BASE64_LINE = 76
 _NO_PART = "it is signed, but its first part cannot be told from the rest"
 
@@ -75,21 +77,36 @@ async def first_part(open_body: Callable[[], AsyncGenerator[bytes, None]], media
     raise ProtectedError(_NO_PART)
 
 
+async def open_signed(fields: Sequence[Field], chunks: AsyncIterable[bytes]) -> Entity:
+    """What is in an opaque signed-data message. ProtectedError if it is too large, or damaged."""
+    try:
+        return _entity(read_signed_content(await _read_blob(fields, chunks)))
+    except ValueError as error:
+        raise ProtectedError(f"the signed message cannot be opened: {error}") from error
+
+
 async def decrypt(fields: Sequence[Field], chunks: AsyncIterable[bytes], key: Identity) -> Entity:
-    """What is in an enveloped-data message. ProtectedError if it is too large, or not for this key."""
+    """What is in an enveloped-data message. ProtectedError if it is too large, damaged, or not for this key."""
+    return _entity(await asyncio.to_thread(key.decrypt, await _read_blob(fields, chunks)))
+
+
+async def _read_blob(fields: Sequence[Field], chunks: AsyncIterable[bytes]) -> bytes:
     text = bytearray()
     async for chunk in chunks:
         text += chunk
-        if len(text) > ENCRYPTED_BYTES_MAX:
-            raise ProtectedError(f"encrypted mail of more than {ENCRYPTED_BYTES_MAX} bytes is not opened")
-    if find_value(fields, "content-transfer-encoding").lower() == "base64":
-        try:
-            text = bytearray(base64.b64decode(bytes(text)))
-        except binascii.Error as error:
-            raise ProtectedError(f"the encrypted message is damaged: {error}") from error
-    inner = await asyncio.to_thread(key.decrypt, bytes(text))
-    header = split_header(inner)
-    rest = inner[header.length :]
+        if len(text) > BLOB_BYTES_MAX:
+            raise ProtectedError(f"a CMS message of more than {BLOB_BYTES_MAX} bytes is not opened")
+    if find_value(fields, "content-transfer-encoding").lower() != "base64":
+        return bytes(text)
+    try:
+        return base64.b64decode(text)
+    except binascii.Error as error:
+        raise ProtectedError(f"the message is damaged: {error}") from error
+
+
+def _entity(text: bytes) -> Entity:
+    header = split_header(text)
+    rest = text[header.length :]
 
     async def body() -> AsyncGenerator[bytes, None]:
         yield rest

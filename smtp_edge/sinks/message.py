@@ -24,7 +24,7 @@ from smtp_edge.envelope import HEADER_KEPT_MAX, Client, Envelope, MailData, Noti
 from smtp_edge.queue.reading import read_spooled
 from smtp_edge.sinks.bodies import NewBody, Scratch, Source
 from smtp_edge.sinks.bodies import Writer as Writer
-from smtp_edge.sinks.entities import Entity, Identity, decrypt, first_part, sign
+from smtp_edge.sinks.entities import Entity, Identity, decrypt, first_part, open_signed, sign
 from smtp_edge.sinks.fields import Field, Header, join_header, make_field, split_header
 from smtp_edge.sinks.mime import content_of, media_type_of, with_content
 from smtp_edge.sinks.protection import (
@@ -35,6 +35,7 @@ from smtp_edge.sinks.protection import (
     Protection,
     Signed,
     detect,
+    detect_type,
     drop_signatures,
 )
 from smtp_edge.stuffing import DotStuffing, Unstuff
@@ -258,10 +259,12 @@ class Message:
         return self.protected | scan.finish()
 
     async def entity(self) -> Entity:
-        """What a new body takes the place of, with STRIP and RESIGN: the first part of a multipart/signed, else all."""
+        """What a new body takes the place of, with STRIP and RESIGN: what is signed, else all."""
         media_type = media_type_of(self.fields)
         if media_type.kind == "multipart/signed":
             return await first_part(self.body, media_type)
+        if detect_type(media_type).opaque:
+            return await open_signed(self.fields, self.body())
         return Entity(content_of(self.fields), self.body)
 
     async def decrypt(self, key: Identity) -> None:
@@ -311,9 +314,9 @@ class Message:
         new = None if content is None else [make_field(name, value) for name, value in content.items()]
         if found.signed:
             self._check_choice(found, signed, key)
-        whole = media_type_of(self.fields).kind == "multipart/signed" and signed in (Signed.STRIP, Signed.RESIGN)
-        if new is None and whole:
-            new = list((await self.entity()).fields)
+        if new is None and signed in (Signed.STRIP, Signed.RESIGN):
+            inner = (await self.entity()).fields
+            new = None if inner == content_of(self.fields) else list(inner)
         written = await scratch.keep(body)
         fields = self.fields if new is None else with_content(self.fields, new)
         if not found.signed or signed is None:
@@ -333,11 +336,7 @@ class Message:
     def _check_choice(self, found: Protection, signed: Signed | None, key: Identity | None) -> None:
         if signed is None:
             raise ProtectedError(f"the message is {found}: say what becomes of that (strip, annotate or resign)")
-        if signed is Signed.ANNOTATE:
-            return
-        if found.opaque:
-            raise ProtectedError("what is signed is not in clear (smime-type=signed-data): it can be annotated only")
-        if signed is Signed.STRIP:
+        if signed is not Signed.RESIGN:
             return
         others = found.signatures & {Mark.PGP, Mark.OTHER}
         if others:

@@ -38,7 +38,7 @@ class Signed(enum.Enum):
     """What becomes of signatures when the body is replaced."""
 
     STRIP = "strip"
-    """They are removed: multipart/signed becomes its first part, DKIM-Signature and ARC fields go."""
+    """They are removed: of S/MIME and PGP/MIME what is signed is left, DKIM-Signature and ARC fields go."""
     ANNOTATE = "annotate"
     """They stay, and a header field says why they no longer hold."""
     RESIGN = "resign"

@@ -236,6 +236,12 @@ async def test_signed_mail_by_choice(authority: Authority) -> None:
     assert b"multipart/signed" not in stripped
     assert stripped.endswith(b"Content-Type: text/plain\r\n\r\nold\r\n\r\n" + ASCII.encode() + b"\r\n")
 
+    opaque = authority.sign(SIGNED, "-nodetach")
+    assert (await send(opaque)).content == opaque
+    damaged = opaque[:-400] + b"\r\n"
+    assert (await send(damaged, signed="strip")).content == damaged
+    assert (await send(opaque, ASCII, signed="strip")).content == stripped
+
     annotated = (await send(mail, signed="annotate")).content
     assert annotated.startswith(b"X-smtpmesh-Modified: disclaimer added; signed before: S/MIME\r\n")
     boundary = read(annotated).get_boundary() or ""

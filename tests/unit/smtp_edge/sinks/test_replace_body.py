@@ -371,8 +371,8 @@ async def test_what_cannot_be_signed_anew_is_not_touched(authority: Authority) -
     dkim = b"DKIM-Signature: v=1\r\n"
     for mail, choices, reason in (
         (authority.sign(PLAIN), {"signed": Signed.RESIGN}, "there are none"),
-        (opaque, {"signed": Signed.RESIGN, "key": key}, "not in clear"),
-        (opaque, {"signed": Signed.STRIP}, "not in clear"),
+        (opaque, {"signed": Signed.RESIGN}, "there are none"),
+        (opaque[:-400], {"signed": Signed.STRIP}, "cannot be opened"),
         (pgp, {"signed": Signed.RESIGN, "key": key}, "nobody here signs anew what is signed .PGP."),
         (dkim + PLAIN, {"signed": Signed.RESIGN, "key": key}, "none is asked after this one"),
         (dkim + authority.sign(PLAIN), {"signed": Signed.RESIGN, "key": key}, "none is asked after this one"),
@@ -554,3 +554,25 @@ async def test_a_large_body_is_never_in_memory(tmp_path: Path, authority: Author
     assert result.data.size_bytes > size * 0.9
     assert peak < bound_bytes
     assert authority.verify(text_of(result)) is not None
+
+
+@pytest.mark.peer("openssl")
+@pytest.mark.parametrize("form", ["-nodetach", "-nodetach -nosmimecap", "-nodetach -indef", "-nodetach -binary"])
+async def test_what_is_signed_in_one_blob_is_opened(authority: Authority, form: str) -> None:
+    entity = b"Content-Type: text/plain\r\n\r\n" + b"old line\r\n" * 5000
+    mail = authority.sign(b"Subject: hi\r\n" + entity, *form.split())
+    assert b"smime-type=signed-data" in mail
+
+    key = authority.identity("relay")
+
+    async def edit(message: Message) -> None:
+        body = b"".join([chunk async for chunk in (await message.entity()).body()])
+        await message.replace_body(body.replace(b"old", b"new"), signed=signed, key=key)
+
+    for signed in (Signed.STRIP, Signed.RESIGN):
+        outcome = await ask(Edits(edit), mail)
+        new = entity.replace(b"old", b"new")
+        if signed is Signed.STRIP:
+            assert outcome.content == b"Subject: hi\r\nMIME-Version: 1.0\r\n" + new
+        else:
+            assert authority.verify(outcome.content) == new
