@@ -52,6 +52,11 @@ CREATE TABLE IF NOT EXISTS smtpmesh_outbox (
 CREATE INDEX IF NOT EXISTS smtpmesh_outbox_unsent ON smtpmesh_outbox (id) WHERE sent_at IS NULL;
 CREATE INDEX IF NOT EXISTS smtpmesh_applied_at ON smtpmesh_applied (applied_at);
 """
+MADE = """
+SELECT count(*) = 3 FROM pg_class WHERE pg_table_is_visible(oid)
+AND relname IN ('smtpmesh_applied', 'smtpmesh_versions', 'smtpmesh_outbox')
+"""
+"""By a look into the table itself: to_regclass goes on saying in a transaction what was so when it began."""
 CLAIM = """
 INSERT INTO smtpmesh_applied (key) VALUES ($1)
 ON CONFLICT (key) DO UPDATE SET repeats = smtpmesh_applied.repeats + 1 RETURNING repeats
@@ -211,14 +216,13 @@ class PostgreSQL:
         return connection
 
     async def _make_tables(self, connection: Any) -> None:
-        if await connection.fetchval(
-            "SELECT count(to_regclass('smtpmesh_' || name)) = 3 FROM unnest($1::text[]) name",
-            ["applied", "versions", "outbox"],
-        ):
+        """Once: CREATE INDEX locks a table even if there is nothing to do, in the way of whoever writes already."""
+        if await connection.fetchval(MADE):
             return
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-            await connection.execute(TABLES)
+            if not await connection.fetchval(MADE):  # by who had the lock before us
+                await connection.execute(TABLES)
 
     def _give_back(self, connection: Any) -> None:
         if len(self._idle) < IDLE_MAX and not connection.is_closed():

@@ -14,8 +14,9 @@ from smtp_edge.applications.applier import APPLIED, LATER, NOT_YET, REPEATED, Ap
 from smtp_edge.applications.changes import build_message
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.api import Quarantine
+from tests.e2e.postgresql import PostgreSQL
 from tests.unit.smtp_edge.applications.deliveries import build_delivery
-from tests.unit.smtp_edge.applications.places import TABLES, Place
+from tests.unit.smtp_edge.applications.places import TABLES, Place, make_postgresql
 
 _numbers = itertools.count()
 
@@ -140,6 +141,18 @@ async def test_many_at_once_in_any_order_with_repeats_come_out_as_if_one_after_a
     assert place.query("SELECT count(*), sum(repeats), sum(changes) + sum(stale) FROM smtpmesh_applied") == [
         ("40", "80", "120")
     ]
+
+
+@pytest.mark.peer("initdb")
+async def test_twenty_that_find_no_tables_make_them_once_and_are_in_nobodys_way(server: PostgreSQL) -> None:
+    for _ in range(5):
+        place = make_postgresql(server)
+        sinks = [place.applier() for _ in range(20)]
+        answers = await asyncio.gather(*(apply(sink, part(1, 1, name="x")) for sink in sinks))
+        assert answers == [APPLIED] * 20
+        for sink in sinks:
+            await sink.stop()
+    assert "deadlock detected" not in (server.folder / "log").read_text()
 
 
 async def test_a_database_that_is_set_up_wrong_is_no_fault_of_the_message(applier: Applier, place: Place) -> None:
