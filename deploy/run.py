@@ -65,6 +65,8 @@ APT_UNPACKED = {
 only some files are wanted: unpacked below .venv, never configured or started. The value is what tests look for."""
 NPM_PEERS = {"nodemailer": "6.9.16"}
 """Packages for Node.js, where it is there: into a folder below .venv."""
+PIP_PEERS = {"mailman": ["mailman==3.3.10", "sqlalchemy<2.1"]}
+"""The same for programs in Python, each in an environment of its own: they want libraries that we do not."""
 APT_SERVICES = {
     "knot": "knot",
     "unbound": "unbound",
@@ -280,6 +282,8 @@ def install_peers():
     unpack_peers()
     for package, version in NPM_PEERS.items():
         install_npm(package, version)
+    for package, requirements in PIP_PEERS.items():
+        install_pip(package, requirements)
 
 
 def unpack_peers():
@@ -345,6 +349,23 @@ def install_npm(package, version):
     words = ["npm", "install", "--prefix", prefix, "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
     if subprocess.call([*words, f"{package}@{version}"], stdout=subprocess.DEVNULL) != 0:
         say(f"npm failed; tests that need {package} will be skipped")
+
+
+def install_pip(package, requirements):
+    """A program of the package index, in an environment of its own; `complete` in it says that it is."""
+    target = os.path.join(PEERS, package)
+    complete = os.path.join(target, "complete")
+    if os.path.exists(complete):
+        return
+    say(f"installing {package} below {os.path.relpath(PEERS, ROOT)} for the tests")
+    shutil.rmtree(target, ignore_errors=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = [os.path.join(target, "bin", "python"), "-m", "pip", "install", "--quiet", "--no-input", *requirements]
+    if subprocess.call([PYTHON, "-m", "venv", target], **quiet) or subprocess.call(words, **quiet):
+        say(f"pip failed; tests that need {package} will be skipped")
+        shutil.rmtree(target, ignore_errors=True)
+        return
+    open(complete, "w").close()
 
 
 def install_packages(packages, purpose, optional=False):

@@ -93,10 +93,12 @@ class Mailman:
         self._run("stop")
 
     def _run(self, *words: str) -> None:
-        """It leaves its processes behind: they must not have our pipes."""
+        """It leaves its processes behind, which must not have our pipes, and writes where it stands."""
         command = [str(COMMAND), "--run-as-root", "-C", str(self.folder / "mailman.cfg"), *words]
         with (self.folder / "command.log").open("ab") as log:
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60)
+            subprocess.run(
+                command, check=True, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60
+            )
 
     def _serves(self) -> bool:
         try:

@@ -15,6 +15,7 @@ import pytest
 from smtp_edge.applications.lists.store import Store
 from smtp_edge.demo.cluster import Cluster
 from tests.e2e import list_scenario as story
+from tests.e2e import mailman
 from tests.e2e.keeper import Keeper, Kept
 from tests.e2e.list_scenario import ANN, BOB, EVE, FIELDS, LIST, OWNER, Copy
 from tests.e2e.scene import FULL, admin_calls, wait_until
@@ -103,6 +104,23 @@ def test_the_story_of_a_list(node: Node) -> None:
         "a post comes back": [],
         "one has left": [ANN],
     }
+
+
+@pytest.mark.skipif(not mailman.COMMAND.exists(), reason="needs Mailman 3 (deploy/run.py test installs it)")
+def test_mailman_tells_the_same_story(node: Node, folder: Path) -> None:
+    """Side by side. Mailman answers robots, and those who have no address to be answered at; RFC 3834 forbids it.
+
+    And it takes a post back that it has sent itself: 3.3.10 compares all of the field List-Post with a bare address.
+    """
+    with Keeper() as keeper, mailman.Mailman(folder / "mailman", keeper) as other:
+        theirs, ours = story.tell(other), story.tell(node)
+    for step in ours:
+        print(f"{step}\n  ours    {ours[step]}\n  Mailman {theirs[step]}")
+    stricter = ("a robot asks", "nobody asks", "a post comes back")
+    assert [ours.pop(step) for step in stricter] == [[], [], []]
+    for step in stricter:
+        del theirs[step]
+    assert theirs == ours
 
 
 def test_whoever_writes_to_a_list_that_is_none_is_told_at_once(node: Node) -> None:
