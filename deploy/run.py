@@ -67,6 +67,8 @@ NPM_PEERS = {"nodemailer": "6.9.16"}
 """Packages for Node.js, where it is there: into a folder below .venv."""
 PIP_PEERS = {"mailman": ["mailman==3.3.10", "sqlalchemy<2.1"]}
 """The same for programs in Python, each in an environment of its own: they want libraries that we do not."""
+SOURCES = ("authres", "dkimpy", "pyspf")
+"""Packages of the locks that have no wheels: plain Python, built here. All others come ready made."""
 APT_SERVICES = {
     "knot": "knot",
     "unbound": "unbound",
@@ -204,7 +206,8 @@ def prepare(locks):
         make_environment(uv)
     install = [uv, "pip", "install", "--quiet", "--python", PYTHON] if uv else pip_install()
     for lock in locks:
-        run([*install, "--require-hashes", "--only-binary", ":all:", "-r", lock])
+        built = [word for name in SOURCES for word in ("--no-binary", name)]
+        run([*install, "--require-hashes", "--only-binary", ":all:", *built, "-r", lock])
     add_checkout()
     for lock, stamp in wanted.items():
         with open(stamp_path(lock), "w") as file:

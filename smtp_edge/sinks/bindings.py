@@ -23,6 +23,7 @@ BUILT_IN = {
     "aliases": "smtp_edge.applications.aliases:Aliases",
     "applier": "smtp_edge.applications.applier:Applier",
     "archive": "smtp_edge.applications.archive:Archive",
+    "authres": "smtp_edge.applications.authres.sink:AuthRes",
     "clamav": "smtp_edge.applications.clamav:ClamAV",
     "disclaimer": "smtp_edge.applications.disclaimer:Disclaimer",
     "dkim": "smtp_edge.applications.dkim:DKIM",
