@@ -8,13 +8,14 @@ import contextlib
 import smtplib
 import socketserver
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from smtp_edge.applications.sql import Sql
-from smtp_edge.demo.cluster import Cluster, find_port
+from smtp_edge.demo.cluster import Cluster, Relay, find_port
 from tests.e2e.postgresql import PostgreSQL, postgresql
 from tests.e2e.scene import admin_calls, wait_until
 from tests.unit.smtp_edge.applications.sql_killed import KILL_STEPS, check_kills
@@ -127,36 +128,55 @@ def test_a_kill_at_any_step_leaves_exactly_one_copy_when_it_is_asked_again(serve
     assert check_kills(PostgreSQLShelf(server), url, str(server.password_file), tmp_path) == KILL_STEPS
 
 
-def test_a_node_keeps_the_mail_of_a_database_that_dies_and_stands_still(folder: Path) -> None:
+def test_a_node_keeps_the_mail_of_a_database_that_dies_stands_still_and_talks_nonsense(folder: Path) -> None:
     with postgresql() as server:
         url = server.url().replace("postgresql://", "postgresql+asyncpg://")
         settings = SETTINGS.format(url=url, password=server.password_file)
         with Cluster(folder / "c", relays=("A",), hosts=(), external={"dead": 1}, settings=settings) as cluster:
             cluster.start()
-            calls = admin_calls(cluster)
+            relay, calls = cluster.relays["relay A"], admin_calls(cluster)
             count = 0
 
-            def submit(number: int) -> None:
+            def submit() -> None:
                 nonlocal count
-                with smtplib.SMTP(*cluster.relays["relay A"].smtp, timeout=20) as client:
-                    for _ in range(number):
-                        client.sendmail("sue@demo.test", ["ann@box.test"], f"Subject: {count}\r\n\r\nhello\r\n")
+                with smtplib.SMTP(*relay.smtp, timeout=20) as client:
+                    for _ in range(5):
                         count += 1
+                        client.sendmail("sue@demo.test", ["ann@box.test"], f"Subject: {count}\r\n\r\nhello\r\n")
 
-            def stored() -> int:
-                return int(server.query("SELECT count(*) FROM smtpmesh_message")[0][0])
+            def submit_in_vain() -> None:
+                before = failures(relay)
+                submit()
+                wait_until(lambda: failures(relay) > before, 30, "an attempt that failed")
+                assert calls.waiting("relay A") == 5
 
-            submit(5)
-            wait_until(lambda: stored() == 5, 20, "five messages")
+            def check_all_are_there_once() -> None:
+                wait_until(lambda: calls.waiting("relay A") == 0, 60, "an empty queue")
+                assert stored_subjects(server) == Counter(str(number) for number in range(1, count + 1))
+
+            submit()
+            check_all_are_there_once()
             server.kill()
-            submit(5)
-            wait_until(lambda: calls.waiting("relay A") == 5, 10, "five that wait")
+            submit_in_vain()
             server.start()
-            wait_until(lambda: stored() == 10, 60, "ten messages")
+            check_all_are_there_once()
             server.pause()
-            submit(5)
-            wait_until(lambda: calls.waiting("relay A") == 5, 10, "five that wait")
+            submit_in_vain()
             server.resume()
-            wait_until(lambda: stored() == 15, 60, "fifteen messages")
-            wait_until(lambda: calls.waiting("relay A") == 0, 20, "an empty queue")
-            assert stored() == count == 15
+            check_all_are_there_once()
+            server.kill()
+            with babbler(server.port):
+                submit_in_vain()
+            server.start()
+            check_all_are_there_once()
+
+
+def failures(relay: Relay) -> int:
+    """Attempts that the sink could not carry out."""
+    return relay.server.log.read_bytes().count(b"sql.failed")
+
+
+def stored_subjects(server: PostgreSQL) -> Counter[str]:
+    """Of all messages; each of these is one chunk."""
+    subject = "substring(encode(content, 'escape') from 'Subject: ([0-9]+)')"
+    return Counter(row[0] for row in server.query(f"SELECT {subject} FROM smtpmesh_chunk"))
