@@ -189,7 +189,13 @@ def _spell(location: Iterable[int | str]) -> str:
     return words
 
 
+MOVED = {"xclient_networks": '[[sink]] with use = "xclient" and with = { networks = [...] }'}
+"""Keys of earlier releases, and what they are now."""
+
+
 def _suggest(location: Location, root: type[BaseModel]) -> str:
+    if (now := MOVED.get(str(location[-1]))) is not None:
+        return f"; it is a {now} now"
     model = _model_at(location[:-1], root)
     known = sorted(field.alias or name for name, field in model.model_fields.items()) if model is not None else []
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)

@@ -58,6 +58,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, tags, zone"),
         ("[node]", "[node]\ndata_dir = 3", "node.data_dir: must be a path in quotes, not 3"),
         ("[node]", "[queue]\nretry_frist_s = 1\n[node]", "queue.retry_frist_s: unknown key; did you mean retry_first_s?"),
+        ("[[listener]]", "[[listener]]\nxclient_networks = []", 'listener[0].xclient_networks: unknown key; it is a [[sink]] with use = "xclient" and with = { networks = [...] } now'),
         ("[node]", "[queue]\nretry_first_s = -1\n[node]", "queue.retry_first_s: must be greater than 0, not -1"),
         ("[node]", "[queue]\nlifetime_s = 'x'\n[node]", "queue.lifetime_s: must be a number, not 'x'"),
         ("[node]", "[queue]\nlifetime_s = inf\n[node]", "queue.lifetime_s: must be a finite number, not inf"),
