@@ -64,13 +64,11 @@ class PostgreSQL:
     def pause(self) -> None:
         """SIGSTOP to the server and each of its processes."""
         self.process.send_signal(signal.SIGSTOP)
-        for process in self._children():
-            os.kill(process, signal.SIGSTOP)
+        self._tell_children(signal.SIGSTOP)
 
     def resume(self) -> None:
         """The reverse."""
-        for process in self._children():
-            os.kill(process, signal.SIGCONT)
+        self._tell_children(signal.SIGCONT)
         self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -79,10 +77,12 @@ class PostgreSQL:
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(20)
 
-    def _children(self) -> list[int]:
-        """The server's processes; each is a session of its own, so that no signal to a group reaches them."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
-        return [int(word) for file in tasks.glob("*/children") for word in file.read_text().split()]
+    def _tell_children(self, number: signal.Signals) -> None:
+        """Each is a session of its own: no signal to a group reaches them. One that ends just now is no failure."""
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for child in file.read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
     def _demoted(self) -> dict[str, Any]:
         """How a child of ours becomes the other user's."""
