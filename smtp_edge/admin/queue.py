@@ -22,6 +22,7 @@ from smtp_edge.queue.shape import BOUNDS_S, ShapeBy, ShapeRow
 from smtp_edge.queue.survey import FIRST, Place
 from smtp_edge.rulings import Action
 from smtp_edge.sinks.mesh import build_query
+from smtp_edge.sorting import EXPANSION, REFUSED
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class QueueService(OrdersService):
 
     def _take_moment(self, history: MessageHistory, delivery: Delivery, at: datetime) -> Moment:
         view, decision = self._view, None
-        if delivery.state is not DeliveryState.HELD and not delivery.state.final:
+        waits = delivery.state is not DeliveryState.HELD and not delivery.state.final
+        if waits and delivery.class_id not in (EXPANSION, REFUSED):  # these go to no hop
             query = build_query(view.request_of(Claim(history.entry, delivery, 0)))
             decision = view.engine.decide(replace(query, peers_only=False), view.now())
         standing = view.standing(delivery.queue_id, delivery.copy)

@@ -110,7 +110,8 @@ def _explain_next(history: MessageHistory, delivery: Delivery, moment: Moment) -
     when = "now" if due_at is None or due_at <= moment.at else f"in {_duration((due_at - moment.at).total_seconds())}"
     over_s = (history.entry.expires_at - moment.at).total_seconds()
     after = f"; after {_duration(over_s)} it is returned" if over_s > 0 else "; then it is returned: its time is over"
-    return f"attempt {delivery.attempts + 1} {when}, or as soon as a hop of its class comes back{after}"
+    sooner = ", or as soon as a hop of its class comes back" if moment.decision is not None else ""
+    return f"attempt {delivery.attempts + 1} {when}{sooner}{after}"
 
 
 def _explain_claim(moment: Moment) -> tuple[str, str]:
