@@ -26,7 +26,7 @@ from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFul
 from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
 from smtp_edge.settings import QueueSettings
 from smtp_edge.sinks.api import Mail
-from smtp_edge.sorting import REFUSED, Groups, Sorter, routed_bytes, split_token
+from smtp_edge.sorting import EXPANSION, REFUSED, Groups, Sorter, routed_bytes, split_token
 from smtp_edge.trace import build_received
 
 log = structlog.get_logger()
@@ -105,6 +105,10 @@ class QueueAcceptor:
                 return Reply(451, "no route to this destination here", "4.4.4")
             return Reply(550, "no route to this destination", "5.4.4")
         return self._refuse_size(client, size_bytes, [found]) if found.too_large else None
+
+    def class_of(self, recipient: Recipient) -> str:
+        """The class of a report: one to a list is for the list to read."""
+        return EXPANSION if self._may_expand(recipient) else self.sorter.class_of(recipient.domain)
 
     def _may_expand(self, recipient: Recipient) -> bool:
         return any(binding.rule.may_take(recipient) for binding in self._dispatcher.sinks.of("expand"))

@@ -261,7 +261,7 @@ class Node:
                 hostname=self._hostname,
                 node_id=self.identity.node_id,
                 new_queue_id=self._ids.new,
-                class_of=lambda domain: self._acceptor.sorter.class_of(domain),
+                class_of=lambda recipient: self._acceptor.class_of(recipient),
                 lifetime=timedelta(seconds=queue.lifetime_s),
                 read=lambda data: read_whole(data, settings.dsn.return_bytes_max),
                 double_bounces_to=settings.dsn.double_bounces_to,

@@ -64,8 +64,8 @@ class Reporter:
     hostname: str
     node_id: str
     new_queue_id: Callable[[datetime], str]
-    class_of: Callable[[str], str]
-    """Class id of a recipient's domain; never fails (an unroutable sender's class simply never opens)."""
+    class_of: Callable[[Recipient], str]
+    """Class id of a recipient; never fails (an unroutable sender's class simply never opens)."""
     lifetime: timedelta
     read: Callable[[MailData], bytes | None] = lambda data: data.inline
     """All of some mail data, dot-stuffed; None if it is larger than what comes back, or cannot be read."""
@@ -118,7 +118,7 @@ def _enclose(
         origin=origin,
         client=f"{DOUBLE_BOUNCE if double else 'report on'} {entry.queue_id}",
     )
-    class_id = reporter.class_of(recipient.domain)
+    class_id = reporter.class_of(recipient)
     return NewEntry(report, (Delivery(queue_id, 0, class_id, (recipient,), transfer_token=f"{origin}/0"),))
 
 

@@ -266,6 +266,7 @@ class SimulatedRelay:
         else:
             sink = around.strategy(self.engine, self.now, random.Random(self._rng.getrandbits(64)))
             self.engine.planning.relays_max = 0
+        sorter = Sorter(around.table, "")
         self._dispatcher = Dispatcher(
             self.store,
             SinkChain([Binding("mesh", sink)]),
@@ -279,7 +280,7 @@ class SimulatedRelay:
                     hostname=f"{self.name}.test",
                     node_id=self.node_id,
                     new_queue_id=ids.new,
-                    class_of=Sorter(around.table, "").class_of,
+                    class_of=lambda recipient: sorter.class_of(recipient.domain),
                     lifetime=timedelta(seconds=queue.lifetime_s),
                 ),
             ),

@@ -135,7 +135,7 @@ class Life:
                     hostname="life.test",
                     node_id=node_id,
                     new_queue_id=ids.new,
-                    class_of=lambda domain: "default",
+                    class_of=lambda recipient: "default",
                     lifetime=timedelta(days=5),
                 ),
             ),

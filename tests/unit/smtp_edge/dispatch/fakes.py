@@ -131,7 +131,7 @@ class Bench:
                 hostname="relay.test",
                 node_id=NODE,
                 new_queue_id=self.new_queue_id,
-                class_of=lambda domain: domain,
+                class_of=lambda recipient: recipient.domain,
                 lifetime=timedelta(days=5),
             ),
         )

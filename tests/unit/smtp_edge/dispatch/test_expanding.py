@@ -6,15 +6,20 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from router.decision import OutcomeKind
+from smtp_edge.client.attempt import AttemptResult
 from smtp_edge.dispatch import expanding
+from smtp_edge.dispatch.dispatcher import DispatcherLimits
 from smtp_edge.envelope import Notify, Recipient
 from smtp_edge.originator import Originator
 from smtp_edge.queue.entry import DeliveryState
+from smtp_edge.reply import Reply
 from smtp_edge.sinks.api import Expansion, Mail, Message, Sink
 from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.rules import Rule, parse_rule
@@ -219,3 +224,25 @@ async def test_a_recipient_of_no_route_is_taken_if_a_rule_names_it(tmp_path: Pat
         refusal = bench.acceptor.check_recipient(client, Recipient("l@elsewhere.test"))
         assert refusal is not None
         assert refusal.code == 550
+
+
+async def test_a_report_to_a_list_is_for_the_list_to_read(tmp_path: Path) -> None:
+    """The copy of a member is refused by its host: our own report goes to the reverse-path, which a sink expands."""
+    read: list[tuple[str, bool]] = []
+
+    def read_bounce(seen: Message) -> Expansion:
+        read.append((seen.envelope.sender, "multipart/report" in seen.headers.get("content-type")))
+        return Expansion()
+
+    bounces = "list-bounces+bob=o.test@example.org"
+    table = Table({LIST: Expansion(to(BOB), sender=BOUNCES, verp=True), bounces: read_bounce})
+    async with bench_of(tmp_path, table) as bench:
+        bench.reporting = replace(
+            bench.reporting, reporter=replace(bench.reporting.reporter, class_of=bench.acceptor.class_of)
+        )
+        bench.dispatcher.configure(bench.reporting, DispatcherLimits(100, 30, 10))
+        no = Reply(550, "no such user", "5.1.1")
+        bench.client.answer = lambda hop, job: AttemptResult(OutcomeKind.MESSAGE_REFUSED, (no,), no)
+        await bench.acceptor.accept(message(LIST))
+        await until(lambda: bool(read))
+        assert read == [("", True)]

@@ -21,7 +21,7 @@ REPORTING = Reporting(
         hostname="relay.test",
         node_id="node",
         new_queue_id=IDS.new,
-        class_of=lambda domain: domain,
+        class_of=lambda recipient: recipient.domain,
         lifetime=timedelta(days=5),
     ),
 )

@@ -31,7 +31,7 @@ REPORTING = Reporting(
         hostname="relay.test",
         node_id="a" * 32,
         new_queue_id=lambda at: "DSN000000001",
-        class_of=lambda domain: f"class-of-{domain}",
+        class_of=lambda recipient: f"class-of-{recipient.domain}",
         lifetime=timedelta(days=5),
     ),
 )

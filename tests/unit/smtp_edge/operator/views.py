@@ -171,7 +171,7 @@ class FakeView:
                 hostname="relay-a.example",
                 node_id=identity.node_id,
                 new_queue_id=QueueIds("views").new,
-                class_of=lambda domain: "default",
+                class_of=lambda recipient: "default",
                 lifetime=timedelta(days=5),
             ),
         )

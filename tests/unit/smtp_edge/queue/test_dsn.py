@@ -41,7 +41,7 @@ REPORTER = Reporter(
     hostname="relay.example",
     node_id=NODE,
     new_queue_id=lambda at: "0ABCdefGHI99",
-    class_of=lambda domain: f"mx:{domain}",
+    class_of=lambda recipient: f"mx:{recipient.domain}",
     lifetime=timedelta(days=5),
     read=lambda data: read_whole(data, 1000),
 )

@@ -44,7 +44,7 @@ REPORTING = Reporting(
         hostname="relay.example",
         node_id="relay",
         new_queue_id=IDS.new,
-        class_of=lambda domain: f"mx:{domain}",
+        class_of=lambda recipient: f"mx:{recipient.domain}",
         lifetime=timedelta(days=5),
     ),
 )

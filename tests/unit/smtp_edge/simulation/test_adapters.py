@@ -23,6 +23,8 @@ from smtp_edge.routing import RoutingShell, Targets
 from smtp_edge.settings import NodeSettings, Settings, SmartHostSettings
 from smtp_edge.simulation import GossipWorld, SimulatedGossip, WorldClock, run
 from smtp_edge.simulation.loop import NothingDueError
+from smtp_edge.sinks.chain import SinkChain
+from smtp_edge.sinks.reports import Reports
 
 EXIT = Hop(HopKind.SMART_HOST, "s1")
 
@@ -95,6 +97,8 @@ class Prober:
 
 
 class SilentDispatcher:
+    reports = Reports(lambda: SinkChain([]))
+
     def ask_again(self, *, news: bool, back: object = ()) -> None:
         pass
 
