@@ -167,9 +167,9 @@ class Dialogue:
                 return False
 
     def _judge(self, command: Command, answer: Plain | ReplyCode) -> None:
-        self.verdict = read_verdict(answer)
         if answer is Plain.DISCARD and command in (Command.CONNECT, Command.HELO):
             raise MilterError("a session cannot be discarded")
+        self.verdict = read_verdict(answer)
         if answer is Plain.SKIP:
             if command is not Command.BODY:
                 raise MilterError("SKIP, but not of a body")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtp_edge.applications.milter.dialogue import CHANGED_BYTES_MAX, CHANGES_MAX, Dialogue
@@ -149,6 +149,7 @@ ANSWERS = st.sampled_from([*Plain, ReplyCode(Reply(550, "x")), AddHeader(b"a", b
 
 
 @given(st.integers(0, 0xFFFFFFFF), st.lists(st.tuples(st.sampled_from(STEPS), ANSWERS), max_size=40))
+@example(0, [(Command.END, AddHeader(b"a", b"b")), (Command.CONNECT, Plain.DISCARD)])
 def test_any_answers_end_it_or_are_one_error(steps: int, said: list[tuple[Command, Answer]]) -> None:
     dialogue = agreed(steps)
     try:
