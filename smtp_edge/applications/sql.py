@@ -79,13 +79,15 @@ class Sql(Sink):
         self._tables = _Tables()
         self._engine = _open(url, password, timeout_s, connections_max)
         self._ready = False
+        self._tries: set[asyncio.Task[Reply]] = set()
 
     async def start(self) -> None:
         """The tables are made with the first mail, if the database is not there yet."""
         await self._try_to_prepare()
 
     async def stop(self) -> None:
-        """Close the connections."""
+        """Close the connections, when what was begun has ended."""
+        await asyncio.gather(*self._tries, return_exceptions=True)
         await self._engine.dispose()
 
     async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Verdict | None:
@@ -102,7 +104,19 @@ class Sql(Sink):
 
     async def deliver(self, delivery: Delivery) -> list[Reply]:
         """A copy for each recipient. MailDataLost."""
-        return [await self._deliver_to(delivery, recipient) for recipient in delivery.envelope.recipients]
+        return [await self._try(delivery, recipient) for recipient in delivery.envelope.recipients]
+
+    async def _try(self, delivery: Delivery, recipient: Recipient) -> Reply:
+        """One that nobody waits for any more goes on to its end: cut off, its transaction would lock out the next."""
+        task = asyncio.create_task(self._deliver_to(delivery, recipient))
+        self._tries.add(task)
+        task.add_done_callback(self._end_try)
+        return await asyncio.shield(task)
+
+    def _end_try(self, task: asyncio.Task[Reply]) -> None:
+        self._tries.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits, or of use to nobody
 
     async def _deliver_to(self, delivery: Delivery, recipient: Recipient) -> Reply:
         if self._size_bytes_max and delivery.size_bytes > self._size_bytes_max:
