@@ -240,6 +240,7 @@ async def _pieces(delivery: Delivery) -> AsyncIterator[bytes]:
 
 
 def _open(url: str, password: str, timeout_s: float, connections_max: int) -> AsyncEngine:
+    from sqlalchemy import event
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -256,7 +257,7 @@ def _open(url: str, password: str, timeout_s: float, connections_max: int) -> As
     if parsed.drivername == "postgresql+asyncpg":
         timeouts["command_timeout"] = timeout_s
     try:
-        return create_async_engine(
+        engine = create_async_engine(
             parsed.set(password=password or None),
             connect_args=timeouts,
             pool_size=connections_max,
@@ -266,6 +267,17 @@ def _open(url: str, password: str, timeout_s: float, connections_max: int) -> As
         )
     except ImportError as error:
         raise ValueError(f"{DRIVERS[parsed.drivername]} is missing: pip install 'smtpmesh[sql]'") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _tune_sqlite)
+    return engine
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:
+    """Who reads does not wait for who writes, and a commit is on stable storage."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 def _faults() -> tuple[type[Exception], ...]:

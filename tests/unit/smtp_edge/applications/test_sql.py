@@ -32,7 +32,7 @@ class SQLiteShelf:
         self.sink = Sql(f"sqlite+aiosqlite:///{path}", **settings)  # type: ignore[arg-type]
 
     async def mails(self, address: str) -> list[bytes]:
-        with sqlite3.connect(self.path) as connection:
+        with sqlite3.connect(self.path, timeout=30) as connection:
             return [
                 b"".join(row[0] for row in connection.execute(CHUNKS, (number,)))
                 for (number,) in connection.execute(MESSAGES, (address,)).fetchall()
