@@ -60,7 +60,7 @@ LIST_SETTINGS = {
     "send_welcome_message": "true",
 }
 """As the other list is: no prefix, confirmations, strangers are held."""
-QUIET_S = 2.5
+QUIET_S = 1.6
 """Nothing is in its queues and nothing has come for so long: that was all. It looks into them once a second."""
 
 
@@ -103,7 +103,7 @@ class Mailman:
     def _serves(self) -> bool:
         try:
             self.ask("GET", "/system/versions")
-            with smtplib.LMTP("127.0.0.1", self.lmtp):
+            with smtplib.LMTP("127.0.0.1", self.lmtp, timeout=5):
                 return True
         except (OSError, smtplib.SMTPException):
             return False
