@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,8 +34,10 @@ from smtp_edge.demo.ledger import Arrival, Kill, read_arrivals
 
 CLUSTER_NAME = "demo"
 PORTS = range(20_000, 30_000)
-PORTS_APART = 61
+PORTS_APART = 4
 """Processes that look for ports at the same time mostly look at different ones, one in so many each."""
+_given: deque[int] = deque(maxlen=1000)
+"""Ports that this process was given: whoever has one may not listen there yet."""
 PORT_TRIES_MAX = 200
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
@@ -359,10 +362,11 @@ def find_port(taken: set[int]) -> int:
     own = PORTS[os.getpid() % PORTS_APART :: PORTS_APART]
     for _ in range(PORT_TRIES_MAX):
         port = random.choice(own)
-        if port in taken:
+        if port in taken or port in _given:
             continue
         with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.append(port)
             return port
     raise ClusterError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}")
 

@@ -75,7 +75,7 @@ def test_a_disk_that_is_gone_full_or_something_else_means_what_the_binding_says(
         vault.unlink()
         vault.write_text("a file")
         replies.append(send(relay, mail("while it is no folder")))
-        assert kept_files(disk) == []
+        wait_until(lambda: kept_files(disk) == [], 10, "no file of what failed")
         vault.unlink()
         vault.mkdir()
         assert send(relay, mail("when it is well"))[0] == 250

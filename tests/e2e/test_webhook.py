@@ -123,9 +123,10 @@ def test_what_an_endpoint_refuses_for_good_waits_for_an_operator(folder: Path) -
 
 def test_one_that_wants_a_pause_is_asked_again_after_it(folder: Path) -> None:
     with scene(folder, "wait") as (endpoint, relay, _, cluster):
+        calls = admin_calls(cluster)
         send(relay, "first")
         wait_until(lambda: len(endpoint.lines()) == 2, 30, "the second try")
-        wait_until(lambda: admin_calls(cluster).waiting("relay A") == 0, 20, "an empty queue")
+        wait_until(lambda: calls.waiting("relay A") == 0, 30, "an empty queue")
         first, second = endpoint.lines()
     assert first["key"] == second["key"]
     assert first["sha256"] == second["sha256"], "the same message, not another trace field"
