@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
+import json
 import logging
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 import structlog
 
-from smtp_edge.logs import Lossy, configure_logs, escape
+from smtp_edge.logs import GATHER_LINES_MAX, GATHER_S, Lossy, Outlet, configure_logs, escape
 
 
 class FullDisk(io.StringIO):
@@ -48,6 +51,79 @@ def test_no_control_character_reaches_a_line() -> None:
         "count": 3,
         "names": ["x"],
     }
+
+
+def outlet() -> tuple[Outlet, io.StringIO]:
+    stream = io.StringIO()
+    return Outlet(Lossy(stream)), stream
+
+
+def test_without_a_loop_a_line_is_written_at_once() -> None:
+    out, stream = outlet()
+    out.info("one")
+    assert stream.getvalue() == "one\n"
+
+
+async def test_lines_are_gathered_for_a_moment() -> None:
+    out, stream = outlet()
+    out.info("one")
+    out.debug("two")
+    assert stream.getvalue() == ""
+    async with asyncio.timeout(10):
+        while not stream.getvalue():  # noqa: ASYNC110
+            await asyncio.sleep(GATHER_S)
+    assert stream.getvalue() == "one\ntwo\n"
+    out.info("three")
+    async with asyncio.timeout(10):
+        while "three" not in stream.getvalue():  # noqa: ASYNC110
+            await asyncio.sleep(GATHER_S)
+
+
+async def test_a_warning_is_written_at_once_behind_what_came_before() -> None:
+    out, stream = outlet()
+    out.info("one")
+    out.warning("two")
+    assert stream.getvalue() == "one\ntwo\n"
+
+
+async def test_many_lines_wait_for_nobody() -> None:
+    out, stream = outlet()
+    for number in range(GATHER_LINES_MAX):
+        out.info(str(number))
+    assert stream.getvalue().count("\n") == GATHER_LINES_MAX
+
+
+def test_a_loop_that_has_ended_holds_nothing_back() -> None:
+    out, stream = outlet()
+
+    async def say() -> None:
+        out.info("one")
+
+    asyncio.run(say())
+
+    async def say_more() -> None:
+        out.info("two")
+        async with asyncio.timeout(10):
+            while not stream.getvalue():  # noqa: ASYNC110
+                await asyncio.sleep(GATHER_S)
+
+    asyncio.run(say_more())
+    assert stream.getvalue() == "one\ntwo\n"
+
+
+@pytest.mark.usefixtures("as_before")
+def test_an_exception_stands_in_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs("json", "info", "mx1")
+    try:
+        raise ValueError("no\nway")
+    except ValueError:
+        structlog.get_logger().exception("bad", thing=b"x")
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["level"], line["node"], line["thing"]) == ("bad", "error", "mx1", "b'x'")
+    assert "ValueError: no\nway" in line["exception"]
+    assert datetime.fromisoformat(line["timestamp"]).tzinfo is UTC
 
 
 @pytest.fixture
