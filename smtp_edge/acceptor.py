@@ -1,7 +1,8 @@
 """The acceptor: from a complete transaction to a stored entry. Here responsibility passes.
 
-`accept` answers 250 only after `MessageStore.put` has returned, and `put` returns only after the entry is on stable
-storage. Until then the client owns the message and every answer is 4yz or 5yz; from then on this node does.
+`accept` answers 250 only after the message is in other hands than its client's: after `MessageStore.put` has returned,
+which it does only when the entry is on stable storage, or after the next hop has taken it (cut-through). Until then
+the client owns the message and every answer is 4yz or 5yz; from then on this node does, or the next hop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from smtp_edge.dispatch.attempts import AttemptObserver
 from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.originator import group
+from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
@@ -35,6 +37,8 @@ BACKLOGS_TOLD_MAX = 9
 """Classes named on an acknowledgement: that of the message and the eight largest others (4-routing, section 11)."""
 DRAINED = Reply(451, "this relay is being drained", "4.3.2")
 LARGEST_KEPT_S = 0.2
+OWN_CLASSES = frozenset({EXPANSION, REFUSED})
+"""Work of this node, not of a next hop."""
 AGE_MAX_S = 60 * 86400
 """A peer's XAGE beyond this is nonsense of a lying clock; such mail would be born expired."""
 
@@ -130,6 +134,9 @@ class QueueAcceptor:
             if closed is not None and not await self._is_repeat(new, message.transfer):
                 await self._spool.discard(message.data)
                 return closed
+            passage = self._store.begin(new) if self._may_pass(new, message) else None
+            if passage is not None:
+                return await self._pass(passage, message)
             stored = await self._put(new, message.transfer)
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
@@ -149,6 +156,27 @@ class QueueAcceptor:
             log.info("transfer.repeated", queue_id=stored.duplicate_of, peer=message.client.peer_id)
             return self._reply(message, new, "already have it as", stored.duplicate_of)
         self._take_over(new, stored, submitted=message.transfer is None)
+        return self._reply(message, new, "queued as", new.entry.queue_id)
+
+    def _may_pass(self, new: NewEntry, message: ReceivedMessage) -> bool:
+        """A client's message for one class that may be attempted at once. A peer's is remembered by its token."""
+        if message.transfer is not None or len(new.deliveries) != 1:
+            return False
+        delivery = new.deliveries[0]
+        if delivery.state is not DeliveryState.QUEUED or delivery.class_id in OWN_CLASSES:
+            return False
+        return self._dispatcher.has_room((delivery.class_id,))
+
+    async def _pass(self, passage: Passage, message: ReceivedMessage) -> Reply:
+        new, observer = passage.new, self._observer
+        class_id = new.deliveries[0].class_id
+        observer.backlog_changed(class_id)
+        observer.arrived(class_id)
+        self._dispatcher.submit(passage.claims)
+        relayed = await passage.end()
+        self._counters.accepted += 1
+        if not relayed:
+            observer.backlog_changed(class_id)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 
     async def originate(self, mail: Mail, client: str) -> str:

@@ -130,6 +130,7 @@ class Node:
             history_s=queue.history_s,
             entries_max=queue.entries_max,
             history_max=queue.history_max,
+            cut_through=queue.cut_through,
             clock=lambda: datetime.now(UTC),
         )
         self.room = Room(
@@ -430,7 +431,12 @@ class Node:
         self._hostname, self.table = hostname, build_table(settings)
         if settings.log != before.log:
             configure_logs(settings.log.format, settings.log.level, settings.node.name)
-        self.store.configure(history_s=queue.history_s, entries_max=queue.entries_max, history_max=queue.history_max)
+        self.store.configure(
+            history_s=queue.history_s,
+            entries_max=queue.entries_max,
+            history_max=queue.history_max,
+            cut_through=queue.cut_through,
+        )
         self.room.configure(queue)
         self.postmaster.reporting = reporting = self._build_reporting()
         self._dispatcher.configure(reporting, build_dispatcher_limits(queue))

@@ -202,6 +202,8 @@ class QueueSettings(Section):
 
     inline_bytes_max: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 100 * 1024
     """Larger mail data goes to spool files."""
+    cut_through: bool = True
+    """Mail that the next hop takes at once, while its client waits, is not written to disk (queue/cutthrough.py)."""
     lifetime_s: Annotated[float, Field(ge=60)] = 5 * 86400
     delay_notice_s: Seconds = 4 * 3600
     retry_first_s: Annotated[float, Field(gt=0)] = 10

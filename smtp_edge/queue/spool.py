@@ -2,14 +2,18 @@
 
     begin    an unnamed-to-anybody file in `spool/incoming`
     write    grows it, in constant memory
-    commit   fsync, rename into `spool`, fsync of `spool`: from here the bytes survive a power cut
+    commit   rename into `spool`: it is whole
     abort    removes it
 
-A committed file belongs to nobody until an entry that names it is committed in the store. A crash in between leaves an
-orphan, which the store removes when it opens; the reverse, an entry without its file, cannot come from a crash.
+    make_durable   fsync of the file and of `spool`: from here the bytes survive a power cut
+
+The store makes a file durable before it commits an entry that names it, and only then: mail that the next hop takes
+at once (cutthrough.py) needs no sync. A whole file belongs to nobody until such an entry is committed. A crash in
+between leaves an orphan, which the store removes when it opens; the reverse, an entry without its file, cannot come
+from a crash.
 
 `write` is synchronous: it fills the page cache and costs microseconds for each chunk, whereas a thread hop for each
-chunk would cost more than the copy. What waits for the disk (`commit`, `abort`, `discard`) runs in a thread.
+chunk would cost more than the copy. What may wait for the disk (`commit`, `abort`, `discard`) runs in a thread.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ class SpoolWriter:
         self.size_bytes += len(chunk)
 
     async def commit(self, header: bytes) -> MailData:
-        """Make it durable under its final name. StoreFull or StoreError: nothing is left behind."""
+        """Whole, under its final name. StoreFull or StoreError: nothing is left behind."""
         try:
             await asyncio.to_thread(self._commit)
         except OSError as error:
@@ -84,11 +88,8 @@ class SpoolWriter:
         await asyncio.to_thread(self._abort)
 
     def _commit(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._incoming.rename(self._final)
-        sync_directory(self._final.parent)
 
     def _abort(self) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
@@ -136,6 +137,15 @@ def try_disk(directory: Path) -> None:
             os.fsync(file.fileno())
     finally:
         _unlink(path)
+
+
+def make_durable(path: Path) -> None:
+    """Have a whole file and its name on stable storage. StoreFull or StoreError."""
+    try:
+        sync(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise translate_os_error(error, path) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -30,6 +30,7 @@ import structlog
 
 from smtp_edge.envelope import MailData
 from smtp_edge.queue import decisions, questions, regroup, statements, survey
+from smtp_edge.queue.cutthrough import CutThrough, Passage, Passed
 from smtp_edge.queue.directory import DATABASE, demand_fresh, demand_no_repair, demand_whole_log
 from smtp_edge.queue.entry import (
     Claim,
@@ -60,6 +61,7 @@ from smtp_edge.queue.shares import Shares
 from smtp_edge.queue.spool import (
     SPOOL,
     create_directories,
+    make_durable,
     remove_orphans,
     sync_directory,
     translate_os_error,
@@ -97,13 +99,14 @@ class SQLiteStore(MessageStore):
         entries_max: int,
         clock: Callable[[], datetime],
         history_max: int = HISTORY_MAX,
+        cut_through: bool = False,
     ) -> None:
         self._directory = directory.absolute()
         self._spool = self._directory / SPOOL
         self._incarnation = incarnation
         self._asked: dict[str, str] = {}
         """Of `pick`: how far the classes were asked. The writer's."""
-        self.configure(history_s=history_s, entries_max=entries_max, history_max=history_max)
+        self.configure(history_s=history_s, entries_max=entries_max, history_max=history_max, cut_through=cut_through)
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
         self._reserve = Reserve(self._directory)
@@ -111,14 +114,16 @@ class SQLiteStore(MessageStore):
         self._tally = Tally()
         self._puts_pending = 0
         self._writer: Writer | None = None
+        self._cut: CutThrough | None = None
         self._reader: sqlite3.Connection | None = None
         self._gate = Gate()
         self._counting: asyncio.Task[None] | None = None
         self._reading = ThreadPoolExecutor(1, "queue-reader")
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    def configure(self, *, history_s: float, entries_max: int, history_max: int) -> None:
+    def configure(self, *, history_s: float, entries_max: int, history_max: int, cut_through: bool = False) -> None:
         """Go by these from now on."""
+        self._cuts_through = cut_through
         self._history = timedelta(seconds=history_s)
         self._entries_max, self._history_max = entries_max, history_max
 
@@ -132,6 +137,7 @@ class SQLiteStore(MessageStore):
         wal = WriteAheadLog(connection, self._gate)
         self._writer = Writer(connection, wal, self._try_disk, self._reserve.release, self._tally.apply, self._unlink)
         self._writer.start()
+        self._cut = CutThrough(self._keep, self._record, self._clock)
         self._counting = asyncio.get_running_loop().create_task(self._count(snapshot, self._writer))
         await asyncio.wait({self._counting}, timeout=COUNT_WAIT_S)
 
@@ -155,6 +161,9 @@ class SQLiteStore(MessageStore):
         """See MessageStore; harmless when repeated."""
         if self._counting is not None:
             await self._counting
+        cut, self._cut = self._cut, None
+        if cut is not None:
+            await cut.close()
         await asyncio.gather(*self._giving_back, return_exceptions=True)
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -243,12 +252,17 @@ class SQLiteStore(MessageStore):
             raise self.trouble.error
         if self._tally.entries + self._puts_pending >= self._entries_max:
             raise StoreFull(f"queue.entries_max: {self._entries_max} messages are undelivered")
+        return await self._keep(new, accept_token=accept_token, claim=claim)
+
+    async def _keep(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
         path, at = new.entry.data.path, self._clock()
         if path is not None and path.parent != self._spool:
             raise StoreError(f"{path} is not a spool file of {self._directory}")
         incarnation = self._incarnation if claim else ""
         self._puts_pending += 1
         try:
+            if path is not None:
+                await asyncio.to_thread(make_durable, path)
             return await self._open_writer().submit(
                 lambda connection, changes: statements.put(
                     connection, changes, new, accept_token=accept_token, incarnation=incarnation, at=at
@@ -259,6 +273,29 @@ class SQLiteStore(MessageStore):
             )
         finally:
             self._puts_pending -= 1
+
+    def begin(self, new: NewEntry) -> Passage | None:
+        """See MessageStore."""
+        cut = self._cut
+        if not self._cuts_through or cut is None or len(new.deliveries) != 1 or self.trouble is not None:
+            return None
+        if self._tally.entries + self._puts_pending + len(cut) >= self._entries_max:
+            return None
+        path = new.entry.data.path
+        if path is not None and path.parent != self._spool:
+            return None
+        return cut.begin(new, statements.born_claimed(new))
+
+    async def _record(self, passed: Sequence[Passed]) -> None:
+        try:
+            await self._open_writer().submit(
+                lambda connection, changes: statements.record(connection, changes, passed), adds_mail=True
+            )
+        except StoreError:
+            for item in passed:
+                if item.new.entry.data.path is not None:
+                    await asyncio.to_thread(self._unlink, item.new.entry.data.path.name)
+            raise
 
     async def claim(self, limit: int, now_at: datetime, *, shares: Shares | None = None) -> list[Claim]:
         """See MessageStore."""
@@ -291,7 +328,13 @@ class SQLiteStore(MessageStore):
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """See MessageStore. All of them or none are committed."""
+        if self._cut is not None and len(self._cut):
+            settlements = await self._cut.settle(settlements)
+            if not settlements:
+                return
         at = self._clock()
+        for path in _files_of(settlements):
+            await asyncio.to_thread(make_durable, path)
 
         def work(connection: sqlite3.Connection, changes: Changes) -> None:
             for settlement in settlements:
@@ -302,6 +345,8 @@ class SQLiteStore(MessageStore):
 
     def note_offer(self, queue_id: str, copy: int, hop: str) -> None:
         """See MessageStore."""
+        if self._cut is not None:
+            self._cut.offer(queue_id)
         self._offers.note((queue_id, copy), hop)
 
     def withdraw_offer(self, queue_id: str, copy: int) -> None:
@@ -310,6 +355,8 @@ class SQLiteStore(MessageStore):
 
     async def regroup(self, items: Sequence[Regrouping]) -> int:
         """See MessageStore."""
+        if self._cut is not None:
+            await self._cut.store(item.queue_id for item in items)
         at = self._clock()
         return await self._open_writer().submit(
             lambda connection, changes: sum(
@@ -424,6 +471,8 @@ class SQLiteStore(MessageStore):
 
     async def history(self, queue_id: str) -> MessageHistory | None:
         """See MessageStore."""
+        if self._cut is not None:
+            await self._cut.write_history()
         return await self._ask(lambda connection: questions.history(connection, queue_id, self._spool))
 
     async def summary(self) -> QueueSummary:
@@ -487,3 +536,9 @@ class SQLiteStore(MessageStore):
             return await asyncio.get_running_loop().run_in_executor(self._reading, function)
         except (sqlite3.Error, StoreError, CorruptRow) as error:
             raise translate(error) from error
+
+
+def _files_of(settlements: Sequence[Settlement]) -> list[Path]:
+    """Spool files of the reports that come with them."""
+    paths = (report.entry.data.path for settlement in settlements for report in settlement.reports)
+    return [path for path in paths if path is not None]

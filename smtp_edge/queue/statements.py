@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from smtp_edge.queue.cutthrough import Passed
 from smtp_edge.queue.entry import (
     Claim,
     Delivery,
@@ -83,10 +84,13 @@ def put(
         if row is not None:
             return Stored(duplicate_of=row[0])
     insert(connection, changes, new, key=key, incarnation=incarnation, at=at)
-    if not incarnation:
-        return Stored()
+    return Stored(born_claimed(new)) if incarnation else Stored()
+
+
+def born_claimed(new: NewEntry) -> tuple[Claim, ...]:
+    """The claims of an entry that was never unclaimed."""
     born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
-    return Stored(tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born))
+    return tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born)
 
 
 def accept_key(accept_token: str, new: NewEntry) -> str:
@@ -98,6 +102,60 @@ def accept_key(accept_token: str, new: NewEntry) -> str:
     addresses = sorted(recipient.address for recipient in new.entry.envelope.recipients)
     digest = hashlib.sha256("\0".join(addresses).encode("utf-8", "surrogatepass")).hexdigest()
     return f"{accept_token} {digest[:16]}"
+
+
+def record(connection: Connection, changes: Changes, passed: Sequence[Passed]) -> None:
+    """Insert what is remembered of messages that were relayed without having been here."""
+    connection.executemany(
+        "INSERT INTO entry (queue_id, origin, stored_at, received_at, expires_at, finished_at, size_bytes, document)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [_finished_entry(item) for item in passed],
+    )
+    connection.executemany(
+        "INSERT INTO delivery (queue_id, copy, class_id, received_at, state, token, claimed_by, attempts,"
+        " last_hop, last_reply, in_doubt_hop, delay_notified, transfer_token, recipients)"
+        " VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, '', 0, ?, ?)",
+        [_finished_delivery(item) for item in passed],
+    )
+    notes = [note_row(item.new.entry.queue_id, note) for item in passed for note in item.settlement.notes]
+    connection.executemany("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", notes)
+    changes.finished += len(passed)
+    for item in passed:
+        path = item.new.entry.data.path
+        if path is not None:
+            changes.unlinked.append(path.name)
+        changes.add(item.new.deliveries[0].class_id, to_us(item.new.entry.received_at), "", item.settlement.state.value)
+
+
+def _finished_entry(item: Passed) -> Row:
+    entry, at_us = item.new.entry, to_us(item.at)
+    return (
+        entry.queue_id,
+        clean_text(entry.origin),
+        at_us,
+        to_us(entry.received_at),
+        to_us(entry.expires_at),
+        at_us,
+        entry.data.size_bytes,
+        encode_entry(entry),
+    )
+
+
+def _finished_delivery(item: Passed) -> Row:
+    delivery, settlement = item.new.deliveries[0], item.settlement
+    return (
+        delivery.queue_id,
+        delivery.copy,
+        settlement.class_id or delivery.class_id,
+        to_us(item.new.entry.received_at),
+        settlement.state.value,
+        settlement.token,
+        delivery.attempts + int(settlement.attempted),
+        settlement.hop,
+        clean_text(settlement.reply)[:NOTE_CHARACTERS_MAX],
+        clean_text(delivery.transfer_token),
+        encode_recipients(delivery.recipients),
+    )
 
 
 def insert(
@@ -351,8 +409,13 @@ def finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: 
 
 def add_note(connection: Connection, queue_id: str, note: HistoryNote) -> None:
     """Append a line of history."""
+    connection.execute("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", note_row(queue_id, note))
+
+
+def note_row(queue_id: str, note: HistoryNote) -> Row:
+    """A line of history."""
     texts = (clean_text(text)[:NOTE_CHARACTERS_MAX] for text in (note.event, note.hop, note.reply, note.detail))
-    connection.execute("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", (queue_id, to_us(note.at), *texts))
+    return (queue_id, to_us(note.at), *texts)
 
 
 # -- changes by time ----------------------------------------------------------------------------------

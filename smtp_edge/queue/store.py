@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from smtp_edge.envelope import MailData
+from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import (
     Claim,
     Decision,
@@ -48,6 +49,13 @@ class MessageStore(Protocol):
         A repeat has the same token and the same recipients; the token with other recipients is another transfer.
 
         With `claim` the deliveries are born claimed and come back as claims, so fresh mail is never read back.
+        """
+        ...
+
+    def begin(self, new: NewEntry) -> Passage | None:
+        """Take an entry of one delivery into memory, claimed, to be attempted while its client waits; None = `put` it.
+
+        The passage tells when it is in other hands. Settle its claim as that of any other delivery.
         """
         ...
 

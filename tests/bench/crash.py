@@ -28,6 +28,7 @@ from tests.faults.trial import (
     FILES,
     FIRST_START,
     NETWORK,
+    PASSING,
     READS,
     Story,
     Strike,
@@ -39,7 +40,7 @@ from tests.faults.trial import (
     strike_all,
 )
 
-STORIES = {story.name: story for story in (FIRST_START, FILES, NETWORK, READS)}
+STORIES = {story.name: story for story in (FIRST_START, FILES, NETWORK, PASSING, READS)}
 PEERS = "peers"
 """Not a story: two relays, each killed while it sends to the other, or receives from it."""
 

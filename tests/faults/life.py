@@ -37,6 +37,7 @@ from smtp_edge.dispatch.dispatcher import Dispatcher, DispatcherLimits
 from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.logs import configure_logs
+from smtp_edge.queue import cutthrough
 from smtp_edge.queue import spool as spool_module
 from smtp_edge.queue import writer as writer_module
 from smtp_edge.queue.ids import QueueIds
@@ -55,6 +56,8 @@ HOP = Hop(HopKind.SMART_HOST, "out")
 POLL_S = 0.01
 TRIAL_S = 0.1
 """Instead of a second: so long a disk that failed is left alone."""
+PASS_S = 2.0
+"""A traced process is slow."""
 EXIT_CANNOT_START = 78
 QUEUE = QueueSettings(inline_bytes_max=INLINE_BYTES_MAX, free_bytes_min=0, retry_first_s=0.05, retry_max_s=0.1)
 
@@ -104,7 +107,7 @@ class Deaf:
 class Life:
     """One process's worth of a relay."""
 
-    def __init__(self, directory: Path, host_port: int, mesh: Mesh | None = None) -> None:
+    def __init__(self, directory: Path, host_port: int, mesh: Mesh | None = None, *, cut_through: bool = False) -> None:
         table = RouteTable([RouteRule("default", ("*",), ("out",))])
         identity = Identity.load(mesh.ca, mesh.certificate, mesh.key) if mesh is not None else None
         node_id = identity.node_id if identity is not None else "life"
@@ -117,6 +120,7 @@ class Life:
             incarnation=uuid.uuid4().hex,
             history_s=0,
             entries_max=1000,
+            cut_through=cut_through,
             clock=lambda: datetime.now(UTC),
         )
         self._client = DeliveryClient(
@@ -192,14 +196,16 @@ class Life:
         await self.store.close()
 
 
-async def run(directory: Path, host_port: int, channel: socket.socket, mesh: Mesh | None) -> int:
+async def run(
+    directory: Path, host_port: int, channel: socket.socket, mesh: Mesh | None, *, cut_through: bool = False
+) -> int:
     """See the module; the exit code."""
     commands, answers = await asyncio.open_connection(sock=channel)
 
     def say(line: str) -> None:
         answers.write(f"{line}\n".encode())
 
-    life = Life(directory, host_port, mesh)
+    life = Life(directory, host_port, mesh, cut_through=cut_through)
     try:
         ports = await life.start()
     except StoreError as error:
@@ -229,12 +235,22 @@ async def prune(store: SQLiteStore) -> int:
         return -1
 
 
-def live(directory: Path, host_port: int, names: str, channel: socket.socket, mesh: dict[str, Any] | None) -> int:
+def live(
+    directory: Path,
+    host_port: int,
+    names: str,
+    channel: socket.socket,
+    mesh: dict[str, Any] | None,
+    *,
+    cut_through: bool = False,
+) -> int:
     """In a process of its own: run until it is told to stop. `names`: what names of spool files begin with."""
     numbers = itertools.count(1)
     counted = SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=f"{names}{next(numbers)}"))
     spool_module.uuid = counted  # type: ignore[assignment]
     writer_module.TRIAL_S = TRIAL_S
+    cutthrough.PASS_S = PASS_S
     configure_logs("json", "warning", "life")
     channel.setblocking(False)
-    return asyncio.run(run(directory, host_port, channel, Mesh.of(mesh) if mesh else None))
+    peers = Mesh.of(mesh) if mesh else None
+    return asyncio.run(run(directory, host_port, channel, peers, cut_through=cut_through))

@@ -2,10 +2,9 @@
 
     python -m tests.faults.nursery SOCKET
 
-A caller sends one line of JSON (directory, host, names, errors, mesh) and is told `pid N`. The life begins when the
-caller has sent another line, so that a tracer can be attached before; from then on the connection is the life's, and
-when the life has ended the caller is told `exit CODE`, negative for a signal. A fork costs milliseconds, a start half a
-second.
+A caller sends one line of JSON (see `Process.start`) and is told `pid N`. The life begins when the caller has sent
+another line, so that a tracer can be attached before; from then on the connection is the life's, and when the life has
+ended the caller is told `exit CODE`, negative for a signal. A fork costs milliseconds, a start half a second.
 """
 
 from __future__ import annotations
@@ -72,7 +71,14 @@ def keep(channel: socket.socket) -> None:
         with open(words["errors"], "ab") as errors:
             os.dup2(errors.fileno(), 2)
         try:
-            code = live(Path(words["directory"]), words["host"], words["names"], channel, words["mesh"])
+            code = live(
+                Path(words["directory"]),
+                words["host"],
+                words["names"],
+                channel,
+                words["mesh"],
+                cut_through=words["cut_through"],
+            )
         except BaseException:
             traceback.print_exc()
             code = 1

@@ -94,6 +94,7 @@ class Story:
     name: str
     calls: tuple[str, ...]
     letters: tuple[Letter, ...] = LETTERS
+    cut_through: bool = False
     fresh: bool = False
     """Begins without a queue directory; else with an empty queue, whose opening writes nothing."""
 
@@ -107,7 +108,8 @@ FIRST_START = Story("first start", FILE_CALLS, (), fresh=True)
 FILES = Story("files", FILE_CALLS)
 READS = Story("reads", READ_CALLS)
 NETWORK = Story("network", NETWORK_CALLS)
-STORIES = (FIRST_START, FILES, NETWORK)
+PASSING = Story("passing", (*FILE_CALLS, *NETWORK_CALLS), cut_through=True)
+STORIES = (FIRST_START, FILES, NETWORK, PASSING)
 
 
 async def dry_run(nursery: Nursery, folder: Path, story: Story) -> list[Call]:
@@ -118,7 +120,13 @@ async def dry_run(nursery: Nursery, folder: Path, story: Story) -> list[Call]:
         if not story.fresh:
             await make_queue(nursery, folder, host)
         life = await Process.start(
-            nursery, folder / "queue", host, names="a", tracer=story.tracer(folder), errors=folder / "errors"
+            nursery,
+            folder / "queue",
+            host,
+            names="a",
+            tracer=story.tracer(folder),
+            errors=folder / "errors",
+            cut_through=story.cut_through,
         )
         await live(life, host, story.letters, {})
         assert await life.wait() == 0, (folder / "errors").read_text()
@@ -166,7 +174,15 @@ async def kill_at(nursery: Nursery, folder: Path, story: Story, point: Point) ->
         if not story.fresh:
             await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point)
-        life = await Process.start(nursery, queue, host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(
+            nursery,
+            queue,
+            host,
+            names="a",
+            tracer=tracer,
+            errors=folder / "errors",
+            cut_through=story.cut_through,
+        )
         await live(life, host, story.letters, trial.replies)
         trial.struck = await life.wait() == -signal.SIGKILL
         await find_consequences(nursery, folder, host, trial)
@@ -184,7 +200,15 @@ async def fail_at(nursery: Nursery, folder: Path, story: Story, point: Point, er
         if not story.fresh:
             await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point, error)
-        life = await Process.start(nursery, folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(
+            nursery,
+            folder / "queue",
+            host,
+            names="a",
+            tracer=tracer,
+            errors=folder / "errors",
+            cut_through=story.cut_through,
+        )
         if life.port:
             for letter in story.letters:
                 await insist(life, letter, trial.replies, trial.refusals)
@@ -210,7 +234,15 @@ async def fail_for_good(nursery: Nursery, folder: Path, story: Story, point: Poi
         if not story.fresh:
             await make_queue(nursery, folder, host)
         tracer = story.tracer(folder, point, error, lasting=True)
-        life = await Process.start(nursery, folder / "queue", host, names="a", tracer=tracer, errors=folder / "errors")
+        life = await Process.start(
+            nursery,
+            folder / "queue",
+            host,
+            names="a",
+            tracer=tracer,
+            errors=folder / "errors",
+            cut_through=story.cut_through,
+        )
         for letter in story.letters if life.port else ():
             await insist(life, letter, trial.replies, trial.refusals, tries_max=2)
             if trial.replies[letter.name].startswith("2"):

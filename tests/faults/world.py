@@ -147,11 +147,19 @@ class Process:
         tracer: Sequence[str] = (),
         errors: Path,
         mesh: Mapping[str, object] | None = None,
+        cut_through: bool = False,
     ) -> Process:
         """Returns when it serves, or is dead. `tracer`: takes `-p PID`. `host`: or the port of a peer."""
         reader, writer = await asyncio.open_unix_connection(str(nursery.address))
         port = host if isinstance(host, int) else host.port
-        words = {"directory": str(directory), "host": port, "names": names, "errors": str(errors), "mesh": mesh}
+        words = {
+            "directory": str(directory),
+            "host": port,
+            "names": names,
+            "errors": str(errors),
+            "mesh": mesh,
+            "cut_through": cut_through,
+        }
         writer.write(f"{json.dumps(words)}\n".encode())
         life = cls(int((await reader.readline()).split()[1]), reader, writer)
         if tracer:

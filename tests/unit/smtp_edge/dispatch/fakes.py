@@ -106,6 +106,7 @@ class Bench:
         connections_max: int = 5,
         client: Attempter | None = None,
         retry_first_s: float = 10,
+        cut_through: bool = False,
     ) -> None:
         self.sink = sink
         self.client = ScriptedClient()
@@ -116,7 +117,12 @@ class Bench:
             [RouteRule("default", ("example.org",), ("h",)), RouteRule("other", ("o.test",), ("h",))]
         )
         self.store = SQLiteStore(
-            directory, incarnation="one", history_s=3600, entries_max=1000, clock=lambda: datetime.now(UTC)
+            directory,
+            incarnation="one",
+            history_s=3600,
+            entries_max=1000,
+            clock=lambda: datetime.now(UTC),
+            cut_through=cut_through,
         )
         self.spool = Spool(directory)
         self.refusal: Reply | None = None

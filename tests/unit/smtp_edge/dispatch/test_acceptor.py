@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,17 +10,21 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from router.decision import OutcomeKind
 from router.policy import RouteRule, RouteTable
 from router.terms import Policy, Terms
 from smtp_edge.acceptor import accept_token, split_token
+from smtp_edge.client.attempt import AttemptResult
 from smtp_edge.envelope import Client, Recipient, Transfer
 from smtp_edge.queue.entry import DeliveryState
 from smtp_edge.queue.store import StoreError, StoreFull
+from smtp_edge.reply import Reply
 from smtp_edge.room import NO_ROOM
 from smtp_edge.routes import TRACE_ROOM_BYTES
-from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message
+from tests.unit.smtp_edge.dispatch.fakes import NODE, Bench, Ordered, message, until
 
 PEER = "b" * 32
+LATER, NO = Reply(450, "later", "4.2.0"), Reply(550, "no", "5.1.1")
 TOKEN = f"{PEER}/Q99999999999/0"
 
 
@@ -80,6 +85,82 @@ class Failing:
 
     async def put(self, *_: object, **__: object) -> None:
         raise self.error
+
+    def begin(self, *_: object) -> None:
+        return None
+
+
+async def test_what_the_next_hop_takes_at_once_is_answered_without_the_disk(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        commits = bench.store.commits_count
+        reply = await bench.acceptor.accept(message())
+        assert str(reply) == "250 2.0.0 Ok: queued as Q00000000001"
+        assert (bench.store.commits_count, bench.counters.accepted, bench.counters.relayed) == (commits, 1, 1)
+        history = await bench.store.history("Q00000000001")
+        assert history is not None
+        assert [note.event for note in history.notes] == ["received", "relayed"]
+        assert await bench.store.list() == []
+
+
+async def test_what_the_next_hop_does_not_take_is_stored_before_the_answer(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        bench.client.answer = lambda _hop, job: AttemptResult(
+            OutcomeKind.MESSAGE_REFUSED, (LATER,) * len(job.envelope.recipients), LATER
+        )
+        assert (await bench.acceptor.accept(message())).code == 250
+        (stored,) = await bench.store.list()
+        assert stored.delivery.state in (DeliveryState.DEFERRED, DeliveryState.CLAIMED)
+        await until(lambda: bench.counters.deferred == 1)
+
+
+async def test_a_refusal_is_stored_with_its_report(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        bench.client.answer = lambda _hop, job: AttemptResult(
+            OutcomeKind.MESSAGE_REFUSED, (NO,) * len(job.envelope.recipients), NO
+        )
+        assert (await bench.acceptor.accept(message())).code == 250
+        await until(lambda: bench.counters.failed >= 1)
+        history = await bench.store.history("Q00000000001")
+        assert history is not None
+        assert history.deliveries[0].state is DeliveryState.FAILED
+        assert "bounced" in [note.event for note in history.notes]
+
+
+async def test_a_slow_next_hop_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        bench.client.gate = asyncio.Event()
+        assert (await bench.acceptor.accept(message())).code == 250
+        assert [item.delivery.state for item in await bench.store.list()] == [DeliveryState.CLAIMED]
+        bench.client.gate.set()
+        await until(lambda: bench.counters.relayed == 1)
+        assert (len(bench.client.attempts), await bench.store.list()) == (1, [])
+
+
+@pytest.mark.parametrize(("error", "code"), [(StoreFull("no space"), 452), (StoreError("disk"), 451)])
+async def test_a_disk_that_refuses_what_is_not_relayed(tmp_path: Path, error: StoreError, code: int) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        bench.client.answer = lambda _hop, job: AttemptResult(
+            OutcomeKind.MESSAGE_REFUSED, (LATER,) * len(job.envelope.recipients), LATER
+        )
+        assert bench.store._cut is not None
+        bench.store._cut._put = Failing(error).put  # type: ignore[assignment]
+        assert (await bench.acceptor.accept(message())).code == code
+        assert bench.counters.accepted == 0
+        assert await bench.store.list() == []
+
+
+async def test_mail_of_peers_is_stored(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        commits = bench.store.commits_count
+        await bench.acceptor.accept(message(transfer=Transfer(TOKEN, (PEER,), 7), peer=PEER))
+        assert bench.store.commits_count > commits
+
+
+async def test_mail_for_several_classes_is_stored(tmp_path: Path) -> None:
+    async with Bench(tmp_path, Ordered("host:a"), cut_through=True) as bench:
+        commits = bench.store.commits_count
+        await bench.acceptor.accept(message("a@example.org", "b@o.test"))
+        assert bench.store.commits_count > commits
 
 
 async def test_too_little_space_is_refused_at_mail(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from smtp_edge.envelope import HEADER_KEPT_MAX, MailData
 from smtp_edge.queue.ids import QueueIds
 from smtp_edge.queue.retry import RetryPolicy
-from smtp_edge.queue.spool import Spool
+from smtp_edge.queue.spool import Spool, make_durable
 from smtp_edge.queue.store import StoreError, StoreFull
 from smtp_edge.settings import QueueSettings
 
@@ -64,18 +64,32 @@ async def test_discard_removes_the_file_once_and_ignores_inline(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("number", "kind"), [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreError)]
 )
-async def test_failed_sync_is_no_commit(
+async def test_what_cannot_be_synced_is_not_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreError]
 ) -> None:
-    def fail(_: int) -> None:
+    def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     writer = Spool(tmp_path).begin()
     writer.write(b"x")
+    data = await writer.commit(b"")
+    assert data.path is not None
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StoreError) as caught:
-        await writer.commit(b"")
+        make_durable(data.path)
     assert type(caught.value) is kind
+
+
+async def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Spool(tmp_path).begin()
+    writer.write(b"x")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreFull):
+        await writer.commit(b"")
     assert list_files(tmp_path) == []
 
 

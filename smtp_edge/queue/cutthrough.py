@@ -1,0 +1,295 @@
+"""Cut-through: mail that a next hop takes while its client still waits for the reply is never written to disk.
+
+    begin ─> passing ──relayed in time───────> its client hears 250: the next hop has it
+                │                               the history is written later, many messages in one commit
+                ├──time is up, or it is not relayed, offered to a peer, regrouped, or the store closes
+                v
+             storing ──committed────────────> its client hears 250: this store has it, as after `put`
+                └──the disk refuses─────────> nothing of it is here. If the next hop takes it yet, its client hears
+                                              250, else 4yz: it is answered when that is known
+
+What it saves is a commit for each message, and the space; what it costs is that a client waits for a slow next hop
+`PASS_S` longer than for the disk. A class whose mail is not gone by then is stored at once for a while: its next
+message, then two, four, at most `PAUSE_COUNT_MAX`, before it is tried again.
+
+A kill while a message is passing leaves it with its client, who has no answer, and perhaps with the next hop: a second
+copy is possible then, as it is after every answer that a client does not get (RFC 1047). Mail for peers is stored
+while it is offered, because a repeat between peers is recognised by what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from smtp_edge.queue.entry import Claim, DeliveryState, NewEntry, Settlement
+from smtp_edge.queue.errors import StoreError
+
+log = structlog.get_logger()
+
+PASS_S = 0.05
+"""So long a client may wait for the next hop instead of the disk."""
+PAUSE_COUNT_MAX = 64
+PAUSED_CLASSES_MAX = 10_000
+HISTORY_S = 0.5
+"""The history of what has passed is written this late, at most."""
+HISTORY_COUNT_MAX = 256
+"""Messages in one such commit."""
+UNWRITTEN_COUNT_MAX = 4096
+"""A disk that does not keep up with the history ends the passing."""
+
+
+class Stage(enum.Enum):
+    """Where a message is; see the module."""
+
+    PASSING = enum.auto()
+    STORING = enum.auto()
+    STORED = enum.auto()
+    REFUSED = enum.auto()
+    OVER = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Passage:
+    """One message, claimed, in memory only."""
+
+    new: NewEntry
+    claims: tuple[Claim, ...]
+    ends_at: float
+    """Monotonic seconds: stored then."""
+    answer: asyncio.Future[bool]
+    stage: Stage = Stage.PASSING
+    kept: asyncio.Future[None] | None = None
+    """While it is being stored: done once it is, or is refused."""
+    error: StoreError | None = None
+
+    async def end(self) -> bool:
+        """Wait until it is in other hands than its client's: True = a next hop's, False = the store's.
+
+        StoreError: in nobody's.
+        """
+        return await self.answer
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What is remembered of a message that has passed."""
+
+    new: NewEntry
+    settlement: Settlement
+    at: datetime
+
+
+@dataclass(slots=True)
+class _Pause:
+    """Messages of a class that are stored at once before the next one is tried."""
+
+    size: int = 1
+    left: int = 1
+
+
+@dataclass(slots=True)
+class _Pauses:
+    """Of all classes that were too slow."""
+
+    of: dict[str, _Pause] = field(default_factory=dict)
+
+    def begin(self, class_id: str) -> None:
+        pause = self.of.get(class_id)
+        if pause is None:
+            if len(self.of) >= PAUSED_CLASSES_MAX:
+                self.of.clear()
+            self.of[class_id] = _Pause()
+        else:
+            pause.size = pause.left = min(PAUSE_COUNT_MAX, pause.size * 2)
+
+    def take(self, class_id: str) -> bool:
+        """True for a message of a class that pauses."""
+        pause = self.of.get(class_id)
+        if pause is None or pause.left == 0:
+            return False
+        pause.left -= 1
+        return True
+
+
+class CutThrough:
+    """See the module. `put` stores a passage's entry, claimed; `record` writes history; both raise StoreError."""
+
+    def __init__(
+        self,
+        put: Callable[[NewEntry], Awaitable[object]],
+        record: Callable[[Sequence[Passed]], Awaitable[object]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._put, self._record, self._clock = put, record, clock
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[str, Passage] = {}
+        self._order: deque[Passage] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pauses = _Pauses()
+        self._unwritten: list[Passed] = []
+        self._being_written = 0
+        self._history_timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, new: NewEntry, claims: tuple[Claim, ...]) -> Passage | None:
+        """Take a message of one delivery; None if it is better stored at once."""
+        if self._pauses.take(new.deliveries[0].class_id):
+            return None
+        if len(self._unwritten) + self._being_written >= UNWRITTEN_COUNT_MAX:
+            return None
+        passage = Passage(new, claims, self._loop.time() + PASS_S, self._loop.create_future())
+        self._open[new.entry.queue_id] = passage
+        self._order.append(passage)
+        if self._timer is None:
+            self._timer = self._loop.call_at(passage.ends_at, self._on_time)
+        return passage
+
+    def offer(self, queue_id: str) -> None:
+        """It is about to be offered to a peer."""
+        self._store_if_passing(queue_id)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        """Take in the ends of what is passing; those that are the disk's are left."""
+        return [settlement for settlement in settlements if not await self._settle(settlement)]
+
+    async def store(self, queue_ids: Iterable[str]) -> None:
+        """Have these on disk, as far as they are here. StoreError."""
+        for queue_id in queue_ids:
+            passage = self._store_if_passing(queue_id)
+            if passage is not None:
+                await _keep(passage)
+                if passage.error is not None:
+                    raise passage.error
+
+    async def write_history(self) -> None:
+        """Have the history of all that has passed on disk."""
+        self._begin_writing()
+        await asyncio.gather(*self._tasks)
+
+    async def close(self) -> None:
+        """Store what is passing, write what is to be remembered."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for passage in list(self._open.values()):
+            self._store_if_passing(passage.new.entry.queue_id)
+        await self.write_history()
+        for passage in list(self._open.values()):
+            assert passage.error is not None
+            self._refuse(passage, passage.error)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    async def _settle(self, settlement: Settlement) -> bool:
+        """True if that is all."""
+        passage = self._open.get(settlement.queue_id)
+        if passage is None:
+            return False
+        relayed = settlement.state is DeliveryState.RELAYED
+        if passage.stage is Stage.PASSING:
+            if relayed and not settlement.reports:
+                self._relay(passage, settlement)
+                return True
+            self._begin_storing(passage)
+        await _keep(passage)
+        if passage.stage is Stage.STORED:
+            return False
+        if relayed:
+            self._relay(passage, settlement)
+        else:
+            assert passage.error is not None
+            self._refuse(passage, passage.error)
+        return True
+
+    def _relay(self, passage: Passage, settlement: Settlement) -> None:
+        self._end(passage, Stage.OVER)
+        self._pauses.of.pop(passage.new.deliveries[0].class_id, None)
+        self._unwritten.append(Passed(passage.new, settlement, self._clock()))
+        if len(self._unwritten) >= HISTORY_COUNT_MAX:
+            self._begin_writing()
+        elif self._history_timer is None:
+            self._history_timer = self._loop.call_later(HISTORY_S, self._begin_writing)
+        if not passage.answer.done():
+            passage.answer.set_result(True)
+
+    def _refuse(self, passage: Passage, error: StoreError) -> None:
+        self._end(passage, Stage.OVER)
+        if not passage.answer.done():
+            passage.answer.set_exception(error)
+
+    def _end(self, passage: Passage, stage: Stage) -> None:
+        passage.stage = stage
+        self._open.pop(passage.new.entry.queue_id, None)
+
+    def _on_time(self) -> None:
+        """Store those that have been passing too long, all in one commit."""
+        self._timer = None
+        now, late = self._loop.time(), set[str]()
+        while self._order and (self._order[0].ends_at <= now or self._order[0].stage is not Stage.PASSING):
+            passage = self._order.popleft()
+            if passage.stage is Stage.PASSING:
+                late.add(passage.new.deliveries[0].class_id)
+                self._begin_storing(passage)
+        for class_id in late:
+            self._pauses.begin(class_id)
+        if self._order:
+            self._timer = self._loop.call_at(self._order[0].ends_at, self._on_time)
+
+    def _store_if_passing(self, queue_id: str) -> Passage | None:
+        passage = self._open.get(queue_id)
+        if passage is not None and passage.stage is Stage.PASSING:
+            self._begin_storing(passage)
+        return passage
+
+    def _begin_storing(self, passage: Passage) -> None:
+        passage.stage, passage.kept = Stage.STORING, self._loop.create_future()
+        self._spawn(self._store(passage))
+
+    async def _store(self, passage: Passage) -> None:
+        assert passage.kept is not None
+        try:
+            await self._put(passage.new)
+        except StoreError as error:
+            passage.stage, passage.error = Stage.REFUSED, error
+        else:
+            self._end(passage, Stage.STORED)
+            if not passage.answer.done():
+                passage.answer.set_result(False)
+        passage.kept.set_result(None)
+
+    def _begin_writing(self) -> None:
+        if self._history_timer is not None:
+            self._history_timer.cancel()
+            self._history_timer = None
+        passed, self._unwritten = self._unwritten, []
+        if passed:
+            self._being_written += len(passed)
+            self._spawn(self._write(passed))
+
+    async def _write(self, passed: Sequence[Passed]) -> None:
+        try:
+            await self._record(passed)
+        except StoreError as error:  # the log has it, too
+            log.error("queue.history_lost", messages=len(passed), reason=str(error))
+        finally:
+            self._being_written -= len(passed)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _keep(passage: Passage) -> None:
+    """Wait until it is stored, or refused."""
+    if passage.kept is not None:
+        await asyncio.shield(passage.kept)
