@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from smtp_edge.envelope import Client, Recipient
 
@@ -34,7 +35,13 @@ def build_received(
     lines.append(f"\tby {_clean(hostname)} (smtpmesh) with {client.protocol} id {queue_id}")
     if len(recipients) == 1 and (only := recipients[0].address).isascii() and _clean(only) == only:
         lines.append(f"\tfor <{only}>")
-    return ("\r\n".join(lines) + f";\r\n\t{format_datetime(at)}\r\n").encode("ascii")
+    return ("\r\n".join(lines) + f";\r\n\t{_date(at.replace(microsecond=0))}\r\n").encode("ascii")
+
+
+@lru_cache(maxsize=8)
+def _date(at: datetime) -> str:
+    """RFC 5322 section 3.3; the same for all mail of a second."""
+    return format_datetime(at)
 
 
 def protocol_word(*, extended: bool, tls: bool, authenticated: bool, utf8: bool) -> str:

@@ -28,6 +28,7 @@ from smtp_edge.client.wording import build_mail, build_rcpt, needs_scan, scan, u
 from smtp_edge.envelope import Recipient
 from smtp_edge.queue.reading import MailDataLost
 from smtp_edge.reply import Reply
+from smtp_edge.within import within
 
 GROUP_RECIPIENTS_MAX = 500
 """RCPTs in flight without reading: replies of a larger group could fill both ends' buffers."""
@@ -64,7 +65,7 @@ class Transaction:
         if connection.limits is not NO_LIMITS:
             progress.chosen = choose_recipients(connection.limits, connection.domains, job.envelope.recipients)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 return await _transact(connection, job, progress)
         except (ConnectionLost, TimeoutError, OSError) as error:
             connection.stream.abort()

@@ -119,8 +119,11 @@ class Binding:
         now = asyncio.get_running_loop().time()
         failed = True
         try:
-            async with asyncio.timeout(self.limit_s(event)):
-                answer = await steps(question, self._held)
+            work = steps(question, self._held)
+            if not work.begin():
+                async with asyncio.timeout(self.limit_s(event)):
+                    await work
+            answer = work.result
             if answer is not None and not isinstance(answer, wanted):
                 log.error("sink.wrong_answer", sink=self.name, event_name=event, answer=type(answer).__name__)
                 raise SinkFailure(f"sink {self.name} answered nonsense")

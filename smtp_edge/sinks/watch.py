@@ -1,6 +1,8 @@
 """Watches how long a sink holds the event loop in one step, and takes its blocking work off it.
 
-answer = await steps(question, on_held)     as `await question`; each step is timed
+work = steps(question, on_held)             each step of `await question` is timed
+if work.begin(): work.result                its first step was its last: no time limit was needed
+else: await work                            the others
 result = await offload(function, *args)     for sinks: a thread of their own, never those of the queue
 """
 
@@ -24,26 +26,39 @@ _threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="sink")
 class steps(Awaitable[T]):
     """Awaits `question`; `on_held` gets the seconds of each step that took longer than `HELD_S`."""
 
+    result: T
+
     def __init__(self, question: Awaitable[T], on_held: Callable[[float], None]) -> None:
-        self._question, self._on_held = question, on_held
+        self._work, self._on_held = question.__await__(), on_held
+        self._waited_for: Any = None
+
+    def begin(self) -> bool:
+        """Take the first step, in the task that will await the others. True if it is over: see `result`."""
+        return self._step(None)
 
     def __await__(self) -> Generator[Any, Any, T]:
-        """One step of the question between two of ours."""
-        work, thrown = self._question.__await__(), None
-        while True:
-            began = perf_counter()
+        """Each of our steps is followed by one of the question."""
+        over = False
+        while not over:
+            thrown: BaseException | None = None
             try:
-                waited_for = next(work) if thrown is None else work.throw(thrown)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            finally:
-                if (took_s := perf_counter() - began) > HELD_S:
-                    self._on_held(took_s)
-            try:
-                thrown = yield waited_for
+                yield self._waited_for
             except BaseException as error:
                 thrown = error
+            over = self._step(thrown)
+        return self.result
+
+    def _step(self, thrown: BaseException | None) -> bool:
+        began = perf_counter()
+        try:
+            self._waited_for = next(self._work) if thrown is None else self._work.throw(thrown)
+        except StopIteration as end:
+            self.result = end.value
+            return True
+        finally:
+            if (took_s := perf_counter() - began) > HELD_S:
+                self._on_held(took_s)
+        return False
 
 
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
