@@ -37,6 +37,8 @@ class Inbox:
         self._ended = self._paused = False
         self._turn_bytes = 0
         self.transport: asyncio.Transport | None = None
+        self.quick: Callable[[], bool] | None = None
+        """Looks at what has come before the reader is woken; False: the reader goes on waiting."""
 
     def __len__(self) -> int:
         """Bytes that nobody has read."""
@@ -56,7 +58,8 @@ class Inbox:
         if len(self._buffer) > PAUSE_BYTES and not self._paused and self.transport is not None:
             self._paused = True
             self.transport.pause_reading()
-        self._wake()
+        if self.quick is None or self.quick():
+            self._wake()
 
     def feed_eof(self) -> None:
         """No more will come; what is there can still be read."""
@@ -83,6 +86,20 @@ class Inbox:
         self._searched = 0
         self._resume()
         return line
+
+    def peek_line(self) -> bytes | None:
+        """A whole line, which stays; None if there is none."""
+        end = self._buffer.find(b"\n", self._searched)
+        if end < 0:
+            self._searched = len(self._buffer)
+            return None
+        return bytes(self._buffer[: end + 1])
+
+    def drop_line(self, size: int) -> None:
+        """Take what was peeked."""
+        del self._buffer[:size]
+        self._searched = 0
+        self._resume()
 
     async def more(self) -> None:
         """Wait until something has come. ConnectionError at the end, or what `fail` said."""

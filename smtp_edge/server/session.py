@@ -47,6 +47,8 @@ from smtp_edge.sinks.screen import Screen
 
 log = structlog.get_logger()
 
+QUICK_MAX = 8
+"""Commands of one segment that are answered as it comes."""
 GROUP_MAX = 64
 """Commands answered in a row before other sessions get their turn; one that is refused ends the row, so that a flood of
 them leaves the time to those who send mail."""
@@ -304,10 +306,63 @@ class Session(SMTP):
         self.pace.between_transactions = self.conversation.transaction is None
         self.pace.await_client(time.monotonic())
         await self._flush()
-        while (line := self._take_line(line_max)) is None:
-            await self.inbox.more()
+        self.inbox.quick = self._answer_quickly
+        try:
+            while (line := self._take_line(line_max)) is None:
+                await self.inbox.more()
+                if self.receiver.stale:
+                    await self.receiver.drop()
+                if self.writer_stuck:
+                    await self._writer.drain()
+        finally:
+            self.inbox.quick = None
         self.pace.work()
         return line
+
+    def _answer_quickly(self) -> bool:
+        """Answer what needs no waiting as it comes, without waking the task of the session. False if that was all.
+
+        Whatever is not as simple as that is left where it is, for the task: long and broken lines, commands that wait.
+        """
+        inbox, conversation, line_max = self.inbox, self.conversation, self.options.limits.command_line_bytes_max
+        if inbox.peek_line() is None:
+            return len(inbox) > line_max
+        for _ in range(QUICK_MAX):
+            line = inbox.peek_line()
+            if line is None:
+                break
+            verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
+            verb = verb.upper()
+            answer = conversation.verbs.get(verb)
+            if answer is None or len(line) > line_max or not line.endswith(b"\r\n"):
+                return True
+            if verb in LAST_IN_GROUP and len(inbox) > len(line):
+                return True
+            inbox.drop_line(len(line))
+            try:
+                good = self._conclude(self._try(answer, rest))
+                if self._ending or (self._leaving and conversation.transaction is None):
+                    raise Goodbye(self._closing())
+            except Goodbye as goodbye:
+                inbox.fail(goodbye)
+                return True
+            if not good or self.receiver.stale:
+                break
+        self.pace.between_transactions = conversation.transaction is None
+        self.pace.await_client(time.monotonic())
+        self._write_out()
+        return len(inbox) > 0 or self.receiver.stale or self.writer_stuck
+
+    def _try(self, answer: Callable[[str], Reply], rest: bytes) -> Reply:
+        """A command that needs no waiting. Goodbye."""
+        try:
+            return answer(decode_line(rest).strip(" "))
+        except SyntaxFault as fault:
+            return Reply(fault.code, str(fault), fault.status)
+        except Goodbye:
+            raise
+        except Exception as error:
+            return self._handle_bug(error)
 
     async def _answer(self, line: bytes, line_max: int) -> bool:
         """False if the command was refused."""
@@ -319,18 +374,22 @@ class Session(SMTP):
         except (Goodbye, TooSlow, ConnectionError):
             raise
         except Exception as error:
-            reply = await self._handle_bug(error)
+            reply = self._handle_bug(error)
         finally:
             self._busy = False
-        if reply is not None:
-            if reply.code in BAD_CODES:
-                self.conversation.note_bad()
-            self._queue(reply)
+        good = reply is None or self._conclude(reply)
         if self.receiver.stale:
             await self.receiver.drop()
         if len(self._out) > OUT_BYTES_MAX:
             await self._flush()
-        return reply is None or reply.code < 400
+        return good
+
+    def _conclude(self, reply: Reply) -> bool:
+        """A command has been answered; False if it was refused. Goodbye."""
+        if reply.code in BAD_CODES:
+            self.conversation.note_bad()
+        self._queue(reply)
+        return reply.code < 400
 
     async def _reply(self, line: bytes, line_max: int) -> Reply | None:
         if len(line) > line_max:
@@ -343,7 +402,7 @@ class Session(SMTP):
             raise self._out_of_turn(verb.decode("ascii"))
         answer = self.conversation.verbs.get(verb)
         if answer is not None:
-            return answer(decode_line(rest).strip(" "))
+            return self._try(answer, rest)
         later = self._later.get(verb)
         if later is not None:
             return await later(decode_line(rest).strip(" "))
@@ -355,7 +414,7 @@ class Session(SMTP):
         log.info("session.out_of_turn", client=self.address, verb=verb)
         return Goodbye(OUT_OF_TURN)
 
-    async def _handle_bug(self, error: Exception) -> Reply:
+    def _handle_bug(self, error: Exception) -> Reply:
         """Our own fault is never the client's: it keeps the message and tries again."""
         log.exception("session.bug", client=self.address, exc_info=error)
         self.conversation.end_transaction()
@@ -433,8 +492,11 @@ class Session(SMTP):
     # -- replies -------------------------------------------------------------------------------------------------------
 
     def _queue(self, reply: Reply) -> None:
-        lines = reply.text.split("\n")
         status = f"{reply.status} " if reply.status else ""
+        if "\n" not in reply.text:
+            self._out += f"{reply.code} {status}{reply.text}\r\n".encode("utf-8", "replace")
+            return
+        lines = reply.text.split("\n")
         for number, line in enumerate(lines):
             mark = " " if number == len(lines) - 1 else "-"
             self._out += f"{reply.code}{mark}{status}{line}\r\n".encode("utf-8", "replace")

@@ -140,12 +140,12 @@ async def test_a_disk_that_refuses_is_452_or_451_at_the_end(room: Room, error: S
     assert isinstance(await take(room.intake(), HEADER, b"x" * 5000 + b"\r\n"), MailData)
 
 
-async def test_a_failing_sync_is_451_and_the_next_message_is_taken(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_number: int) -> None:
+async def test_a_failing_disk_is_451_and_the_next_message_is_taken(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr("os.fsync", fail)
+        broken.setattr(Path, "rename", fail)
         refused = await take(room.intake(), HEADER, b"x" * 5000 + b"\r\n")
     assert str(refused).startswith("451 4.3.0")
     assert room.files() == []
