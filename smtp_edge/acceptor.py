@@ -175,7 +175,9 @@ class QueueAcceptor:
         self._dispatcher.submit(passage.claims)
         relayed = await passage.end()
         self._counters.accepted += 1
-        if not relayed:
+        if relayed:
+            self._counters.passed += 1
+        else:
             observer.backlog_changed(class_id)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 

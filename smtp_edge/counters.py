@@ -11,6 +11,8 @@ class Counters:
 
     accepted: int = 0
     """Messages answered 250."""
+    passed: int = 0
+    """Of these: relayed before they were answered, without being stored (cut-through)."""
     relayed: int = 0
     """Deliveries answered 2yz by a next hop."""
     deferred: int = 0

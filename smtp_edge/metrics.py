@@ -230,6 +230,7 @@ def _build_room(pressure: Pressure, readings: Readings) -> Iterator[Metric]:
 def _build_relay(counters: Counters) -> Iterator[Metric]:
     for name, text, value in (
         ("smtpmesh_messages_accepted", "Messages answered 250.", counters.accepted),
+        ("smtpmesh_messages_passed", "Messages relayed before they were answered, and not stored.", counters.passed),
         ("smtpmesh_deliveries_relayed", "Deliveries answered 2yz by a next hop.", counters.relayed),
         ("smtpmesh_deliveries_deferred", "Times that a delivery went back to wait.", counters.deferred),
         ("smtpmesh_deliveries_failed", "Deliveries refused for good, or expired.", counters.failed),

@@ -9,8 +9,9 @@
                                               250, else 4yz: it is answered when that is known
 
 What it saves is a commit for each message, and the space; what it costs is that a client waits for a slow next hop
-`PASS_S` longer than for the disk. A class whose mail is not gone by then is stored at once for a while: its next
-message, then two, four, at most `PAUSE_COUNT_MAX`, before it is tried again.
+`PASS_S` longer than for the disk (and in proportion for large mail, which the disk takes longer for, too). A class
+whose mail is not gone by then is stored at once for a while: its next message, then two, four, at most
+`PAUSE_COUNT_MAX`, before it is tried again.
 
 A kill while a message is passing leaves it with its client, who has no answer, and perhaps with the next hop: a second
 copy is possible then, as it is after every answer that a client does not get (RFC 1047). Mail for peers is stored
@@ -21,7 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import deque
+import heapq
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,8 +35,8 @@ from smtp_edge.queue.errors import StoreError
 
 log = structlog.get_logger()
 
-PASS_S = 0.05
-"""So long a client may wait for the next hop instead of the disk."""
+PASS_S, PASS_BYTES_PER_S, PASS_MAX_S = 0.05, 2 * 1024 * 1024, 1.0
+"""So long a client may wait for the next hop instead of the disk: at least, more for large mail, and at most."""
 PAUSE_COUNT_MAX = 64
 PAUSED_CLASSES_MAX = 10_000
 HISTORY_S = 0.5
@@ -61,8 +63,6 @@ class Passage:
 
     new: NewEntry
     claims: tuple[Claim, ...]
-    ends_at: float
-    """Monotonic seconds: stored then."""
     answer: asyncio.Future[bool]
     stage: Stage = Stage.PASSING
     kept: asyncio.Future[None] | None = None
@@ -130,7 +130,9 @@ class CutThrough:
         self._put, self._record, self._clock = put, record, clock
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, Passage] = {}
-        self._order: deque[Passage] = deque()
+        self._ends: list[tuple[float, int, Passage]] = []
+        """A heap: those that are to be stored soonest, first. Most of them are over by then."""
+        self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._pauses = _Pauses()
         self._unwritten: list[Passed] = []
@@ -147,11 +149,12 @@ class CutThrough:
             return None
         if len(self._unwritten) + self._being_written >= UNWRITTEN_COUNT_MAX:
             return None
-        passage = Passage(new, claims, self._loop.time() + PASS_S, self._loop.create_future())
+        ends_at = self._loop.time() + min(PASS_MAX_S, PASS_S + new.entry.data.size_bytes / PASS_BYTES_PER_S)
+        passage = Passage(new, claims, self._loop.create_future())
         self._open[new.entry.queue_id] = passage
-        self._order.append(passage)
-        if self._timer is None:
-            self._timer = self._loop.call_at(passage.ends_at, self._on_time)
+        heapq.heappush(self._ends, (ends_at, next(self._numbers), passage))
+        if self._timer is None or ends_at < self._timer.when():
+            self._arm()
         return passage
 
     def offer(self, queue_id: str) -> None:
@@ -232,17 +235,20 @@ class CutThrough:
 
     def _on_time(self) -> None:
         """Store those that have been passing too long, all in one commit."""
-        self._timer = None
-        now, late = self._loop.time(), set[str]()
-        while self._order and (self._order[0].ends_at <= now or self._order[0].stage is not Stage.PASSING):
-            passage = self._order.popleft()
+        now, late, ends = self._loop.time(), set[str](), self._ends
+        while ends and (ends[0][0] <= now or ends[0][2].stage is not Stage.PASSING):
+            passage = heapq.heappop(ends)[2]
             if passage.stage is Stage.PASSING:
                 late.add(passage.new.deliveries[0].class_id)
                 self._begin_storing(passage)
         for class_id in late:
             self._pauses.begin(class_id)
-        if self._order:
-            self._timer = self._loop.call_at(self._order[0].ends_at, self._on_time)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._ends[0][0], self._on_time) if self._ends else None
 
     def _store_if_passing(self, queue_id: str) -> Passage | None:
         passage = self._open.get(queue_id)

@@ -95,7 +95,7 @@ async def test_what_the_next_hop_takes_at_once_is_answered_without_the_disk(tmp_
         commits = bench.store.commits_count
         reply = await bench.acceptor.accept(message())
         assert str(reply) == "250 2.0.0 Ok: queued as Q00000000001"
-        assert (bench.store.commits_count, bench.counters.accepted, bench.counters.relayed) == (commits, 1, 1)
+        assert (bench.store.commits_count, bench.counters.passed, bench.counters.relayed) == (commits, 1, 1)
         history = await bench.store.history("Q00000000001")
         assert history is not None
         assert [note.event for note in history.notes] == ["received", "relayed"]

@@ -46,7 +46,7 @@ SAMPLE = Sample(
     name="relay-a",
     cluster="test",
     uptime_s=120.5,
-    counters=Counters(accepted=101, relayed=102, deferred=103, failed=104, duplicates_dropped=105),
+    counters=Counters(accepted=101, passed=100, relayed=102, deferred=103, failed=104, duplicates_dropped=105),
     queue=QueueSummary(
         classes=(ClassBacklog("default", 111, 112, AT - timedelta(seconds=113)), ClassBacklog("idle", 0, 0, None)),
         held=114,
@@ -120,6 +120,7 @@ def label_values(text: str, name: str, label: str) -> list[str]:
         ("smtpmesh_plans_total", {}, 125),
         ("smtpmesh_plan_shares_moved_total", {}, 126),
         ("smtpmesh_messages_accepted_total", {}, 101),
+        ("smtpmesh_messages_passed_total", {}, 100),
         ("smtpmesh_deliveries_relayed_total", {}, 102),
         ("smtpmesh_deliveries_deferred_total", {}, 103),
         ("smtpmesh_deliveries_failed_total", {}, 104),

@@ -258,6 +258,17 @@ async def test_a_class_that_was_too_slow_pauses_longer_each_time(
     assert begin(store), "one that was quick enough ends it"
 
 
+async def test_large_mail_has_more_time(store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutthrough, "PASS_S", 0.01)
+    monkeypatch.setattr(cutthrough, "PASS_BYTES_PER_S", 10_000)
+    large = begin(store, build_new(data=await spooled(tmp_path)))
+    small = begin(store)
+    assert await small.end() is False, "it does not stand behind the large one"
+    assert not large.answer.done()
+    await store.settle([build_end(large.claims[0])])
+    assert await large.end() is True
+
+
 async def test_many_slow_classes_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutthrough, "PAUSED_CLASSES_MAX", 3)
     pauses = cutthrough._Pauses()
