@@ -6,6 +6,11 @@ A line begins after CRLF and at the very start of mail data, also where a CRLF i
 from __future__ import annotations
 
 
+def find_dot(data: bytes, end: int | None = None) -> int:
+    """Where the last CRLF with a dot behind it begins; -1: nowhere. That is the usual answer, and rfind is quick."""
+    return data.rfind(b"\r\n.", 0, end)
+
+
 class DotStuffing:
     """Doubles each dot that begins a line."""
 
@@ -34,7 +39,8 @@ class DotCount:
 
     def peek(self, chunk: bytes) -> int:
         """How many are in a chunk that would come next."""
-        return chunk.count(b"\r\n.") + (self._tail + chunk[:2]).count(b"\r\n.")
+        within = chunk.count(b"\r\n.") if find_dot(chunk) >= 0 else 0
+        return within + (self._tail + chunk[:2]).count(b"\r\n.")
 
 
 class Unstuff:

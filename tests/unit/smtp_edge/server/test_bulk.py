@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtp_edge.server import bulk
 from smtp_edge.server.bulk import DataReader, LineEnds
 from smtp_edge.stuffing import DotCount
 
@@ -89,3 +90,29 @@ def test_doubled_dots_are_counted_at_every_cut(pieces: list[bytes], sizes: list[
     for part in cut(sent, sizes):
         dots.feed(part)
     assert dots.count == (b"\r\n" + sent).count(b"\r\n.")
+
+
+@given(PIECES)
+def test_large_segments_are_judged_as_small_ones_are(pieces: list[bytes]) -> None:
+    chunk = b"".join(pieces)
+    pairs = chunk.count(b"\r\n")
+    bare = not pairs == chunk.count(b"\n") == chunk.count(b"\r")
+    assert bulk.has_bare(chunk) is bare
+    padding = b"x" * bulk.VECTOR_BYTES_MIN
+    assert bulk.has_bare(chunk + padding) is bare
+    assert bulk.has_bare(padding + chunk) is bare
+
+
+@given(PIECES)
+def test_without_numpy_the_judgement_is_the_same(pieces: list[bytes]) -> None:
+    chunk = b"".join(pieces) + b"x" * bulk.VECTOR_BYTES_MIN
+    with pytest.MonkeyPatch.context() as patch:
+        judged = bulk.has_bare(chunk)
+        patch.setattr(bulk, "numpy", None)
+        assert bulk.has_bare(chunk) is judged
+
+
+@given(st.lists(st.sampled_from([b".", b"\r\n", b"x", b"\r\n.\r\n", b"\r\n.", b"\r", b"\n"]), max_size=20))
+def test_the_first_end_is_found(pieces: list[bytes]) -> None:
+    joined = b"".join(pieces)
+    assert bulk._find_end(joined) == joined.find(bulk.END)
