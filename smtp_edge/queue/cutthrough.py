@@ -2,7 +2,7 @@
 
     begin ─> passing ──relayed in time───────> its client hears 250: the next hop has it
                 │                               the history is written later, many messages in one commit
-                ├──time is up, or it is not relayed, offered to a peer, regrouped, or the store closes
+                ├──time is up, or it is not relayed, or regrouped, or the store closes
                 v
              storing ──committed────────────> its client hears 250: this store has it, as after `put`
                 └──the disk refuses─────────> nothing of it is here. If the next hop takes it yet, its client hears
@@ -14,8 +14,8 @@ whose mail is not gone by then is stored at once for a while: its next message, 
 `PAUSE_COUNT_MAX`, before it is tried again.
 
 A kill while a message is passing leaves it with its client, who has no answer, and perhaps with the next hop: a second
-copy is possible then, as it is after every answer that a client does not get (RFC 1047). Mail for peers is stored
-while it is offered, because a repeat between peers is recognised by what is stored.
+copy is possible then, as it is after every answer that a client does not get (RFC 1047). A peer that takes a passing
+message stores it, so that a repeat is recognised there: mail from peers never passes.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class CutThrough:
         self._ends: list[tuple[float, int, Passage]] = []
         """A heap: those that are to be stored soonest, first. Most of them are over by then."""
         self._numbers = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._looks_at = 0.0
+        """When the timer looks at the first of them."""
         self._pauses = _Pauses()
         self._unwritten: list[Passed] = []
         self._being_written = 0
@@ -153,13 +155,9 @@ class CutThrough:
         passage = Passage(new, claims, self._loop.create_future())
         self._open[new.entry.queue_id] = passage
         heapq.heappush(self._ends, (ends_at, next(self._numbers), passage))
-        if self._timer is None or ends_at < self._timer.when():
+        if self._timer is None or ends_at < self._looks_at:
             self._arm()
         return passage
-
-    def offer(self, queue_id: str) -> None:
-        """It is about to be offered to a peer."""
-        self._store_if_passing(queue_id)
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """Take in the ends of what is passing; those that are the disk's are left."""
@@ -248,7 +246,10 @@ class CutThrough:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._ends[0][0], self._on_time) if self._ends else None
+            self._timer = None
+        if self._ends:
+            self._looks_at = self._ends[0][0]
+            self._timer = self._loop.call_at(self._looks_at, self._on_time)
 
     def _store_if_passing(self, queue_id: str) -> Passage | None:
         passage = self._open.get(queue_id)

@@ -345,8 +345,6 @@ class SQLiteStore(MessageStore):
 
     def note_offer(self, queue_id: str, copy: int, hop: str) -> None:
         """See MessageStore."""
-        if self._cut is not None:
-            self._cut.offer(queue_id)
         self._offers.note((queue_id, copy), hop)
 
     def withdraw_offer(self, queue_id: str, copy: int) -> None:

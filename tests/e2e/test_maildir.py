@@ -141,7 +141,7 @@ def test_dovecot_shows_the_mail_in_the_right_folder(folder: Path) -> None:
             assert refused.value.recipients["nobody@box.test"][0] == 550
             text = "Subject: grüße\r\n\r\n.dot\r\n..\r\nbody  \r\n".encode()
             client.sendmail("sue@demo.test", ["ann@box.test", "bob+lists.python@box.test"], text, ["BODY=8BITMIME"])
-            client.sendmail("sue@demo.test", ["ann@box.test"], b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 1650)
+            client.sendmail("sue@demo.test", ["ann@box.test"], b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 1600)
         wait_until(lambda: len(fetch(port, "ann", "INBOX")) == 2, 20, "two messages of ann")
         wait_until(lambda: fetch(port, "bob", "lists/python"), 20, "the message in bob's folder")
         (stored,) = fetch(port, "bob", "lists/python")
