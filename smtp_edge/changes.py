@@ -20,6 +20,7 @@ from smtp_edge.settings import Settings
 RESTART = (
     "node.name",  # stands on every line of the log and in the certificate
     "node.data_dir",
+    "node.workers",
     "gossip",
     "mesh.listen",
     "router",

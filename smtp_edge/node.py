@@ -14,6 +14,7 @@ is accepted that nobody will look at again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import sys
@@ -39,6 +40,7 @@ from router.settings import RouterSettings
 from smtp_edge import __version__
 from smtp_edge.acceptor import QueueAcceptor
 from smtp_edge.admin.address import find_advertised
+from smtp_edge.admin.drain import read_progress
 from smtp_edge.admin.events import EventFeed
 from smtp_edge.admin.server import AdminError, AdminServer
 from smtp_edge.auth.api import AuthError
@@ -70,20 +72,23 @@ from smtp_edge.rerouting import Rerouter
 from smtp_edge.room import Room
 from smtp_edge.routes import build_exits, build_table, find_classes, find_other_machines
 from smtp_edge.routing import RoutingShell, Targets
-from smtp_edge.server.door import ListenerError
 from smtp_edge.server.inbound import Inbound
+from smtp_edge.server.listening import ListenerError
 from smtp_edge.services import Services
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import check_exits, digest_of, load_bindings
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
+from smtp_edge.workers import Worker
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
+ALONE = Worker()
 STOP_GRACE_S = 10.0
 PRUNE_S = 60.0
+EMPTY_LOOK_S = 1.0
 
 EXIT_DONE = 0
 EXIT_NOT_DONE = 1
@@ -95,10 +100,11 @@ class NodeError(Exception):
 
 
 class Node:
-    """All parts of one node. Satisfies `smtp_edge.admin.view.NodeView`."""
+    """All parts of one node, or of one `worker` of it (the settings are that worker's). Satisfies
+    `smtp_edge.admin.view.NodeView`."""
 
-    def __init__(self, settings: Settings, config_path: Path) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, config_path: Path, worker: Worker = ALONE) -> None:
+        self.settings, self.worker = settings, worker
         self.identity = _blame("cluster", lambda: Identity.load(*_cluster_files(settings)))
         self.counters = Counters()
         self._doors: dict[str, str] = {}
@@ -110,7 +116,7 @@ class Node:
         """Sinks of before, until their last answer."""
         self._hostname = find_hostname(settings)
         self.table = build_table(settings)
-        self.reloader = Reloader(config_path, self, self._tell_order)
+        self.reloader = Reloader(config_path, self, self._tell_order, derive=worker.derive)
         self._build_queue()
         self._build_routing()
         self._build_edge()
@@ -136,6 +142,7 @@ class Node:
         self.room = Room(
             queue,
             data_dir,
+            workers=self.worker.count,
             entries=lambda: self.store.entries_count,
             trouble=lambda: self.store.trouble.reason if self.store.trouble is not None else "",
             on_change=self._apply_pressure,
@@ -309,7 +316,7 @@ class Node:
         A node that was draining when it stopped goes on with that: its doors open, and greet with 421.
         """
         await _blame_async("node.data_dir", self.store.open())
-        await _blame_async("node.data_dir", self.operations.restore())
+        await _blame_async("node.data_dir", self.operations.restore(retiring=self.worker.retiring))
         await self.room.measure()
         await _blame_async("sink", self._sinks.start(self._services))
         await self._outbound.start()
@@ -618,12 +625,15 @@ def _describe(error: Exception) -> str:
     return str(error)
 
 
-def run(settings: Settings, config_path: Path) -> int:
-    """Run a node until SIGTERM or SIGINT; the exit code of the process."""
+def run(settings: Settings, config_path: Path, worker: Worker = ALONE) -> int:
+    """Run a node, or one worker of it by its own settings, until SIGTERM or SIGINT; the exit code of the process.
+
+    A worker that retires ends when it holds no mail any more.
+    """
     configure_logs(settings.log.format, settings.log.level, settings.node.name)
     install_core_log()
     try:
-        return _run_loop(_serve(settings, config_path))
+        return _run_loop(_serve(settings, config_path, worker))
     except NodeError as error:
         print(f"smtpmesh: {config_path}: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_CONFIGURATION
@@ -639,13 +649,27 @@ def _run_loop(main: Coroutine[None, None, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(settings: Settings, config_path: Path) -> int:
-    node = Node(settings, config_path)
+async def _serve(settings: Settings, config_path: Path, worker: Worker) -> int:
+    node = Node(settings, config_path, worker)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reloader.hang_up)
     await node.start()
-    await stop.wait()
+    if worker.retiring:
+        await _wait_empty(node, stop)
+    else:
+        await stop.wait()
     await node.stop()
     return EXIT_DONE
+
+
+async def _wait_empty(node: Node, stop: asyncio.Event) -> None:
+    """Until it holds no mail, or is told to stop before that."""
+    while not stop.is_set():
+        progress = await read_progress(node, datetime.now(UTC))
+        if progress.done:
+            log.info("worker.empty", data_dir=str(node.settings.node.data_dir))
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), EMPTY_LOOK_S)

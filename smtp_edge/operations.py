@@ -25,6 +25,8 @@ from smtp_edge.queue.entry import utc_now
 log = structlog.get_logger()
 
 PIN_DEFAULT_S, PIN_MAX_S = 3600.0, 7 * 86400.0
+RETIRED = "the supervisor: this worker is no more"
+"""Who ordered the drain of a worker above node.workers. It ends with that."""
 LOOK_MAX_S = 60.0
 """Pins are looked at this often, whatever the wall clock did meanwhile."""
 
@@ -76,9 +78,13 @@ class Operations:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    async def restore(self) -> None:
-        """Apply what was in force when the node stopped. OrdersError."""
+    async def restore(self, *, retiring: bool = False) -> None:
+        """Apply what was in force when the node stopped; `retiring`: it drains in any case. OrdersError."""
         orders, now = await asyncio.to_thread(load_orders, self._path), self._now()
+        if retiring:
+            orders = orders.with_drain(self._order(RETIRED))
+        elif orders.drain is not None and orders.drain.by == RETIRED:
+            orders = orders.with_drain(None)
         for name in orders.hosts.keys() - set(self._hosts):
             log.warning("orders.dropped", order="host-drain", host=name, reason="the configuration has no such host")
             orders = orders.with_host(name, None)

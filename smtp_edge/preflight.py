@@ -22,8 +22,10 @@ from smtp_edge.client.contexts import apply_bounds
 from smtp_edge.mistake import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
+from smtp_edge.shards import find_stranded
 from smtp_edge.sinks.bindings import check_exits, load_bindings
 from smtp_edge.sinks.chain import SinkError
+from smtp_edge.workers import list_workers
 
 CERTIFICATE_DAYS_LEFT = 14
 """With less than this a certificate should have been renewed: whoever does it is late."""
@@ -35,13 +37,26 @@ def load_identity(settings: Settings) -> Identity:
     return Identity.load(cluster.ca, cluster.certificate, cluster.key)
 
 
+def load_identities(settings: Settings) -> dict[str, Identity]:
+    """Name -> identity, of each worker. IdentityError."""
+    workers = list_workers(settings.node.workers)
+    return {worker.name(settings): load_identity(worker.derive(settings)) for worker in workers}
+
+
 def find_mistakes(settings: Settings) -> list[Mistake]:
     """Everything in the files that a configuration names which would keep the node from starting or delivering."""
     return list(_find(settings))
 
 
 def find_warnings(settings: Settings, at: datetime) -> Iterator[str]:
-    """What works, and not for long: certificates that listeners show. For files in which `find_mistakes` found none."""
+    """What works, and not for long, or not all: certificates of listeners, mail of workers that are no more.
+
+    For files in which `find_mistakes` found none.
+    """
+    for item in find_stranded(settings):
+        own = item.worker.derive(settings).cluster.certificate
+        lost = "" if own.exists() else f", but {own.name} is missing: `smtpmesh workers {item.worker.number}` issues it"
+        yield f"{item}; `smtpmesh run` drains it until it is empty{lost}"
     for listener in settings.listener:
         if listener.certificate is None:
             continue
@@ -55,7 +70,8 @@ def find_warnings(settings: Settings, at: datetime) -> Iterator[str]:
 
 def _find(settings: Settings) -> Iterator[Mistake]:
     try:
-        load_revocations(settings.cluster.revocations_folder, load_identity(settings))
+        for identity in load_identities(settings).values():
+            load_revocations(settings.cluster.revocations_folder, identity)
     except IdentityError as error:
         yield Mistake("cluster", str(error))
     except RevocationError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from router.policy import MX_VIA
 from router.terms import KEEPS_ANY_FLOOR, Terms
-from smtp_edge import relations_inbound
+from smtp_edge import relations_inbound, relations_workers
 from smtp_edge.mistake import Mistake
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
 from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings, sink_names
@@ -36,6 +36,7 @@ def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:
     yield from _check_queue(settings)
     yield from _check_direct(settings)
     yield from relations_inbound.find_mistakes(settings.listener, settings.auth, settings.access)
+    yield from relations_workers.find_mistakes(settings, files=files)
     for number, host in enumerate(settings.smart_host):
         yield from _check_smart_host(f"smart_host[{number}]", host)
     if files:
@@ -58,6 +59,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
     metrics = settings.metrics.listen
     if metrics and not ip_address(_host(metrics)).is_loopback:
         yield f"metrics.listen {metrics} is not loopback: whoever reaches it reads next hops, classes and queue totals"
+    yield from relations_workers.find_warnings(settings)
     yield from _warn_passwords(settings.smart_host)
     yield from _warn_direct(settings)
 

@@ -85,7 +85,7 @@ class Reconfigurable(Protocol):
 
 
 class Reloader:
-    """See the module. `tell`: a line for monitors."""
+    """See the module. `tell`: a line for monitors. `derive`: a worker's settings from those of the file."""
 
     def __init__(
         self,
@@ -93,8 +93,10 @@ class Reloader:
         node: Reconfigurable,
         tell: Callable[[str], None],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        derive: Callable[[Settings], Settings] = lambda settings: settings,
     ) -> None:
-        self._path, self._node, self._tell, self._clock = path, node, tell, clock
+        self._path, self._node, self._tell, self._clock, self._derive = path, node, tell, clock, derive
         self.configured = Configured(clock())
         self._one, self._ready = asyncio.Lock(), asyncio.Event()
         self._contents: Mapping[str, str] = {}
@@ -141,7 +143,7 @@ class Reloader:
     async def _reload(self, dry_run: bool) -> Report:
         before = self._node.settings
         try:
-            wanted, warnings, contents = await asyncio.to_thread(_read, self._path, before)
+            wanted, warnings, contents = await asyncio.to_thread(_read, self._path, before, self._derive)
         except ConfigurationError as error:
             return Report(mistakes=tuple(f"{error.path}: {mistake}" for mistake in error.mistakes))
         difference = compare(before, wanted)
@@ -168,15 +170,18 @@ class Reloader:
         self._tell(f"{report} (by {by})")
 
 
-def _read(path: Path, before: Settings) -> tuple[Settings, Sequence[str], Mapping[str, str]]:
+def _read(
+    path: Path, before: Settings, derive: Callable[[Settings], Settings]
+) -> tuple[Settings, Sequence[str], Mapping[str, str]]:
     """Settings, warnings, digests of files. ConfigurationError with all mistakes. Blocks."""
-    settings, warnings = load_configuration(path)
+    given, warnings = load_configuration(path)
+    settings = derive(given)
     contents = _digest_all(find_files(settings))  # before they are read: what changes meanwhile is told the next time
-    checked = settings.model_copy(update={"sink": ()}) if settings.sink == before.sink else settings
+    checked = given.model_copy(update={"sink": ()}) if given.sink == before.sink else given
     mistakes = find_mistakes(checked)
     if mistakes:
         raise ConfigurationError(path, mistakes)
-    return settings, [*warnings, *find_warnings(settings, datetime.now(UTC))], contents
+    return settings, [*warnings, *find_warnings(given, datetime.now(UTC))], contents
 
 
 def _digest_all(files: Mapping[str, Path]) -> dict[str, str]:

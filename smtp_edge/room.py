@@ -27,19 +27,24 @@ _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 
 class Room:
-    """See the module. `entries`: undelivered messages; `trouble`: why the store takes nothing, empty if it does."""
+    """See the module. `entries`: undelivered messages; `trouble`: why the store takes nothing, empty if it does.
+
+    `workers`: processes of this node, which share the machine's memory.
+    """
 
     def __init__(
         self,
         settings: QueueSettings,
         data_dir: Path,
         *,
+        workers: int = 1,
         entries: Callable[[], int],
         trouble: Callable[[], str],
         on_change: Callable[[Pressure], None],
         now: Callable[[], float],
     ) -> None:
-        self._limits = build_limits(settings)
+        self._workers = workers
+        self._limits = build_limits(settings, workers)
         self._gauge = Gauge(self._limits)
         self._data_dir, self._entries, self._trouble = data_dir, entries, trouble
         self._on_change, self._now = on_change, now
@@ -47,7 +52,7 @@ class Room:
 
     def configure(self, settings: QueueSettings) -> None:
         """Go by these from the next measurement on."""
-        self._limits = build_limits(settings)
+        self._limits = build_limits(settings, self._workers)
         self._gauge.configure(self._limits)
 
     def refuse(self, size_bytes: int) -> Reply | None:
@@ -82,9 +87,9 @@ class Room:
         return found.f_bavail * found.f_frsize, read_memory()
 
 
-def build_limits(settings: QueueSettings) -> Limits:
-    """What there is room for."""
-    memory_bytes_max = settings.memory_bytes_max or int(MEMORY_SHARE * find_memory_limit())
+def build_limits(settings: QueueSettings, workers: int = 1) -> Limits:
+    """What there is room for in one of so many processes."""
+    memory_bytes_max = settings.memory_bytes_max or int(MEMORY_SHARE * find_memory_limit() / workers)
     return Limits(settings.free_bytes_min, settings.entries_max, memory_bytes_max)
 
 

@@ -31,6 +31,8 @@ from smtp_edge.setting_kinds import (
 )
 from smtp_edge.settings_inbound import AccessSettings, AuthSettings, LimitsSettings, ListenerSettings
 
+WORKERS_MAX = 64
+
 
 class NodeSettings(Section):
     """[node]"""
@@ -42,6 +44,8 @@ class NodeSettings(Section):
     tags: Tags = ()
     """What this relay is (a region, a provider), for the policies of routes on all nodes."""
     data_dir: Path = Path("data")
+    workers: Annotated[int, Field(ge=1, le=WORKERS_MAX)] = 1
+    """Processes that share the client listeners; each is a relay of its own (smtp_edge/workers.py)."""
 
 
 class ClusterSettings(Section):

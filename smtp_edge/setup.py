@@ -4,7 +4,8 @@
     further nodes    `--from FOLDER` of a node that holds ca.key: a certificate from the same authority, ports of
                      their own, and the first node as the one to join
 
-`smtpmesh renew` gives such a node a new certificate for its key, `smtpmesh revoke` writes the authority's word that a
+`smtpmesh workers N` makes it one of N processes, each with a key and certificate of its own (`node-2.crt`, ...).
+`smtpmesh renew` gives such a node new certificates for its keys, `smtpmesh revoke` writes the authority's word that a
 node is none any more. Files that exist are never touched, but for the certificate that is renewed. ca.key signs
 members in and out and is needed for nothing else: keep it off the relays.
 """
@@ -20,16 +21,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from gossip.identity import Authority, IdentityError, TrustBundle, certificate_der, node_id_of, replace_file, write_new
 from gossip.linkstate import NodeId
 from gossip.revocation import SUFFIX, Revocation, RevocationError, build_text
 from smtp_edge.admin.address import is_loopback
 from smtp_edge.setting_kinds import NAME_PATTERN
+from smtp_edge.workers import number_file
 
 PORTS = {"gossip": 7946, "mesh": 7925, "smtp": 2525}
 PORT_STEP = 10
 PORT_TRIES_MAX = 100
+CORES_SHOWN = 4
+"""In the comment of a node with one process."""
+NAME_CHARACTERS_MAX = 63
 FILES = ("node.toml", "node.key", "node.crt", "ca.crt", "ca.key")
 
 
@@ -48,6 +54,7 @@ class Plan:
     """IP address on which the node listens."""
     parent: Path | None = None
     """Folder of a node that holds the authority's key."""
+    workers: int = 1
 
 
 def create_node(plan: Plan, *, at: datetime) -> list[str]:
@@ -56,59 +63,166 @@ def create_node(plan: Plan, *, at: datetime) -> list[str]:
     folder, authority = plan.folder, _find_authority(plan, at)
     join = _seed_of(plan.parent) if plan.parent is not None else ""
     configuration = _configuration(plan, _free_ports(plan), join)
-    certificate, key = authority.issue(plan.name, at=at)
+    identities = [authority.issue(name, at=at) for name in _worker_names(plan.name, plan.workers)]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if plan.parent is None:
             authority.save(folder / "ca.crt", folder / "ca.key")
         else:
             write_new(folder / "ca.crt", authority.trust.pem, mode=0o644)
-        write_new(folder / "node.crt", certificate, mode=0o644)
-        write_new(folder / "node.key", key, mode=0o600)
+        for number, (certificate, key) in enumerate(identities, 1):
+            write_new(number_file(folder / "node.crt", number), certificate, mode=0o644)
+            write_new(number_file(folder / "node.key", number), key, mode=0o600)
         write_new(folder / "node.toml", configuration.encode(), mode=0o644)
     except OSError as error:
         raise SetupError(f"{error.filename or folder}: {error.strerror}") from error
     return _next_steps(plan, join)
 
 
+def _worker_names(name: str, count: int) -> list[str]:
+    """What stands in the certificates: as the workers are called."""
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What `renew_node` did."""
+    """What `renew_node` did, with one of the certificates."""
 
     certificate: Path
     node_id: NodeId
     not_after: datetime
 
 
-def renew_node(folder: Path, parent: Path, *, at: datetime, days: int) -> Renewal:
-    """Replace the certificate in a node's folder by a new one for the same key. SetupError: then nothing changed.
+def renew_node(folder: Path, parent: Path, *, at: datetime, days: int) -> list[Renewal]:
+    """Replace the certificate in a node's folder, and those of its further workers, by new ones for the same keys.
 
-    The node's own ca.crt must hold the authority that signs, or the node would not start: during a rotation every
-    node gets both authorities first.
+    SetupError: then nothing changed, unless a disk failed between two of them. The node's own ca.crt must hold the
+    authority that signs, or the node would not start: during a rotation every node gets both authorities first.
     """
     authority = _load_authority(parent)
-    ca, path = _cluster_file(folder, "ca", "ca.crt"), _cluster_file(folder, "certificate", "node.crt")
+    ca, first = _cluster_file(folder, "ca", "ca.crt"), _cluster_file(folder, "certificate", "node.crt")
     try:
         trust = TrustBundle.load(ca)
     except IdentityError as error:
         raise SetupError(str(error)) from error
-    old = _read_certificate(path)
+    renewed = {path: _renew(path, authority, at, days) for path in [first, *_further(first)]}
+    done = []
+    for path, certificate in renewed.items():
+        try:
+            member = trust.member(certificate_der(certificate), at=at)
+        except IdentityError as error:
+            way_out = "add its certificate there, on every node, before renewing"
+            raise SetupError(f"{ca} does not know the authority in {parent}; {way_out}") from error
+        done.append(Renewal(path, member.node_id, member.not_after))
+    for path, certificate in renewed.items():
+        try:
+            replace_file(path, certificate, mode=0o644)
+        except OSError as error:
+            raise SetupError(f"{path}: {error.strerror}") from error
+    return done
+
+
+def _renew(path: Path, authority: Authority, at: datetime, days: int) -> bytes:
     try:
-        renewed = authority.renew(old, at=at, days=days)
+        return authority.renew(_read_certificate(path), at=at, days=days)
     except IdentityError as error:
         raise SetupError(f"{path} is not renewed: {error}") from error
+
+
+def _further(first: Path) -> list[Path]:
+    """Certificates of workers but the first."""
+    pattern = re.compile(rf"{re.escape(first.stem)}-(\d+){re.escape(first.suffix)}")
+    found = {int(match[1]): path for path in first.parent.glob("*") if (match := pattern.fullmatch(path.name))}
+    return [path for _, path in sorted(found.items())]
+
+
+def set_workers(config: Path, parent: Path | None, count: int, *, at: datetime) -> list[Path]:
+    """Issue what is missing for `count` workers, then write `workers = count`; the files that were made. SetupError.
+
+    Certificates and keys of workers that are no more stay: they are needed to bring their mail out.
+    """
+    text, raw = _read_configuration(config)
+    first = _cluster_file(config.parent, "certificate", "node.crt")
+    first_key = _cluster_file(config.parent, "key", "node.key")
+    name = str(raw.get("node", {}).get("name", "node"))
+    changed = _with_workers(text, raw, count, config)
+    missing = [n for n in range(2, count + 1) if not _has_identity(number_file(first, n), number_file(first_key, n))]
+    made: list[Path] = []
+    if missing:
+        authority = _find_parent_authority(config, parent, missing)
+        _check_same_cluster(authority, first)
+        for number in missing:
+            certificate, key = authority.issue(f"{name}-{number}", at=at)
+            made += _write_identity(number_file(first, number), certificate, number_file(first_key, number), key)
+    if changed != text:
+        try:
+            replace_file(config, changed.encode(), mode=config.stat().st_mode & 0o777)
+        except OSError as error:
+            raise SetupError(f"{config}: {error.strerror}") from error
+    return made
+
+
+def _read_configuration(config: Path) -> tuple[str, dict[str, Any]]:
     try:
-        member = trust.member(certificate_der(renewed), at=at)
-    except IdentityError as error:
-        text = (
-            f"{ca} does not know the authority in {parent}; add its certificate there, on every node, before renewing"
-        )
-        raise SetupError(text) from error
-    try:
-        replace_file(path, renewed, mode=0o644)
+        text = config.read_text("utf-8")
+        return text, tomllib.loads(text)
     except OSError as error:
-        raise SetupError(f"{path}: {error.strerror}") from error
-    return Renewal(path, member.node_id, member.not_after)
+        raise SetupError(f"{config}: {error.strerror}; --config names the node's file") from error
+    except ValueError as error:
+        raise SetupError(f"{config} is not valid TOML: {error}") from error
+
+
+def _with_workers(text: str, raw: dict[str, Any], count: int, config: Path) -> str:
+    """The file with another number in it, and nothing else changed. SetupError: it is written in another way."""
+    head = re.search(r"^\[node\][^\n]*\n", text, re.MULTILINE)
+    if head is None:
+        raise SetupError(f"{config} has no section [node]: is it a node's file?")
+    end = re.search(r"^\[", text[head.end() :], re.MULTILINE)
+    section = text[head.end() : head.end() + end.start()] if end is not None else text[head.end() :]
+    wanted, found = f"workers = {count}", re.search(r"^workers *= *\d+", section, re.MULTILINE)
+    found = found or re.search(r"^# *workers *= *\d+", section, re.MULTILINE)
+    before, after = (section[: found.start()], section[found.end() :]) if found else ("", f"\n{section}")
+    changed = text[: head.end()] + before + wanted + after + text[head.end() + len(section) :]
+    expected = raw | {"node": raw.get("node", {}) | {"workers": count}}
+    try:
+        sound = tomllib.loads(changed) == expected
+    except ValueError:
+        sound = False
+    if not sound:
+        raise SetupError(f"{config}: write `{wanted}` under [node] yourself, then run this again")
+    return changed
+
+
+def _has_identity(certificate: Path, key: Path) -> bool:
+    if certificate.exists() is not key.exists():
+        there, away = (certificate, key) if certificate.exists() else (key, certificate)
+        raise SetupError(f"{there} is there, and {away.name} is not: put it back, or remove {there.name} as well")
+    return certificate.exists()
+
+
+def _find_parent_authority(config: Path, parent: Path | None, missing: list[int]) -> Authority:
+    folder = parent if parent is not None else config.parent
+    if parent is None and not (folder / "ca.key").exists():
+        names = ", ".join(f"node-{number}.crt" for number in missing)
+        raise SetupError(f"{names} must be issued, which needs ca.key: name the folder that holds it with --from")
+    return _load_authority(folder)
+
+
+def _check_same_cluster(authority: Authority, certificate: Path) -> None:
+    """A worker of another cluster would never find its siblings."""
+    try:
+        authority.trust.check_issued(_read_certificate(certificate))
+    except IdentityError as error:
+        raise SetupError(f"{certificate} is of another authority: {error}") from error
+
+
+def _write_identity(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> list[Path]:
+    try:
+        write_new(key_path, key, mode=0o600)
+        write_new(certificate_path, certificate, mode=0o644)
+    except OSError as error:
+        raise SetupError(f"{error.filename}: {error.strerror}") from error
+    return [certificate_path, key_path]
 
 
 def revoke_node(node: str, parent: Path, output: Path | None, *, at: datetime, reason: str) -> tuple[Revocation, Path]:
@@ -174,7 +288,10 @@ def _check_plan(plan: Plan) -> None:
         raise SetupError(f"--address {plan.address} is not an IP address of this machine") from None
     if unspecified:
         raise SetupError(f"--address {plan.address} is no address that peers can dial; name one of this machine")
-    for name in FILES:
+    if len(_worker_names(plan.name, plan.workers)[-1]) > NAME_CHARACTERS_MAX:
+        raise SetupError(f"{plan.name!r} is too long for {plan.workers} workers; choose a shorter one with --name")
+    further = [number_file(Path(f"node.{kind}"), n).name for n in range(2, plan.workers + 1) for kind in ("key", "crt")]
+    for name in (*FILES, *further):
         if (plan.folder / name).exists():
             raise SetupError(f"{plan.folder / name} exists; choose another folder, nothing was changed")
 
@@ -203,11 +320,17 @@ def _seed_of(parent: Path) -> str:
 
 
 def _free_ports(plan: Plan) -> dict[str, int]:
-    """The usual ports, or the next ones on which nobody listens and which no sibling's file names."""
+    """The usual ports, or the next ones on which nobody listens and which no sibling's file names.
+
+    Each worker needs one for gossip and one for mail of peers: as many free ones follow.
+    """
     taken = _ports_of_siblings(plan)
+    usual = PORTS | {"gossip": max(PORTS["gossip"], PORTS["mesh"] + plan.workers)}
     for step in range(PORT_TRIES_MAX):
-        ports = {name: port + step * PORT_STEP for name, port in PORTS.items()}
-        if not taken.intersection(ports.values()) and all(_is_free(plan.address, port) for port in ports.values()):
+        ports = {name: port + step * PORT_STEP for name, port in usual.items()}
+        counts = {name: 1 if name == "smtp" else plan.workers for name in ports}
+        wanted = {port + ahead for name, port in ports.items() for ahead in range(counts[name])}
+        if not taken & wanted and all(_is_free(plan.address, port) for port in wanted):
             return ports
     raise SetupError(f"all ports tried on {plan.address} are in use ({PORT_TRIES_MAX} sets of three)")
 
@@ -223,10 +346,13 @@ def _ports_of_siblings(plan: Plan) -> set[int]:
             raw = tomllib.loads(file.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        for section in (raw.get("gossip", {}), raw.get("mesh", {}), *raw.get("listener", [])):
+        workers = raw.get("node", {}).get("workers", 1)
+        workers = workers if isinstance(workers, int) else 1
+        places = [(raw.get("gossip", {}), workers), (raw.get("mesh", {}), workers)]
+        for section, count in [*places, *((listener, 1) for listener in raw.get("listener", []))]:
             host, _, port = str(section.get("listen", "")).rpartition(":")
             if host.strip("[]") == plan.address and port.isdigit():
-                taken.add(int(port))
+                taken.update(range(int(port), int(port) + count))
     return taken
 
 
@@ -268,6 +394,7 @@ def _configuration(plan: Plan, ports: dict[str, int], join: str) -> str:
         mesh=f"{host}:{ports['mesh']}",
         smtp=f"{host}:{ports['smtp']}",
         join=f'["{join}"]' if join else "[]",
+        workers=(f"workers = {plan.workers}" if plan.workers > 1 else f"# workers = {CORES_SHOWN}").ljust(34),
     )
 
 
@@ -280,6 +407,7 @@ TEMPLATE = """\
 name = "{name}"
 # hostname = "mx1.example.org"    # in EHLO, Received and the greeting; this machine's own name if absent
 data_dir = "data"                 # the queue: on a disk that keeps what fsync promised
+{workers}# processes; `smtpmesh workers N` issues what more of them need
 
 [cluster]
 ca = "ca.crt"

@@ -59,12 +59,19 @@ def main() -> None:
 
 @cli.command()
 @CONFIG
-def run(config: Path) -> None:
-    """Run a node until it is told to stop (SIGTERM, Ctrl-C). SIGHUP is `smtpmesh reload`."""
-    settings = load_settings(config)
-    from smtp_edge import node
+@click.option("--worker", "number", type=click.IntRange(1), hidden=True, help="Of a supervisor: this worker alone.")
+@click.option(
+    "--of", "count", type=click.IntRange(1), hidden=True, help="With so many workers. [default: node.workers]"
+)
+@click.option("--supervisor", type=click.IntRange(1), hidden=True, help="Its process: this one ends with it.")
+def run(config: Path, number: int | None, count: int | None, supervisor: int | None) -> None:
+    """Run a node until it is told to stop (SIGTERM, Ctrl-C). SIGHUP is `smtpmesh reload`.
 
-    sys.exit(node.run(settings, config))
+    With `workers` in node.toml, it runs so many processes, and starts again those that die.
+    """
+    from smtp_edge.cli.running import run_node, run_worker
+
+    sys.exit(run_node(config) if number is None else run_worker(config, number, count, supervisor))
 
 
 @cli.command("check-config")
@@ -75,15 +82,17 @@ def check_config(config: Path) -> None:
     from datetime import UTC, datetime
 
     from smtp_edge.configuration import ConfigurationError
-    from smtp_edge.preflight import find_mistakes, find_warnings, load_identity
+    from smtp_edge.preflight import find_mistakes, find_warnings, load_identities
 
     mistakes = find_mistakes(settings)
     if mistakes:
         fail(str(ConfigurationError(config, mistakes)), EXIT_BAD_CONFIGURATION)
     for warning in find_warnings(settings, datetime.now(UTC)):
         click.echo(f"smtpmesh: {config}: warning: {warning}", err=True)
-    identity = load_identity(settings)
-    click.echo(f"{config}: good. Node {settings.node.name} ({identity.node_id}) of the cluster {identity.cluster}")
+    found = load_identities(settings)
+    names = ", ".join(f"{name} ({identity.node_id})" for name, identity in found.items())
+    cluster = next(iter(found.values())).cluster
+    click.echo(f"{config}: good. Node{'s' * (len(found) > 1)} {names} of the cluster {cluster}")
 
 
 @cli.command()
@@ -97,7 +106,10 @@ def check_config(config: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder of the first node (it holds ca.key): join its cluster instead of making a new one.",
 )
-def init(folder: Path, name: str | None, cluster: str | None, address: str, parent: Path | None) -> None:
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes, to use so many cores."
+)
+def init(folder: Path, name: str | None, cluster: str | None, address: str, parent: Path | None, workers: int) -> None:
     """Make FOLDER: keys, certificates and a commented node.toml that works. Overwrites nothing."""
     from datetime import UTC, datetime
 
@@ -105,7 +117,7 @@ def init(folder: Path, name: str | None, cluster: str | None, address: str, pare
 
     if cluster is not None and parent is not None:
         raise click.UsageError("a node made with --from joins that node's cluster; leave --cluster out")
-    plan = Plan(folder, name or folder.absolute().name, cluster or "mesh", address, parent)
+    plan = Plan(folder, name or folder.absolute().name, cluster or "mesh", address, parent, workers)
     try:
         steps = create_node(plan, at=datetime.now(UTC))
     except SetupError as error:
@@ -133,17 +145,48 @@ AUTHORITY = click.option(
     "--days", default=825, show_default=True, type=click.IntRange(1, 3650), help="How long the new one is valid."
 )
 def renew(folder: Path, parent: Path, days: int) -> None:
-    """Give the node in FOLDER a new certificate for the key that it has: the same node for longer."""
+    """Give the node in FOLDER a new certificate for the key that it has: the same node for longer.
+
+    Those of its further workers (node-2.crt, ...) are renewed with it.
+    """
     from datetime import UTC, datetime
 
     from smtp_edge.setup import SetupError, renew_node
 
     try:
-        renewal = renew_node(folder, parent, at=datetime.now(UTC), days=days)
+        renewals = renew_node(folder, parent, at=datetime.now(UTC), days=days)
     except SetupError as error:
         fail(str(error), EXIT_NOT_DONE)
-    click.echo(f"{renewal.certificate}: node {renewal.node_id}, valid until {renewal.not_after:%Y-%m-%d}")
+    for renewal in renewals:
+        click.echo(f"{renewal.certificate}: node {renewal.node_id}, valid until {renewal.not_after:%Y-%m-%d}")
     click.echo("Restart the node to use it.")
+
+
+@cli.command()
+@click.argument("count", metavar="N", type=click.IntRange(1, 64))
+@CONFIG
+@click.option(
+    "--from",
+    "parent",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder that holds ca.key. [default: that of the configuration]",
+)
+def workers(count: int, config: Path, parent: Path | None) -> None:
+    """Let the node run in N processes, to use as many cores: issue their certificates, write it into node.toml.
+
+    Mail stays where it is. Of fewer workers than before, those that are no more drain at the next start, and end.
+    """
+    from datetime import UTC, datetime
+
+    from smtp_edge.setup import SetupError, set_workers
+
+    try:
+        made = set_workers(config, parent, count, at=datetime.now(UTC))
+    except SetupError as error:
+        fail(str(error), EXIT_NOT_DONE)
+    for path in made:
+        click.echo(f"{path} is made")
+    click.echo(f"{config}: workers = {count}. Restart the node to go by it; `smtpmesh check-config` first.")
 
 
 @cli.command()

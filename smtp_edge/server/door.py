@@ -11,7 +11,6 @@ the answer would need a handshake.
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 import time
@@ -22,6 +21,7 @@ import structlog
 from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.crowd import LISTENER_FULL, Crowd, Event
+from smtp_edge.server.listening import listen_on
 from smtp_edge.server.options import Acceptor, SessionOptions
 from smtp_edge.server.pressure import Memory
 from smtp_edge.server.proxy import ProxiedClient, ProxyFault, needed, parse_proxy
@@ -54,10 +54,6 @@ class OneTooMany(ConnectionError):
     """A connection that is closed because of its client's counts; `listener.full` has said so."""
 
 
-class ListenerError(Exception):
-    """The listener cannot start; `str()` says what is in the way."""
-
-
 @dataclass(frozen=True, slots=True)
 class DoorOptions:
     """How connections become sessions."""
@@ -85,10 +81,13 @@ class Entry:
 
 
 class Door:
-    """See the module. The options may change while it is open: sessions keep those that they began with."""
+    """See the module. The options may change while it is open: sessions keep those that they began with.
 
-    def __init__(self, name: str, listen: str, acceptor: Acceptor, memory: Memory) -> None:
-        self.name, self.listen, self.memory = name, listen, memory
+    `shared`: other processes of this user may listen on the same address, and the kernel chooses among them.
+    """
+
+    def __init__(self, name: str, listen: str, acceptor: Acceptor, memory: Memory, *, shared: bool = False) -> None:
+        self.name, self.listen, self.memory, self._shared = name, listen, memory, shared
         self._acceptor = acceptor
         self._crowd = Crowd(LimitsSettings(), connections_max=0, connections_per_client_max=0)
         self._sessions: dict[Session, Entry] = {}
@@ -118,12 +117,7 @@ class Door:
 
     def bind(self) -> str:
         """Take the address; the bound host:port. ListenerError if it is not to be had."""
-        host, port = split_address(self.listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise ListenerError(f"cannot listen on {self.listen}: {_explain(error)}") from error
+        self._socket = listen_on(self.listen, backlog=BACKLOG, shared=self._shared)
         self._socket.setblocking(False)
         bound = self._socket.getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
@@ -381,24 +375,3 @@ async def _readable(listening: socket.socket) -> None:
 def _note(came: asyncio.Future[None]) -> None:
     if not came.done():
         came.set_result(None)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port`. ListenerError for anything else."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ListenerError(f"{text!r} is not host:port")
-    return host.strip("[]"), int(port)
-
-
-def _explain(error: OSError) -> str:
-    """The reason with the way out."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return "the port is in use; stop what listens there (`ss -ltnp` names it) or choose another port"
-        case errno.EADDRNOTAVAIL:
-            return "this machine does not have that address"
-        case errno.EACCES:
-            return "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE"
-        case _:
-            return error.strerror or str(error)

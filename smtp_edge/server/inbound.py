@@ -91,6 +91,7 @@ class Inbound:
             auth_timeouts={section.name: section.timeout_s for section in settings.auth},
             memory=self._memory,
             sinks=sinks,
+            shared=settings.node.workers > 1,
         )
         try:
             plan = await self._listeners.prepare(limit_sizes(settings.listener, table), around)

@@ -20,8 +20,9 @@ from smtp_edge.envelope import Client, Recipient
 from smtp_edge.networks import ClientKeys, Networks
 from smtp_edge.reply import Reply
 from smtp_edge.server.access import compile_rules
-from smtp_edge.server.door import MESH, Door, DoorOptions, ListenerError
+from smtp_edge.server.door import MESH, Door, DoorOptions
 from smtp_edge.server.intake import IntakeOptions
+from smtp_edge.server.listening import ListenerError
 from smtp_edge.server.login import Passwords
 from smtp_edge.server.options import Acceptor, SessionOptions
 from smtp_edge.server.pace import PaceLimits
@@ -59,6 +60,8 @@ class Surroundings:
     auth_timeouts: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=lambda: Memory(256 * 1024 * 1024))
     sinks: SinkChain | None = None
+    shared: bool = False
+    """Other workers listen on the same addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Listener:
         self._guard: Guard | None = None
         self._by_hand: bool | None = None
         self._surroundings = surroundings
-        self._door = Door(settings.name, settings.listen, acceptor, surroundings.memory)
+        shared = surroundings.shared
+        self._door = Door(settings.name, settings.listen, acceptor, surroundings.memory, shared=shared)
 
     def prepare(self, settings: ListenerSettings, surroundings: Surroundings) -> Prepared:
         """Read all the files that a listener needs and build its options. ListenerError. Blocks."""

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from smtp_edge.server.door import ListenerError, split_address
 from smtp_edge.server.listener import Listener, Prepared, Surroundings
+from smtp_edge.server.listening import ListenerError, split_address
 from smtp_edge.server.options import Acceptor
 from smtp_edge.settings_inbound import ListenerSettings
 

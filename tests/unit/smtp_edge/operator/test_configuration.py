@@ -55,7 +55,7 @@ def warnings(folder: Path, text: str) -> list[str]:
         ('name = "a"', "name = 3", "node.name: must be a text in quotes, not 3"),
         ('name = "a"', "", "node.name: is required"),
         ("[node]", "[gosip]\n[node]", "gosip: unknown key; did you mean gossip?"),
-        ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, tags, zone"),
+        ("[node]", "[node]\nqqq = 1", "node.qqq: unknown key; known here: data_dir, hostname, name, tags, workers, zone"),
         ("[node]", "[node]\ndata_dir = 3", "node.data_dir: must be a path in quotes, not 3"),
         ("[node]", "[queue]\nretry_frist_s = 1\n[node]", "queue.retry_frist_s: unknown key; did you mean retry_first_s?"),
         ("[[listener]]", "[[listener]]\nxclient_networks = []", 'listener[0].xclient_networks: unknown key; it is a [[sink]] with use = "xclient" and with = { networks = [...] } now'),

@@ -13,8 +13,8 @@ from gossip.identity import Authority
 from smtp_edge.auth.api import Authenticator, AuthError
 from smtp_edge.envelope import Client
 from smtp_edge.routes import build_table
-from smtp_edge.server.door import ListenerError
 from smtp_edge.server.inbound import Inbound
+from smtp_edge.server.listening import ListenerError
 from smtp_edge.settings import Settings
 from tests.unit.smtp_edge.server.doors import HOSTNAME, RawClient, Remembering, build_identity, write_certificate
 from tests.unit.smtp_edge.server.test_listeners import dial

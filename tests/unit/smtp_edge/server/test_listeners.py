@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from smtp_edge.demo.cluster import find_port
-from smtp_edge.server.door import ListenerError
 from smtp_edge.server.listener import Listener, Surroundings
 from smtp_edge.server.listeners import Listeners
+from smtp_edge.server.listening import ListenerError
 from smtp_edge.settings_inbound import LimitsSettings, ListenerSettings
 from tests.unit.smtp_edge.dispatch.fakes import until
 from tests.unit.smtp_edge.server.doors import (
