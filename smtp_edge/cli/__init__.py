@@ -28,6 +28,7 @@ from smtp_edge.cli.common import (
     open_client,
     show,
 )
+from smtp_edge.cli.everyone import show_all
 from smtp_edge.cli.health import health
 from smtp_edge.cli.orders import host_group, node_group, pin, reload, unpin
 from smtp_edge.cli.queue import queue_group, why
@@ -269,7 +270,7 @@ def status(wait: bool, timeout: float, config: Path, admin: str | None, as_json:
         from smtp_edge.cli.waiting import wait_ready
 
         wait_ready(config, admin, timeout)
-    show(config, admin, as_json, "GetStatus", {}, "show_status")
+    show_all(config, admin, as_json, "GetStatus", {}, "show_status", headings=False)
 
 
 @cli.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,12 +29,36 @@ CONFIG = click.option(
     show_default=True,
     help="The node's configuration.",
 )
-ADMIN = click.option(
+WORKER_KEY = "smtp_edge.cli.worker"
+"""In click's notes of a command: what --worker said."""
+
+
+def _note_worker(context: click.Context, _option: click.Parameter, number: int | None) -> None:
+    if number is not None:
+        context.meta[WORKER_KEY] = number
+
+
+_ADMIN = click.option(
     "--admin",
     metavar="ADDRESS",
     envvar="SMTPMESH_ADMIN",
     help="Where the node's admin service is: unix:PATH or HOST:PORT. [env SMTPMESH_ADMIN; else from --config]",
 )
+_WORKER = click.option(
+    "--worker",
+    type=click.IntRange(1),
+    metavar="K",
+    expose_value=False,
+    callback=_note_worker,
+    help="Ask this worker alone. [default: all where the whole machine is meant, else the first]",
+)
+
+
+def ADMIN(command: Callable[..., None]) -> Callable[..., None]:
+    """Which process is asked."""
+    return _ADMIN(_WORKER(command))
+
+
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 
 
@@ -71,17 +96,58 @@ def show(
     click.echo(tables.to_json(answer) if as_json else chosen(answer))
 
 
-def open_client(config: Path, admin: str | None, *, hint: str = "--admin") -> Any:
-    """A client of the node in question. CallError, UnreachableError. `hint`: the option that named the address."""
-    from smtp_edge.admin.address import find_fault, needs_certificates
-    from smtp_edge.admin.client import AdminClient
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a process of the node is asked."""
 
-    if admin is not None and (fault := find_fault(admin)):
+    name: str
+    """The worker's; empty for a node of one process, or where `--admin` said it."""
+    address: str
+    cluster: Any = None
+    """Its certificates, if they are to be shown."""
+
+    def open(self) -> Any:
+        """A client. CallError, UnreachableError."""
+        from smtp_edge.admin.client import AdminClient
+
+        return AdminClient(self.address, self.cluster)
+
+
+def open_client(config: Path, admin: str | None, *, hint: str = "--admin") -> Any:
+    """A client of the process in question. CallError, UnreachableError. `hint`: the option that named the address."""
+    return find_doors(config, admin, hint=hint)[0].open()
+
+
+def find_doors(config: Path, admin: str | None, *, hint: str = "--admin") -> list[Door]:
+    """All processes of the node, in their order; or the one that `--worker` or `--admin` names."""
+    from smtp_edge.admin.address import find_fault, needs_certificates
+
+    context = click.get_current_context(silent=True)
+    chosen = context.meta.get(WORKER_KEY) if context is not None else None
+    if admin is None:
+        return _find_doors(load_for_reading(config), chosen)
+    if chosen is not None:
+        raise click.UsageError(f"{hint} names one process, --worker another way to do that: leave one out")
+    if fault := find_fault(admin):
         raise click.BadParameter(f"{admin!r}: {fault}", param_hint=f"'{hint}'")
-    settings = load_for_reading(config) if admin is None or needs_certificates(admin) else None
-    address = admin if admin is not None else admin_address(settings)
-    secured = settings is not None and needs_certificates(admin or settings.admin.listen)
-    return AdminClient(address, settings.cluster if settings is not None and secured else None)
+    return [Door("", admin, load_for_reading(config).cluster if needs_certificates(admin) else None)]
+
+
+def _find_doors(settings: Any, chosen: int | None) -> list[Door]:
+    from smtp_edge.admin.address import needs_certificates
+    from smtp_edge.shards import find_stranded
+    from smtp_edge.workers import Worker, list_workers
+
+    count = settings.node.workers
+    workers = [*list_workers(count), *(item.worker for item in find_stranded(settings))]
+    if chosen is not None:
+        workers = [Worker(chosen, count)]
+    doors = []
+    for worker in workers:
+        own = worker.derive(settings)
+        cluster = own.cluster if needs_certificates(own.admin.listen) else None
+        doors.append(Door(own.node.name if len(workers) > 1 else "", admin_address(own), cluster))
+    return doors
 
 
 def admin_address(settings: Any) -> str:

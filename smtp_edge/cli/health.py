@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from smtp_edge.cli.common import ADMIN, CONFIG, JSON, Duration, open_client
+from smtp_edge.cli.common import ADMIN, CONFIG, EXIT_UNREACHABLE, JSON, Duration
+from smtp_edge.cli.everyone import Answer, ask_all
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
+SEVERITY = (OK, WARNING, UNKNOWN, CRITICAL)
+"""From what is well to what is worst."""
 WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 LITTLE_HEADROOM_PERMILLE = 500
 DOWN = ("down", "half-open")
@@ -62,21 +65,30 @@ def health(
     as_json: bool,
 ) -> None:
     """Is the node well? One line and performance data; ends with 0, 1, 2 or 3 as monitoring plugins do."""
-    from smtp_edge.admin.client import CallError, UnreachableError
-
     try:
-        with open_client(config, admin) as client:
-            answers = {name: client.call(name, {}) for name in ("GetStatus", "GetQueue", "GetRoutes", "ListNodes")}
-    except UnreachableError as error:
-        _end(CRITICAL, [Finding(CRITICAL, str(error))], "", {}, as_json=as_json)
-    except CallError as error:
-        _end(UNKNOWN, [Finding(UNKNOWN, str(error))], "", {}, as_json=as_json)
+        asked = ask_all(config, admin, _ask)
     except SystemExit:  # the configuration was refused, and why has been said
         sys.exit(UNKNOWN)
     bounds = Bounds(warn_waiting, crit_waiting, warn_oldest, crit_oldest)
-    findings = sorted(find_all(answers, bounds), key=lambda finding: -finding.level)
-    level = max((finding.level for finding in findings), default=OK)
-    _end(level, findings, answers["GetStatus"].name, measure(answers), as_json=as_json)
+    found = [finding for answer in asked for finding in _judge_worker(answer, bounds)]
+    findings = sorted(found, key=lambda finding: -SEVERITY.index(finding.level))
+    level = findings[0].level if findings else OK
+    good = [answer.value for answer in asked if answer.value is not None]
+    names = ", ".join(answers["GetStatus"].name for answers in good)
+    _end(level, findings, names, measure_all(good), as_json=as_json)
+
+
+def _ask(client: Any) -> dict[str, Any]:
+    return {name: client.call(name, {}) for name in ("GetStatus", "GetQueue", "GetRoutes", "ListNodes")}
+
+
+def _judge_worker(answer: Answer, bounds: Bounds) -> Iterator[Finding]:
+    """One that does not answer is a fault of the whole node; what the others find bears their names."""
+    if answer.value is None:
+        yield Finding(CRITICAL if answer.code == EXIT_UNREACHABLE else UNKNOWN, answer.trouble)
+        return
+    for finding in find_all(answer.value, bounds):
+        yield Finding(finding.level, f"{answer.name}: {finding.text}") if answer.name else finding
 
 
 def find_all(answers: dict[str, Any], bounds: Bounds) -> Iterator[Finding]:
@@ -127,6 +139,19 @@ def _judge_routes(answer: Any) -> Iterator[Finding]:
         down |= {hop.label for hop in route.next_hops if hop.state in DOWN and hop.hop.startswith("host:")}
     if down:
         yield Finding(WARNING, f"down: {', '.join(sorted(down))}")
+
+
+def measure_all(workers: list[dict[str, Any]]) -> dict[str, float]:
+    """Performance data of all workers together: sums, but for the worst of what is no count, and for the cluster."""
+    measured = [measure(answers) for answers in workers]
+    joined = dict(measured[0]) if measured else {}
+    for more in measured[1:]:
+        for name, value in more.items():
+            joined[name] = WORST[name](joined[name], value) if name in WORST else joined[name] + value
+    return joined
+
+
+WORST: dict[str, Callable[[float, float], float]] = {"oldest": max, "headroom": min, "members": max}
 
 
 def measure(answers: dict[str, Any]) -> dict[str, float]:

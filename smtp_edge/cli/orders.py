@@ -17,12 +17,13 @@ from smtp_edge.cli.common import (
     EXIT_NOT_DONE,
     EXIT_UNREACHABLE,
     JSON,
+    Door,
     Duration,
     fail,
+    find_doors,
     load_for_reading,
-    open_client,
-    show,
 )
+from smtp_edge.cli.everyone import ask_all, ask_one, end_with_troubles, show_all, show_answers
 
 POLL_S = 1.0
 RELOAD_MAX_S = 120.0
@@ -54,11 +55,13 @@ def drain_node(wait: bool, timeout: float, config: Path, admin: str | None, as_j
     Clients are answered 421, peers are told, health says NOT_SERVING. It stays so over restarts, until `node undrain`.
     """
     if not wait:
-        show(config, admin, as_json, "DrainNode", {}, _show_drain)
+        show_all(config, admin, as_json, "DrainNode", {}, _show_drain, headings=False)
         return
-    with _asking(config, admin) as client:
-        client.call("DrainNode", {})
-        _wait(client, timeout, as_json)
+    doors, deadline = find_doors(config, admin), time.monotonic() + timeout
+    end_with_troubles([ask_one(door, lambda client: client.call("DrainNode", {})) for door in doors])
+    for door in doors:
+        with _asking(door) as client:
+            _wait(client, deadline, timeout, as_json)
 
 
 @node_group.command("undrain")
@@ -67,7 +70,7 @@ def drain_node(wait: bool, timeout: float, config: Path, admin: str | None, as_j
 @JSON
 def undrain_node(config: Path, admin: str | None, as_json: bool) -> None:
     """Take mail again."""
-    show(config, admin, as_json, "UndrainNode", {}, _show_undrain)
+    show_all(config, admin, as_json, "UndrainNode", {}, _show_undrain, headings=False)
 
 
 def _show_drain(answer: Any) -> str:
@@ -80,11 +83,11 @@ def _show_undrain(answer: Any) -> str:
     return f"{answer.node_name} takes mail {'again' if answer.changed else 'already'}"
 
 
-def _wait(client: Any, timeout_s: float, as_json: bool) -> None:
-    """Ends the process unless it came to its end."""
+def _wait(client: Any, deadline: float, timeout_s: float, as_json: bool) -> None:
+    """Ends the process unless the drain came to its end before `deadline`, `timeout_s` after the order."""
     from smtp_edge.cli import tables
 
-    deadline, said, said_at = time.monotonic() + timeout_s, "", 0.0
+    said, said_at = "", 0.0
     while True:
         found = client.call("GetDrain", {})
         now = time.monotonic()
@@ -155,14 +158,17 @@ def _order_host(
     shower: Callable[[str, Any], str],
 ) -> None:
     if not everywhere:
-        show(config, admin, as_json, method, {"host": name}, lambda answer: shower(name, answer))
+        request = {"host": name}
+        show_all(config, admin, as_json, method, request, lambda answer: shower(name, answer), headings=False)
         return
     told: list[dict[str, str]] = []
-    with _asking(config, admin) as client:
-        answer = client.call("ListNodes", {})
-        own = next(item for item in answer.nodes if item.self)
-        told.append(_tell(client, own.name, method, name, shower))
-    told += [_tell_other(item, config, method, name, shower) for item in answer.nodes if not item.self]
+    for door in find_doors(config, admin):
+        with _asking(door) as client:
+            answer = client.call("ListNodes", {})
+            own = next(item for item in answer.nodes if item.self)
+            told.append(_tell(client, own.name, method, name, shower))
+    mine = {item["node"] for item in told}
+    told += [_tell_other(item, config, method, name, shower) for item in answer.nodes if item.name not in mine]
     if as_json:
         import json
 
@@ -216,7 +222,7 @@ def pin(class_id: str, hop: str, for_s: float, config: Path, admin: str | None, 
     CLASS is a route's name, ROUTE>LIMIT for larger mail, or mx:DOMAIN. It ends by itself; `routes` shows it.
     """
     request = {"class_id": class_id, "hop": hop, "for_s": for_s}
-    show(config, admin, as_json, "Pin", request, lambda answer: _show_pin(answer))
+    show_all(config, admin, as_json, "Pin", request, _show_pin, headings=False)
 
 
 def _show_pin(answer: Any) -> str:
@@ -231,7 +237,8 @@ def _show_pin(answer: Any) -> str:
 @JSON
 def unpin(class_id: str, config: Path, admin: str | None, as_json: bool) -> None:
     """Let the routing rule decide about CLASS again."""
-    show(config, admin, as_json, "Unpin", {"class_id": class_id}, lambda answer: _show_unpin(class_id, answer))
+    request = {"class_id": class_id}
+    show_all(config, admin, as_json, "Unpin", request, lambda answer: _show_unpin(class_id, answer), headings=False)
 
 
 def _show_unpin(class_id: str, answer: Any) -> str:
@@ -251,7 +258,6 @@ def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> Non
 
     It is applied whole, or not at all. SIGHUP does the same. What needs a restart is named, and stays as it was.
     """
-    from smtp_edge.cli import tables
     from smtp_edge.configuration import ConfigurationError, load_configuration
 
     if admin is None:  # where the node is stands in the file that may be wrong
@@ -259,18 +265,24 @@ def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> Non
             load_configuration(config, files=False)
         except ConfigurationError as error:
             fail(f"{error}\nthe node was not asked, and goes on by its old configuration", EXIT_BAD_CONFIGURATION)
-    with _asking(config, admin) as client:
-        answer = client.call("Reload", {"dry_run": dry_run}, timeout_s=RELOAD_MAX_S)
+    request = {"dry_run": dry_run}
+    answers = ask_all(config, admin, lambda client: client.call("Reload", request, timeout_s=RELOAD_MAX_S))
+    done = [answer.value for answer in answers if answer.value is not None]
     if as_json:
-        click.echo(tables.to_json(answer))
+        show_answers([answer for answer in answers if answer.value is not None], True, str)
     else:
-        for warning in answer.warnings:
+        for warning in dict.fromkeys(warning for item in done for warning in item.warnings):
             click.echo(f"smtpmesh: warning: {warning}", err=True)
-    if answer.mistakes:
-        mistakes = "" if as_json else "\n".join(["", *answer.mistakes])
-        fail(f"{answer.node_name} goes on by its old configuration{mistakes}", EXIT_BAD_CONFIGURATION)
-    if not as_json:
-        click.echo(_show_reload(answer))
+        for item in done:
+            if not item.mistakes:
+                click.echo(_show_reload(item))
+    end_with_troubles(answers)
+    refused = [item for item in done if item.mistakes]
+    if refused:
+        names = ", ".join(item.node_name for item in refused)
+        mistakes = [] if as_json else list(dict.fromkeys(text for item in refused for text in item.mistakes))
+        head = f"{names} goes on by its old configuration"
+        fail("\n".join([head, *mistakes]), EXIT_BAD_CONFIGURATION)
 
 
 def _show_reload(answer: Any) -> str:
@@ -287,12 +299,12 @@ def _show_reload(answer: Any) -> str:
 
 
 @contextmanager
-def _asking(config: Path, admin: str | None) -> Iterator[Any]:
+def _asking(door: Door) -> Iterator[Any]:
     """A client; what goes wrong with it ends the process."""
     from smtp_edge.admin.client import CallError, UnreachableError
 
     try:
-        with open_client(config, admin) as client:
+        with door.open() as client:
             yield client
     except UnreachableError as error:
         fail(str(error), EXIT_UNREACHABLE)

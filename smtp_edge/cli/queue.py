@@ -14,18 +14,15 @@ from smtp_edge.cli.common import (
     CONFIG,
     EXIT_NOT_DONE,
     EXIT_TRY_AGAIN,
-    EXIT_UNREACHABLE,
     JSON,
     Duration,
-    fail,
-    open_client,
-    show,
 )
+from smtp_edge.cli.everyone import ask_all, end_with_troubles, show_all, show_found
 
 ASK_FROM = 2
 """Messages that are bounced or removed at once without a question to the person at the terminal: fewer than this."""
-ABORTED = "ABORTED"
-"""gRPC's status of what may be tried again."""
+COUNTED = ("changed", "under_way", "unfit", "damaged")
+"""What an order tells of deliveries."""
 
 
 def selection_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +77,7 @@ def queue_list(**values: Any) -> None:
 @JSON
 def queue_show(queue_id: str, config: Path, admin: str | None, as_json: bool) -> None:
     """One message: its recipients, where it stands, and everything that happened to it here."""
-    show(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
+    show_found(config, admin, as_json, "GetMessage", {"queue_id": queue_id}, "show_message")
 
 
 @queue_group.command("shape")
@@ -94,7 +91,7 @@ def queue_shape(by: str, states: tuple[str, ...], limit: int, config: Path, admi
     """How many deliveries wait, by domain and by age in doublings; the domains with most come first."""
     from smtp_edge.cli.queue_tables import show_shape
 
-    show(config, admin, as_json, "GetShape", {"by": by, "states": list(states), "limit": limit}, show_shape)
+    show_all(config, admin, as_json, "GetShape", {"by": by, "states": list(states), "limit": limit}, show_shape)
 
 
 @click.command("why")
@@ -106,14 +103,14 @@ def why(queue_id: str, config: Path, admin: str | None, as_json: bool) -> None:
     """Why a message is still here: the reason, what happens next, and what each next hop would need to take it."""
     from smtp_edge.cli.queue_tables import show_reasons
 
-    show(config, admin, as_json, "Why", {"queue_id": queue_id}, show_reasons)
+    show_found(config, admin, as_json, "Why", {"queue_id": queue_id}, show_reasons)
 
 
 def _show_queue(config: Path, admin: str | None, as_json: bool, limit: int, **selection: Any) -> None:
     from smtp_edge.cli.queue_tables import show_queue
 
     request = {"selection": _build_selection((), **selection), "limit": limit}
-    show(config, admin, as_json, "GetQueue", request, show_queue)
+    show_all(config, admin, as_json, "GetQueue", request, show_queue)
 
 
 def _build_selection(
@@ -140,15 +137,16 @@ def _build_selection(
 @queue_group.command("repair")
 @click.option("--check", "only_check", is_flag=True, help="Only say what is wrong.")
 @click.option("--force", is_flag=True, help="Build it anew although nothing seems to be wrong.")
+@click.option("--worker", default=1, show_default=True, type=click.IntRange(1), metavar="K", help="Whose queue.")
 @CONFIG
-def queue_repair(only_check: bool, force: bool, config: Path) -> None:
+def queue_repair(only_check: bool, force: bool, worker: int, config: Path) -> None:
     """Save what can be read of a damaged queue, while the node is stopped. Nothing is thrown away.
 
     The old database goes to a folder beside the new one, with a report. Mail that may be delivered already is held.
     """
     from smtp_edge.cli.repairing import repair_queue
 
-    repair_queue(config, only_check=only_check, force=force)
+    repair_queue(config, worker, only_check=only_check, force=force)
 
 
 # -- orders ------------------------------------------------------------------------------------------------------------
@@ -236,8 +234,6 @@ def _order(
     extra: dict[str, str] | None = None,
     **selection: Any,
 ) -> None:
-    from smtp_edge.admin.client import CallError, UnreachableError
-
     request: dict[str, Any] = {
         "action": action,
         "selection": _build_selection(queue_ids, **selection),
@@ -245,25 +241,25 @@ def _order(
         "reason": reason,
         **(extra or {}),
     }
-    try:
-        with open_client(config, admin) as client:
-            if asks and not dry_run and _is_asked():
-                _confirm(action, _carry_out(client, request | {"dry_run": True})["changed"])
-            done = _carry_out(client, request | {"dry_run": dry_run})
-    except UnreachableError as error:
-        fail(str(error), EXIT_UNREACHABLE)
-    except CallError as error:
-        fail(str(error), EXIT_TRY_AGAIN if error.code == ABORTED else EXIT_NOT_DONE)
-    _say(action, done, dry_run=dry_run, as_json=as_json)
+    if asks and not dry_run and _is_asked():
+        planned = ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": True}))
+        end_with_troubles(planned)
+        _confirm(action, sum(answer.value["changed"] for answer in planned))
+    answers = ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": dry_run}))
+    done = [answer.value for answer in answers if answer.value is not None]
+    if done:
+        _say(action, done, dry_run=dry_run, as_json=as_json)
+    end_with_troubles(answers)
+    _end(done)
 
 
 def _carry_out(client: Any, request: dict[str, Any]) -> dict[str, Any]:
     """All pages of an order; what they did together."""
-    done: dict[str, Any] = {"changed": 0, "under_way": 0, "unfit": 0, "damaged": 0, "queue_ids": []}
+    done: dict[str, Any] = dict.fromkeys(COUNTED, 0) | {"queue_ids": []}
     after: dict[str, Any] = {}
     while True:
         answer = client.call("ChangeQueue", request | after)
-        for name in ("changed", "under_way", "unfit", "damaged"):
+        for name in COUNTED:
             done[name] += getattr(answer, name)
         done["queue_ids"] += answer.queue_ids
         done["node_name"] = answer.node_name
@@ -282,16 +278,25 @@ def _confirm(action: str, count: int) -> None:
         click.confirm(f"{action} {count} deliveries?", abort=True, err=True)
 
 
-def _say(action: str, done: dict[str, Any], *, dry_run: bool, as_json: bool) -> None:
+def _say(action: str, done: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> None:
+    """What each worker did; those that had nothing to do are left out, if another one had."""
     from smtp_edge.cli.queue_tables import show_done
 
     if as_json:
         import json
 
-        click.echo(json.dumps({"action": action, "dry_run": dry_run, **done}, indent=2))
-    else:
-        click.echo(show_done(action, done, dry_run=dry_run))
-    if done["under_way"]:
+        whole: dict[str, Any] = {"workers": {item["node_name"]: item for item in done}}
+        click.echo(
+            json.dumps({"action": action, "dry_run": dry_run} | (done[0] if len(done) == 1 else whole), indent=2)
+        )
+        return
+    busy = [item for item in done if any(item[name] for name in COUNTED)]
+    for item in busy or done[:1]:
+        click.echo(show_done(action, item, dry_run=dry_run))
+
+
+def _end(done: list[dict[str, Any]]) -> None:
+    if any(item["under_way"] for item in done):
         sys.exit(EXIT_TRY_AGAIN)
-    if not done["changed"] + done["damaged"]:
+    if not any(item["changed"] + item["damaged"] for item in done):
         sys.exit(EXIT_NOT_DONE)

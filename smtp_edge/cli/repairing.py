@@ -14,11 +14,13 @@ from smtp_edge.queue.errors import StoreError
 from smtp_edge.queue.repair import check, repair
 from smtp_edge.routes import build_table
 from smtp_edge.sorting import Sorter
+from smtp_edge.workers import Worker
 
 
-def repair_queue(config: Path, *, only_check: bool, force: bool) -> None:
+def repair_queue(config: Path, worker: int, *, only_check: bool, force: bool) -> None:
     """Ends with 1 if something is wrong (check), or is lost or in doubt (repair)."""
-    settings = load_for_reading(config)
+    given = load_for_reading(config)
+    settings = Worker(worker, given.node.workers).derive(given)
     queue, sorter = settings.node.data_dir / "queue", Sorter(build_table(settings), find_hostname(settings))
     try:
         if only_check:

@@ -24,8 +24,8 @@ from smtp_edge.cli.common import (
     Duration,
     fail,
     load_for_reading,
-    open_client,
 )
+from smtp_edge.cli.everyone import find_holder
 
 if TYPE_CHECKING:
     from smtp_edge.cli.submitting import Submission
@@ -98,7 +98,7 @@ def _follow(queue_id: str, config: Path, admin: str | None, timeout_s: float) ->
 
     deadline = time.monotonic() + timeout_s
     try:
-        with open_client(config, admin) as client:
+        with find_holder(config, admin, "Why", {"queue_id": queue_id})[0].open() as client:
             while True:
                 answer = client.call("Why", {"queue_id": queue_id})
                 ends = [(item.delivery.state, item.answer) for item in answer.deliveries]

@@ -25,6 +25,12 @@ def to_json(answer: Message) -> str:
     return json.dumps(_to_plain(answer), indent=2, ensure_ascii=False)
 
 
+def to_json_of(answers: Mapping[str, Message]) -> str:
+    """Those of several workers, by their names."""
+    whole = {"workers": {name: _to_plain(answer) for name, answer in answers.items()}}
+    return json.dumps(whole, indent=2, ensure_ascii=False)
+
+
 def to_json_line(answer: Message) -> str:
     """The same without line breaks."""
     return json.dumps(_to_plain(answer), ensure_ascii=False)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smtp_edge.cli.common import EXIT_TRY_AGAIN, fail, open_client
+from smtp_edge.cli.common import EXIT_TRY_AGAIN, fail
+from smtp_edge.cli.everyone import ask_all
 
 POLL_S = 0.25
 
@@ -21,14 +22,17 @@ def wait_ready(config: Path, admin: str | None, timeout_s: float) -> None:
 
 
 def find_missing(config: Path, admin: str | None) -> str:
-    """What keeps the node from being ready; empty: nothing."""
-    from smtp_edge.admin.client import CallError, UnreachableError
+    """What keeps the node, or one of its workers, from being ready; empty: nothing."""
+    for answer in ask_all(config, admin, _ask):
+        if answer.trouble:
+            return answer.trouble
+        if answer.value:
+            return f"{answer.name}: {answer.value}" if answer.name else str(answer.value)
+    return ""
 
-    try:
-        with open_client(config, admin) as client:
-            return _judge(client.call("GetStatus", {}), client.call("GetGossipStats", {}))
-    except (UnreachableError, CallError) as error:
-        return str(error)
+
+def _ask(client: Any) -> str:
+    return _judge(client.call("GetStatus", {}), client.call("GetGossipStats", {}))
 
 
 def _judge(status: Any, stats: Any) -> str:
