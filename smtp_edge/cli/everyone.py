@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from smtp_edge.cli.common import EXIT_NOT_DONE, EXIT_TRY_AGAIN, EXIT_UNREACHABLE, Door, Shower, fail, find_doors
+from smtp_edge.cli.common import EXIT_NOT_DONE, EXIT_TRY_AGAIN, EXIT_UNREACHABLE, Door, Shower, find_doors
 
 ABORTED = "ABORTED"
 """gRPC's status of what may be tried again."""
@@ -31,6 +31,8 @@ class Answer:
     trouble: str = ""
     code: int = 0
     """For the exit of the command."""
+    absent: bool = False
+    """What was asked about is not there."""
 
 
 def ask_all(config: Path, admin: str | None, ask: Callable[[Any], Any]) -> list[Answer]:
@@ -40,7 +42,7 @@ def ask_all(config: Path, admin: str | None, ask: Callable[[Any], Any]) -> list[
 
 def ask_one(door: Door, ask: Callable[[Any], Any]) -> Answer:
     """What goes wrong is an answer, too."""
-    from smtp_edge.admin.client import CallError, UnreachableError
+    from smtp_edge.admin.client import NOT_FOUND, CallError, UnreachableError
 
     try:
         with door.open() as client:
@@ -49,7 +51,7 @@ def ask_one(door: Door, ask: Callable[[Any], Any]) -> Answer:
         return Answer(door.name, trouble=_named(door.name, str(error)), code=EXIT_UNREACHABLE)
     except CallError as error:
         code = EXIT_TRY_AGAIN if error.code == ABORTED else EXIT_NOT_DONE
-        return Answer(door.name, trouble=_named(door.name, str(error)), code=code)
+        return Answer(door.name, trouble=_named(door.name, str(error)), code=code, absent=error.code == NOT_FOUND)
 
 
 def show_all(
@@ -118,13 +120,16 @@ def find_holder(config: Path, admin: str | None, method: str, request: dict[str,
         answers.append(ask_one(door, lambda client: client.call(method, request)))
         if answers[-1].value is not None:
             break
-    last = answers[-1]
-    if last.value is None:
-        away = [answer.trouble for answer in answers if answer.code == EXIT_UNREACHABLE]  # it may be there
-        if away:
-            fail("\n".join(away), EXIT_UNREACHABLE)
-        fail(last.trouble.removeprefix(f"{last.name}: "), EXIT_NOT_DONE)
-    return doors[len(answers) - 1], last.value
+    if answers[-1].value is None:
+        end_with_troubles(forget_absent(answers))
+    return doors[len(answers) - 1], answers[-1].value
+
+
+def forget_absent(answers: list[Answer]) -> list[Answer]:
+    """Without those that do not have what was asked about, if there is another answer; else only one of them."""
+    others = [answer for answer in answers if not answer.absent]
+    first = answers[0]
+    return others or [replace(first, trouble=first.trouble.removeprefix(f"{first.name}: "))]
 
 
 def _named(name: str, text: str) -> str:

@@ -17,7 +17,7 @@ from smtp_edge.cli.common import (
     JSON,
     Duration,
 )
-from smtp_edge.cli.everyone import ask_all, end_with_troubles, show_all, show_found
+from smtp_edge.cli.everyone import ask_all, end_with_troubles, forget_absent, show_all, show_found
 
 ASK_FROM = 2
 """Messages that are bounced or removed at once without a question to the person at the terminal: fewer than this."""
@@ -242,10 +242,10 @@ def _order(
         **(extra or {}),
     }
     if asks and not dry_run and _is_asked():
-        planned = ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": True}))
+        planned = forget_absent(ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": True})))
         end_with_troubles(planned)
         _confirm(action, sum(answer.value["changed"] for answer in planned))
-    answers = ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": dry_run}))
+    answers = forget_absent(ask_all(config, admin, lambda client: _carry_out(client, request | {"dry_run": dry_run})))
     done = [answer.value for answer in answers if answer.value is not None]
     if done:
         _say(action, done, dry_run=dry_run, as_json=as_json)

@@ -31,6 +31,7 @@ from types import TracebackType
 
 from gossip.identity import Authority
 from smtp_edge.demo.ledger import Arrival, Kill, read_arrivals
+from smtp_edge.workers import number_file
 
 CLUSTER_NAME = "demo"
 PORTS = range(20_000, 30_000)
@@ -132,6 +133,7 @@ class Relay:
     folder: Path
     ports: Mapping[str, int]
     server: Server
+    workers: int = 1
 
     @property
     def hostname(self) -> str:
@@ -140,8 +142,13 @@ class Relay:
 
     @property
     def admin(self) -> str:
-        """Address of its admin service."""
-        return f"unix:{self.folder / 'admin.sock'}"
+        """Address of its admin service; of its first worker."""
+        return self.admins[0]
+
+    @property
+    def admins(self) -> list[str]:
+        """Those of all its workers."""
+        return [f"unix:{number_file(self.folder / 'admin.sock', n)}" for n in range(1, self.workers + 1)]
 
     @property
     def smtp(self) -> tuple[str, int]:
@@ -181,12 +188,16 @@ class Cluster:
         hosts: Sequence[HostPlan] = (HostPlan("A", 20), HostPlan("B", 40), HostPlan("C", 80)),
         external: Mapping[str, int] | None = None,
         settings: str = "",
+        workers: int = 1,
     ) -> None:
-        """`external`: further smart hosts by name -> port. `settings`: TOML appended to every relay's configuration."""
+        """`external`: further smart hosts by name -> port. `settings`: TOML appended to every relay's configuration.
+
+        `workers`: processes of each relay.
+        """
         self.directory = directory
         self._taken: set[int] = set()
         self._external = dict(external or {})
-        self._settings = settings
+        self._settings, self._workers = settings, workers
         self.kills: list[Kill] = []
         directory.mkdir(parents=True, exist_ok=True)
         self.authority = _create_authority(directory)
@@ -202,15 +213,15 @@ class Cluster:
         name, folder = f"relay {letter}", self.directory / f"relay-{letter.lower()}"
         folder.mkdir()
         (folder / "data").mkdir(mode=0o700)
-        ports = {use: self._take_port() for use in ("smtp", "mesh", "gossip")}
+        ports = {use: self._take_port() for use in ("smtp", *(("mesh", "gossip") if self._workers == 1 else ()))}
+        if self._workers > 1:
+            ports |= {use: self._take_ports(self._workers) for use in ("mesh", "gossip")}
         issuer = authority or self.authority
-        certificate, key = issuer.issue(
-            name.replace(" ", "-").lower(), hosts=[relay_hostname(letter)], at=datetime.now(UTC)
-        )
-        (folder / "node.crt").write_bytes(certificate)
-        _write_private(folder / "node.key", key)
+        for number in range(1, self._workers + 1):
+            issue_identity(issuer, folder, name.replace(" ", "-").lower(), number, relay_hostname(letter))
         (folder / "ca.crt").write_bytes(issuer.certificate_pem)
-        relay = Relay(name, letter, folder, ports, Server(name, _run_command(folder), folder / "log.json"))
+        server = Server(name, _run_command(folder), folder / "log.json")
+        relay = Relay(name, letter, folder, ports, server, self._workers)
         relay.config.write_text(self._configuration(relay), encoding="utf-8")
         self.relays[name] = relay
         return relay
@@ -223,6 +234,17 @@ class Cluster:
         command += [word for local_part in plan.refuse for word in ("--refuse", local_part)]
         command += [word for local_part in plan.greylist for word in ("--greylist", local_part)]
         return Host(plan, port, ledger, ready, Server(plan.name, command, stem.with_suffix(".log")))
+
+    def _take_ports(self, count: int) -> int:
+        """The first of so many that follow each other."""
+        for _ in range(PORT_TRIES_MAX):
+            first = find_port(self._taken)
+            ports = set(range(first, first + count))
+            if not ports & self._taken and all(_is_free(port) for port in ports):
+                self._taken |= ports
+                _given.extend(ports)
+                return first
+        raise ClusterError(f"no {count} free ports in a row on 127.0.0.1")
 
     def _take_port(self) -> int:
         port = find_port(self._taken)
@@ -241,6 +263,7 @@ class Cluster:
                 join=json.dumps(join),
                 admin=json.dumps(relay.admin),
                 via=json.dumps(sorted(exits)),
+                workers=relay.workers,
                 **relay.ports,
             )
         ]
@@ -265,8 +288,9 @@ class Cluster:
     def wait_relay(self, relay: Relay, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until the relay's health says SERVING."""
         deadline = time.monotonic() + timeout_s
-        while not is_serving(relay.admin):
-            self._demand_alive(relay.server, deadline)
+        for admin in relay.admins:
+            while not is_serving(admin):
+                self._demand_alive(relay.server, deadline)
 
     def _wait_host(self, host: Host) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -371,6 +395,22 @@ def find_port(taken: set[int]) -> int:
     raise ClusterError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}")
 
 
+def issue_identity(authority: Authority, folder: Path, name: str, number: int, hostname: str) -> None:
+    """Certificate and key of a relay's worker."""
+    certificate, key = authority.issue(
+        name if number == 1 else f"{name}-{number}", hosts=[hostname], at=datetime.now(UTC)
+    )
+    number_file(folder / "node.crt", number).write_bytes(certificate)
+    _write_private(number_file(folder / "node.key", number), key)
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 def _create_authority(directory: Path) -> Authority:
     authority = Authority.create(CLUSTER_NAME, at=datetime.now(UTC))
     authority.save(directory / "ca.crt", directory / "ca.key")
@@ -403,6 +443,7 @@ CONFIGURATION = """\
 name = "{name}"
 hostname = "{hostname}"
 data_dir = "data"
+workers = {workers}
 
 [cluster]
 ca = "ca.crt"
