@@ -655,6 +655,7 @@ async def _serve(settings: Settings, config_path: Path, worker: Worker) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reloader.hang_up)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a supervisor's worker has held it back until here
     await node.start()
     if worker.retiring:
         await _wait_empty(node, stop)

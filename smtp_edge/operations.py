@@ -155,7 +155,9 @@ class Operations:
         return await self._set_drain(self._order(by), by)
 
     async def undrain_node(self, by: str) -> bool:
-        """See `drain_node`."""
+        """See `drain_node`. OrderError for a worker that is no more: it drains until it is empty."""
+        if self.orders.drain is not None and self.orders.drain.by == RETIRED:
+            raise OrderError("this worker is no more (node.workers): it drains until it is empty, and ends")
         return await self._set_drain(None, by)
 
     async def drain_host(self, name: str, by: str) -> bool:

@@ -318,8 +318,10 @@ def build_command(config_path: Path, worker: Worker) -> list[str]:
 def end_with(supervisor: int) -> bool:
     """In a worker: be sent SIGTERM when the supervisor is gone. False: it is gone already.
 
-    Linux only: elsewhere a worker whose supervisor was killed goes on.
+    Linux only: elsewhere a worker whose supervisor was killed goes on. A reload that is passed on before the worker can
+    do it waits (`node.run` lets it through); it must not end it.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     except (OSError, AttributeError):
