@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from smtp_edge.changes import RESTART
 from smtp_edge.settings import Settings
+from smtp_edge.workers import SHARED
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "node.example.toml"
 TEXT = EXAMPLE.read_text("utf-8")
@@ -55,6 +56,12 @@ def test_it_names_every_setting_and_no_other() -> None:
 def test_it_says_what_waits_for_a_restart() -> None:
     (line,) = [line for line in TEXT.splitlines() if line.startswith("# Only these wait for a restart: ")]
     assert line.partition(": ")[2].replace("[", "").replace("]", "").split() == list(RESTART)
+
+
+def test_it_says_which_limits_workers_share() -> None:
+    said = re.search(r"Divided among them, rounded up: (.*?)\.", re.sub(r"\n +# ", " ", TEXT))
+    assert said is not None
+    assert set(said[1].split(", ")) == {key for keys in SHARED.values() for key in keys}
 
 
 def test_values_are_the_defaults_unless_they_are_called_examples() -> None:
