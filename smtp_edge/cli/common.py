@@ -159,7 +159,7 @@ def admin_address(settings: Any) -> str:
     return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"
 
 
-def load_settings(config: Path) -> Any:
+def load_settings(config: Path, *, warn: bool = True) -> Any:
     """What a node needs: everything is checked, warnings are shown."""
     from smtp_edge.configuration import ConfigurationError, load_configuration
 
@@ -167,7 +167,7 @@ def load_settings(config: Path) -> Any:
         settings, warnings = load_configuration(config)
     except ConfigurationError as error:
         fail(str(error), EXIT_BAD_CONFIGURATION)
-    for warning in warnings:
+    for warning in warnings if warn else ():
         click.echo(f"smtpmesh: {config}: warning: {warning}", err=True)
     return settings
 

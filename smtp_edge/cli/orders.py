@@ -281,7 +281,7 @@ def reload(dry_run: bool, config: Path, admin: str | None, as_json: bool) -> Non
     if refused:
         names = ", ".join(item.node_name for item in refused)
         mistakes = [] if as_json else list(dict.fromkeys(text for item in refused for text in item.mistakes))
-        head = f"{names} goes on by its old configuration"
+        head = f"{names} {'go on by their' if len(refused) > 1 else 'goes on by its'} old configuration"
         fail("\n".join([head, *mistakes]), EXIT_BAD_CONFIGURATION)
 
 

@@ -25,7 +25,7 @@ def run_worker(config: Path, number: int, count: int | None, supervisor: int | N
 
     if supervisor is not None and not end_with(supervisor):
         return EXIT_NOT_DONE
-    settings = load_settings(config)
+    settings = load_settings(config, warn=supervisor is None)  # the supervisor has shown the warnings
     from smtp_edge import node
     from smtp_edge.workers import Worker
 

@@ -21,9 +21,9 @@ SETTINGS = "[queue]\nretry_first_s = 25\nretry_factor = 1\nretry_max_s = 25\n"
 CLOCKS_S = 2.0
 
 
-def smtpmesh(relay: Relay, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def smtpmesh(relay: Relay, *words: str, timeout_s: float = 60, config: bool = True) -> subprocess.CompletedProcess[str]:
     """The command, as an operator runs it on the relay's machine."""
-    command = [sys.executable, "-m", "smtp_edge.cli", *words, "--config", str(relay.config)]
+    command = [sys.executable, "-m", "smtp_edge.cli", *words, *(["--config", str(relay.config)] if config else [])]
     return subprocess.run(command, cwd=SOURCE_ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from smtp_edge.demo.cluster import Cluster, HostPlan, Relay, is_serving
+from smtp_edge.demo.cluster import Cluster, HostPlan, Relay, find_port, is_serving
 from smtp_edge.demo.ledger import Kill, Ledger, to_text
 from smtp_edge.demo.submit import Submitter
 from smtp_edge.demo.watch import AdminCalls
@@ -200,6 +199,38 @@ def test_drain_and_reload_reach_both(cluster: Cluster, relay: Relay) -> None:
     assert json.loads(smtpmesh(relay, "status", "--json").stdout)["configuration"]["needs_restart"] == ["node.workers"]
 
 
+def test_both_go_by_a_new_listener_and_by_renewed_certificates_or_neither_does(cluster: Cluster, relay: Relay) -> None:
+    cluster.start()
+    text, port = relay.config.read_text(), find_port(set(relay.ports.values()))
+    second = f'[[listener]]\nname = "second"\nlisten = "127.0.0.1:{port}"\n\n[admin]'
+    relay.config.write_text(text.replace("[admin]", second))
+    with socket.create_server(("127.0.0.1", port)):
+        refused = smtpmesh(relay, "reload")
+        assert refused.returncode == 78
+        assert refused.stderr.splitlines()[0] == "smtpmesh: relay-a-1, relay-a-2 go on by their old configuration"
+        assert "listener second: cannot listen on" in refused.stderr
+    assert smtpmesh(relay, "renew", str(relay.folder), "--from", str(cluster.directory), config=False).returncode == 0
+    applied = json.loads(smtpmesh(relay, "reload", "--json").stdout)["workers"]
+    for answer in applied.values():
+        assert sorted(answer["applied"]) == ["cluster.certificate (content)", "listener[second] (new)"]
+    assert [dial(port, patience_s=20) for _ in range(40)] == ["220"] * 40
+    os.kill(pid_of(relay, 1), signal.SIGSTOP)  # each has its own socket: who dials the stopped one gets no greeting
+    try:
+        answers = {dial(port) for _ in range(40)}
+    finally:
+        os.kill(pid_of(relay, 1), signal.SIGCONT)
+    assert answers == {"220", ""}
+
+
+def dial(port: int, patience_s: float = 0.3) -> str:
+    """The code of the greeting, or nothing."""
+    with socket.create_connection(("127.0.0.1", port), patience_s) as client:
+        try:
+            return client.recv(100)[:3].decode()
+        except TimeoutError:
+            return ""
+
+
 def test_a_message_is_found_in_the_worker_that_has_it(cluster: Cluster, relay: Relay) -> None:
     cut_off(cluster, relay.name)
     cluster.start()
@@ -263,15 +294,17 @@ def test_what_keeps_workers_from_running_is_said_before_they_do(cluster: Cluster
     (relay.folder / "node-2.key").unlink()
     made = smtpmesh(relay, "workers", "2", "--from", str(cluster.directory))
     assert made.returncode == 0, made.stderr
-    with suppress(ProcessLookupError):
-        assert smtpmesh(relay, "check-config").returncode == 0
-    stranger = Stranger(relay)
-    relay.server.spawn()
-    assert relay.server.process is not None
-    assert relay.server.process.wait(30) == 78
-    assert f"listener smtp: cannot listen on 127.0.0.1:{relay.ports['smtp']}: the port is in use" in relay.server.tail()
-    assert events(relay.server.log, "worker.started") == []
-    stranger.close()
+    assert smtpmesh(relay, "check-config").returncode == 0
+    port = relay.ports["smtp"]
+    with socket.create_server(relay.smtp, reuse_port=True):  # somebody else, who would even share it
+        assert end_of(relay) == 78
+        assert f"listener smtp: cannot listen on 127.0.0.1:{port}: the port is in use" in relay.server.tail()
+        assert events(relay.server.log, "worker.started") == []
+    port = relay.ports["mesh"] + 1
+    with socket.create_server(("127.0.0.1", port)):  # of the second worker alone: the first does not go on without it
+        assert end_of(relay) == 78
+        assert f"mesh.listen: cannot listen on 127.0.0.1:{port}: the port is in use" in relay.server.tail(40)
+        assert [line["worker"] for line in events(relay.server.log, "worker.refused")] == [2]
     relay.server.spawn()
     cluster.wait_relay(relay)
     second = smtpmesh(relay, "run")
@@ -279,13 +312,8 @@ def test_what_keeps_workers_from_running_is_said_before_they_do(cluster: Cluster
     assert "data is in use by process" in second.stderr
 
 
-class Stranger:
-    """Somebody else on the relay's port, who would share it."""
-
-    def __init__(self, relay: Relay) -> None:
-        import socket
-
-        self._socket: Any = socket.create_server(relay.smtp, reuse_port=True)
-
-    def close(self) -> None:
-        self._socket.close()
+def end_of(relay: Relay) -> int:
+    """The exit code of a start that comes to nothing."""
+    relay.server.spawn()
+    assert relay.server.process is not None
+    return relay.server.process.wait(40)
