@@ -35,6 +35,9 @@ from smtp_edge.workers import number_file
 
 CLUSTER_NAME = "demo"
 PORTS = range(20_000, 30_000)
+ROW = 8
+ROWS = range(30_000, 32_000, ROW)
+"""Where rows of ports begin, for relays of several workers."""
 PORTS_APART = 4
 """Processes that look for ports at the same time mostly look at different ones, one in so many each."""
 _given: deque[int] = deque(maxlen=1000)
@@ -237,14 +240,9 @@ class Cluster:
 
     def _take_ports(self, count: int) -> int:
         """The first of so many that follow each other."""
-        for _ in range(PORT_TRIES_MAX):
-            first = find_port(self._taken)
-            ports = set(range(first, first + count))
-            if not ports & self._taken and all(_is_free(port) for port in ports):
-                self._taken |= ports
-                _given.extend(ports)
-                return first
-        raise ClusterError(f"no {count} free ports in a row on 127.0.0.1")
+        first = find_ports(count)
+        self._taken |= set(range(first, first + count))
+        return first
 
     def _take_port(self) -> int:
         port = find_port(self._taken)
@@ -395,13 +393,17 @@ def find_port(taken: set[int]) -> int:
     raise ClusterError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}")
 
 
-def issue_identity(authority: Authority, folder: Path, name: str, number: int, hostname: str) -> None:
-    """Certificate and key of a relay's worker."""
-    certificate, key = authority.issue(
-        name if number == 1 else f"{name}-{number}", hosts=[hostname], at=datetime.now(UTC)
-    )
-    number_file(folder / "node.crt", number).write_bytes(certificate)
-    _write_private(number_file(folder / "node.key", number), key)
+def find_ports(count: int) -> int:
+    """The first of `count` loopback ports in a row that nobody listens on, at most `ROW` of them."""
+    assert count <= ROW
+    own = ROWS[os.getpid() % PORTS_APART :: PORTS_APART]
+    for _ in range(PORT_TRIES_MAX):
+        first = random.choice(own)
+        ports = range(first, first + count)
+        if first not in _given and all(_is_free(port) for port in ports):
+            _given.extend(ports)
+            return first
+    raise ClusterError(f"no {count} free ports in a row on 127.0.0.1 between {ROWS.start} and {ROWS.stop}")
 
 
 def _is_free(port: int) -> bool:
@@ -409,6 +411,15 @@ def _is_free(port: int) -> bool:
         probe.bind(("127.0.0.1", port))
         return True
     return False
+
+
+def issue_identity(authority: Authority, folder: Path, name: str, number: int, hostname: str) -> None:
+    """Certificate and key of a relay's worker."""
+    certificate, key = authority.issue(
+        name if number == 1 else f"{name}-{number}", hosts=[hostname], at=datetime.now(UTC)
+    )
+    number_file(folder / "node.crt", number).write_bytes(certificate)
+    _write_private(number_file(folder / "node.key", number), key)
 
 
 def _create_authority(directory: Path) -> Authority:

@@ -14,7 +14,7 @@ import pytest
 
 from smtp_edge.demo.cluster import Cluster, HostPlan, Relay, find_port, is_serving
 from smtp_edge.demo.ledger import Kill, Ledger, to_text
-from smtp_edge.demo.submit import Submitter
+from smtp_edge.demo.submit import Connections, Submitter
 from smtp_edge.demo.watch import AdminCalls
 from tests.e2e.scene import account, cut_off, events, wait_until
 from tests.e2e.test_drain import smtpmesh
@@ -54,9 +54,17 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+class Anew(Submitter):
+    """Clients that come anew for each message: the kernel chooses a worker each time."""
+
+    def _offer(self, connections: Connections, relay: str, message: bytes) -> str:
+        outcome = super()._offer(connections, relay, message)
+        connections.drop(relay)
+        return outcome
+
+
 def hurry(relay: Relay) -> Submitter:
-    """Clients that come anew for each message, so that the kernel has to choose a worker each time."""
-    return Submitter({"relay A": relay.smtp}, rate_mps=100, thread_count=16)
+    return Anew({"relay A": relay.smtp}, rate_mps=60, thread_count=12)
 
 
 def accepted(calls: AdminCalls, worker: int) -> int:
@@ -123,7 +131,7 @@ def test_mail_that_a_dead_worker_held_is_delivered_when_it_is_back(cluster: Clus
     cut_off(cluster, relay.name)
     cluster.start()
     calls = calls_of(relay)
-    load = Submitter({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
+    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
     load.start()
     assert load.join(30)
     held = {number: calls.waiting(str(number)) or 0 for number in (1, 2)}
@@ -234,7 +242,7 @@ def dial(port: int, patience_s: float = 0.3) -> str:
 def test_a_message_is_found_in_the_worker_that_has_it(cluster: Cluster, relay: Relay) -> None:
     cut_off(cluster, relay.name)
     cluster.start()
-    load = Submitter({"relay A": relay.smtp}, rate_mps=200, count_max=40, thread_count=12)
+    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=40, thread_count=12)
     load.start()
     assert load.join(30)
     shown = json.loads(smtpmesh(relay, "queue", "--json").stdout)["workers"]
@@ -258,7 +266,7 @@ def test_mail_of_a_worker_that_is_no_more_is_brought_out(cluster: Cluster, relay
     cut_off(cluster, relay.name)
     cluster.start()
     calls = calls_of(relay)
-    load = Submitter({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
+    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
     load.start()
     assert load.join(30)
     count = calls.waiting("2") or 0
