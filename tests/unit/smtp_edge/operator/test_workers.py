@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smtp_edge.configuration import ConfigurationError, load_configuration
+from smtp_edge.preflight import find_warnings
 from smtp_edge.queue.leftover import count_mail
 from smtp_edge.queue.rows import SCHEMA, SCHEMA_VERSION
 from smtp_edge.settings import Settings
@@ -298,6 +300,21 @@ def test_mail_of_a_worker_that_is_no_more_is_found(tmp_path: Path) -> None:
     (item,) = find_stranded(settings(node={"name": "a", "workers": 2, "data_dir": tmp_path}))
     assert (item.worker, item.count) == (Worker(3, 2), 2)
     assert str(item) == f"{tmp_path}/worker-3 holds 2 messages of worker 3, and workers = 2"
+
+
+def test_check_config_says_what_becomes_of_it(tmp_path: Path) -> None:
+    fill(tmp_path / "worker-3" / "queue", undelivered=1)
+    node = settings(
+        node={"name": "a", "data_dir": tmp_path}, cluster={"certificate": tmp_path / "node.crt"}, listener=[]
+    )
+    said = (
+        f"{tmp_path}/worker-3 holds 1 message of worker 3, and workers = 1; `smtpmesh run` drains it until it is empty"
+    )
+    assert list(find_warnings(node, datetime.now(UTC))) == [
+        f"{said}, but node-3.crt is missing: `smtpmesh workers 3` issues it"
+    ]
+    (tmp_path / "node-3.crt").touch()
+    assert list(find_warnings(node, datetime.now(UTC))) == [said]
 
 
 def test_what_cannot_be_read_counts_as_mail_and_what_is_not_there_as_none(tmp_path: Path) -> None:
