@@ -31,6 +31,12 @@ class Scans(Noting):
         await self.note("scan", message)
 
 
+class Marks(Noting):
+    async def data(self, message: Message) -> None:
+        message.add_header("X-Marked", f"by {self.node.hostname}", last=True)
+        await self.note("mark", message)
+
+
 class Expands(Noting):
     async def expand(self, message: Message) -> Expansion | None:
         (recipient,) = message.envelope.recipients

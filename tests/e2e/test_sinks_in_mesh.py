@@ -2,6 +2,8 @@
 killed in between.
 
 client -> A ──mesh──> B or C -> keeper        the same sinks are bound on A, B and C
+
+The way over two relays, A -> B -> C, is `test_sinks_along_a_row.py`.
 """
 
 from __future__ import annotations
@@ -36,8 +38,12 @@ class Scene:
     def __init__(self, cluster: Cluster, keeper: Keeper, calls: AdminCalls, notes: Path) -> None:
         self.cluster, self.keeper, self.calls, self.notes = cluster, keeper, calls, notes
 
+    def client(self) -> smtplib.SMTP:
+        """Of A, greeted."""
+        return smtplib.SMTP(*self.cluster.relays["relay A"].smtp, timeout=20)
+
     def submit(self, subject: str) -> None:
-        with smtplib.SMTP(*self.cluster.relays["relay A"].smtp, timeout=20) as client:
+        with self.client() as client:
             client.sendmail("sue@demo.test", ["all@demo.test"], f"Subject: {subject}\r\n\r\nhello\r\n")
 
     def gate(self, what: str) -> Path:
@@ -104,18 +110,7 @@ def test_a_message_is_scanned_expanded_and_marked_once_on_its_way_through_the_me
 def test_the_same_when_the_first_relay_is_killed_between_any_two_steps(scene: Scene) -> None:
     # before the 250: the client still has it, and comes again
     gate = scene.gate("scan")
-    with smtplib.SMTP(*scene.cluster.relays["relay A"].smtp, timeout=20) as client:
-        client.ehlo()
-        client.mail("sue@demo.test")
-        client.rcpt("all@demo.test")
-        client.putcmd("DATA")
-        client.getreply()
-        client.send(b"Subject: scanning\r\n\r\nhello\r\n.\r\n")
-        wait_until(lambda: scene.noted("scan", "scanning"), 20, "the scan")
-        scene.cluster.kill("relay A")
-        with pytest.raises(smtplib.SMTPServerDisconnected):
-            client.getreply()
-        client.close()
+    kill_while_scanning(scene)
     gate.unlink()
     scene.restart_a()
     assert not scene.reached("scanning")
@@ -148,6 +143,22 @@ def test_the_same_when_the_first_relay_is_killed_between_any_two_steps(scene: Sc
     scene.cluster.kill("relay A")
     scene.restart_a()
     scene.check("gone")
+
+
+def kill_while_scanning(scene: Scene) -> None:
+    """Kill A before it answers: the client still has the message."""
+    with scene.client() as client:
+        client.ehlo()
+        client.mail("sue@demo.test")
+        client.rcpt("all@demo.test")
+        client.putcmd("DATA")
+        client.getreply()
+        client.send(b"Subject: scanning\r\n\r\nhello\r\n.\r\n")
+        wait_until(lambda: scene.noted("scan", "scanning"), 20, "the scan")
+        scene.cluster.kill("relay A")
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            client.getreply()
+        client.close()
 
 
 def expanded(scene: Scene) -> bool:

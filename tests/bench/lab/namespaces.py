@@ -1,4 +1,4 @@
-"""Network namespaces for clusters: one with nothing but loopback, or one per member, joined by two bridges.
+"""Network namespaces for clusters: one with nothing but loopback, or one per member, on two bridges or in a row.
 
 Needs root and iproute2, no packet filter: what is cut is an interface between two bridges, or one neighbour entry.
 Names carry the process id of their maker; whatever was made is removed by `close`.
@@ -6,17 +6,23 @@ Names carry the process id of their maker; whatever was made is removed by `clos
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 NOWHERE = "02:00:00:00:00:ff"
 """A hardware address that nobody has: frames to it reach every port of the bridges and are dropped there."""
+CLONE_NEWNET = 0x40000000
+"""Of setns(2)."""
 
 
 def unavailable() -> str:
@@ -36,6 +42,21 @@ def unavailable() -> str:
 def ip(*words: str) -> None:
     """Run ip(8); CalledProcessError with its stderr."""
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10)
+
+
+def call_inside(name: str, function: Callable[[], T]) -> T:
+    """Call it in a namespace. Sockets that it makes are of there, whoever uses them afterwards."""
+    with ThreadPoolExecutor(1, initializer=_enter, initargs=(name,)) as thread:  # only this thread moves, and it ends
+        return thread.submit(function).result(30)
+
+
+def _enter(name: str) -> None:
+    descriptor = os.open(f"/var/run/netns/{name}", os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"setns to {name}")
+    finally:
+        os.close(descriptor)
 
 
 class Names:
@@ -136,3 +157,43 @@ class Halves(Names):
     def unblock(self, sender: str, receiver: str) -> None:
         """Back to normal."""
         ip("-n", self._spaces[sender], "neigh", "del", "to", self.host(receiver), "dev", "eth0")
+
+
+class Row(Names):
+    """Members in a row: each has a cable to the one before it and the one behind it, and no way to the others.
+
+    m1 --- m2 --- m3
+    """
+
+    def __init__(self, members: Sequence[str]) -> None:
+        super().__init__()
+        self.members = list(members)
+        self._spaces: dict[str, str] = {}
+        try:
+            for member in self.members:
+                self._spaces[member] = self.add(member)
+                ip("-n", self._spaces[member], "addr", "add", f"{self.host(member)}/32", "dev", "lo")
+            for left, right in itertools.pairwise(self.members):
+                self._connect(left, right)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, left: str, right: str) -> None:
+        one, other = self._spaces[left], self._spaces[right]
+        ip("-n", one, "link", "add", "right", "type", "veth", "peer", "name", "left", "netns", other)
+        for space, device, own, there in ((one, "right", left, right), (other, "left", right, left)):
+            ip("-n", space, "link", "set", device, "up")
+            ip("-n", space, "route", "add", self.host(there), "dev", device, "src", self.host(own))
+
+    def space(self, member: str) -> str:
+        """Name of its namespace."""
+        return self._spaces[member]
+
+    def host(self, member: str) -> str:
+        """Its address."""
+        return f"10.99.1.{self.members.index(member) + 1}"
+
+    def inside(self, member: str) -> Sequence[str]:
+        """Words before a command that is to run there."""
+        return ["ip", "netns", "exec", self._spaces[member]]
