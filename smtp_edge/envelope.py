@@ -9,7 +9,9 @@ larger data a spool file.
 
 from __future__ import annotations
 
+import base64
 import enum
+import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +86,32 @@ class Envelope:
     """REQUIRETLS (RFC 8689): only over verified TLS, to hops that promise the same."""
     verp: bool = False
     """Each recipient has a reverse-path of its own, made of `sender` (`own_sender`); kept to ourselves."""
+    verp_key: str = ""
+    """With it, and `verp`, that reverse-path has the recipient's tag instead of the address; a secret."""
 
 
-def own_sender(sender: str, recipient: str) -> str:
-    """The reverse-path of one recipient (VERP): `local+recipient=domain@sender-domain`."""
+LOCAL_PART_BYTES_MAX = 64
+"""RFC 5321 section 4.5.3.1.1."""
+TAG_BYTES = 10
+"""Of a MAC; 16 characters."""
+
+
+def own_sender(sender: str, recipient: str, key: str = "") -> str:
+    """The reverse-path of one recipient (VERP): `local+user=domain@sender-domain`, or `local+TAG@...` with a key.
+
+    `sender` itself where that would be no local part: too long, or of a user that has to be quoted.
+    """
     local, _, domain = sender.rpartition("@")
-    return f"{local}+{recipient.replace('@', '=')}@{domain}"
+    own = f"{local}+{verp_tag(key, recipient) if key else recipient.replace('@', '=')}"
+    if len(own.encode("utf-8", "surrogateescape")) > LOCAL_PART_BYTES_MAX or '"' in own:
+        return sender
+    return f"{own}@{domain}"
+
+
+def verp_tag(key: str, recipient: str) -> str:
+    """16 letters and digits that stand for an address, whatever its case, and that nobody makes who has not the key."""
+    mac = hmac.digest(key.encode(), recipient.lower().encode("utf-8", "surrogateescape"), "sha256")
+    return base64.b32encode(mac[:TAG_BYTES]).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)

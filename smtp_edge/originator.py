@@ -61,6 +61,7 @@ class Originator:
             body_type,
             smtputf8=not all(map(str.isascii, addresses)),
             verp=mail.verp and bool(mail.sender),
+            verp_key=mail.verp_key,
         )
         data = await self._keep(mail.content)
         entry = self._entry(envelope, data, at, at, client)

@@ -53,6 +53,7 @@ class Part:
 
     sender: str | None
     verp: bool
+    verp_key: str
     fields: tuple[Field, ...]
     recipients: dict[str, Recipient] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ class Expander:
 
     def __init__(self, chain: SinkChain, claim: Claim, content: Content) -> None:
         self._chain, self._claim, self._content = chain, claim, content
-        self.found = Expanded([Part(None, False, content.header.fields)])
+        self.found = Expanded([Part(None, False, "", content.header.fields)])
 
     async def run(self) -> Expanded:
         """All recipients. SinkFailure."""
@@ -114,7 +115,7 @@ class Expander:
         if expansion.sender is not None or seen.edited:
             sender = part.sender if expansion.sender is None else expansion.sender
             verp = expansion.verp and bool(expansion.sender)
-            part = Part(sender, verp, seen.fields)
+            part = Part(sender, verp, expansion.verp_key, seen.fields)
             self.found.parts.append(part)
         if top is not None and (expansion.sender is not None or not expansion.recipients):
             self.found.relisted.append(top)
@@ -131,7 +132,8 @@ class Expander:
         headers = Headers(part.fields)
         facts = Facts(None, sender, (recipient,), entry.data.size_bytes, headers.all)
         for binding, _ in self._chain.matching("expand", lambda: facts):
-            seen = Message(Client((entry.client.split() or [""])[0]), envelope, self._content, part.fields)
+            client = Client((entry.client.split() or [""])[0])
+            seen = Message(client, envelope, self._content, part.fields, key=entry.origin)
             answer = await binding.ask("expand", binding.sink.expand(seen), Expansion)
             if answer is not None:
                 return binding, answer, seen
@@ -189,6 +191,7 @@ def _address(envelope: Envelope, part: Part) -> Envelope:
         envid="",
         ret="",
         verp=part.verp,
+        verp_key=part.verp_key,
     )
 
 

@@ -97,8 +97,9 @@ def as_sent(entry: Entry, delivery: Delivery) -> Entry:
     """The entry as this delivery has it: under VERP the reverse-path is that of its one recipient."""
     if not entry.envelope.verp:
         return entry
-    sender = own_sender(entry.envelope.sender, delivery.recipients[0].address)
-    return replace(entry, envelope=replace(entry.envelope, sender=sender, verp=False))
+    envelope = entry.envelope
+    sender = own_sender(envelope.sender, delivery.recipients[0].address, envelope.verp_key)
+    return replace(entry, envelope=replace(envelope, sender=sender, verp=False, verp_key=""))
 
 
 Key = tuple[str, int]

@@ -103,6 +103,7 @@ def encode_entry(entry: Entry) -> str:
             "ret": envelope.ret,
             "requiretls": envelope.requiretls,
             "verp": envelope.verp,
+            "verp_key": envelope.verp_key,
             "trace": entry.trace,
             "received_field": entry.received_field.decode("latin-1"),
             "client": entry.client,
@@ -148,6 +149,7 @@ def decode_entry(row: Row, body: Row | None, spool: Path) -> Entry:
             ret=_text(fields["ret"]),
             requiretls=bool(fields.get("requiretls", False)),
             verp=bool(fields.get("verp", False)),
+            verp_key=_text(fields.get("verp_key", "")),
         )
         return Entry(
             queue_id=queue_id,

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Protocol
 
 from smtp_edge.envelope import Client, Envelope, Recipient
+from smtp_edge.envelope import verp_tag as verp_tag
 from smtp_edge.networks import Networks
 from smtp_edge.reply import Reply
 from smtp_edge.sinks.delivery import Delivery as Delivery
@@ -241,7 +242,11 @@ class Mail:
     content: bytes
     """Header, empty line, body; lines end in CRLF, dots are as the author wrote them."""
     verp: bool = False
-    """Each recipient has a reverse-path of its own: `local+recipient=domain@sender-domain`."""
+    """Each recipient has a reverse-path of its own: `local+user=domain@sender-domain`. A recipient for whom that is no
+    local part (over 64 octets, or quoted) gets `sender` itself."""
+    verp_key: str = ""
+    """With `verp`: `local+TAG@sender-domain`, where TAG is `verp_tag(verp_key, recipient)`. Nobody makes up a bounce
+    who has not seen that reverse-path, and it is never too long behind a local part of 47 octets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +262,8 @@ class Expansion:
     """Reverse-path of what they get; None = as it was, and so are the reports about it."""
     verp: bool = False
     """As in `Mail`; with a `sender` only."""
+    verp_key: str = ""
+    """As in `Mail`."""
     also: tuple[Mail, ...] = ()
     """Other mail that goes out because of it."""
 

@@ -160,6 +160,7 @@ class Message:
         content: Content,
         fields: tuple[Field, ...],
         editing: Editing | None = None,
+        key: str = "",
     ) -> None:
         """Without `editing` the body stays as it is."""
         self.client, self.envelope = client, envelope
@@ -168,6 +169,9 @@ class Message:
         """Raw, edits included."""
         self.editing = editing
         self._editing = editing
+        self.key = key
+        """At `expand`: names the message as it was accepted. Asked again after a crash it is the same; if a client has
+        sent the same mail twice, the second one has another. Empty at `data`."""
 
     @property
     def size_bytes(self) -> int:

@@ -112,11 +112,18 @@ async def deliver(
 
 
 async def expand(
-    sink: Sink, message: bytes, recipient: str, *, sender: str = "sender@example.net", limit_s: float = 30.0
+    sink: Sink,
+    message: bytes,
+    recipient: str,
+    *,
+    sender: str = "sender@example.net",
+    key: str = "node/message",
+    limit_s: float = 30.0,
 ) -> Expanded | None:
     """What a sink that is started makes of one recipient; None: it is not its. SinkFailure."""
     content = await Content.load(_store(message))
-    seen = Message(CLIENT, Envelope(sender, (Recipient(recipient),)), content, content.header.fields)
+    envelope = Envelope(sender, (Recipient(recipient),))
+    seen = Message(CLIENT, envelope, content, content.header.fields, key=key)
     binding = Binding(type(sink).__name__, sink, timeout_s=limit_s)
     answer = await binding.ask("expand", sink.expand(seen), Expansion)
     if answer is None:

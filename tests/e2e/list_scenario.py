@@ -14,6 +14,7 @@ from __future__ import annotations
 import email
 import email.message
 import email.policy
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,10 +62,11 @@ def parse(kept: Kept) -> email.message.Message:
 
 
 def name_sender(sender: str, recipient: str) -> str:
-    """In words."""
+    """In words. Whose it is may be told by the address, or by a tag that only the list can read."""
     if not sender:
         return "nobody"
-    if sender == f"talk-bounces+{recipient.replace('@', '=')}@lists.test":
+    address = re.escape(recipient.replace("@", "="))
+    if re.fullmatch(rf"talk-bounces\+({address}|[a-z2-7]{{16}})@lists\.test", sender):
         return "the list's own for this member"
     return "the list's" if sender == "talk-bounces@lists.test" else sender
 

@@ -132,6 +132,24 @@ def test_whoever_writes_to_a_list_that_is_none_is_told_at_once(node: Node) -> No
         assert client.rcpt(LIST)[0] == 250
 
 
+def test_a_post_that_its_client_sends_again_is_posted_once_also_after_a_kill(node: Node) -> None:
+    store = Store(node.cluster.relays["relay A"].data_dir / "sinks" / "lists")
+    store.add_members(LIST, [ANN, BOB], time.time())
+    store.close()
+    for number in range(3):
+        if number == 2:
+            node.cluster.kill("relay A")
+            node.cluster.restart("relay A")
+        node.send(ANN, LIST, "once", Message_ID="<once@people.test>")
+        assert len(received_of(node.take(), "once")) == (0 if number else 2)
+    node.send(ANN, LIST, "other", Message_ID="<other@people.test>")
+    assert len(received_of(node.take(), "other")) == 2
+
+
+def received_of(mails: list[Kept], subject: str) -> list[str]:
+    return [who for kept in mails if f"Subject: {subject}\r\n".encode() in kept.data for who in kept.recipients]
+
+
 def test_all_members_get_one_copy_each_through_kills_of_the_relay(node: Node) -> None:
     relay, count = node.cluster.relays["relay A"], 10_000 if FULL else 1_500
     database = relay.data_dir / "sinks" / "lists"
@@ -142,7 +160,8 @@ def test_all_members_get_one_copy_each_through_kills_of_the_relay(node: Node) ->
     store.close()
     node.cluster.restart("relay A")
     with smtplib.SMTP(*relay.smtp, timeout=20) as client:
-        client.sendmail(ANN, [LIST], f"From: {ANN}\r\nSubject: to all\r\n\r\nhello\r\n")
+        header = f"From: {ANN}\r\nMessage-ID: <to-all@people.test>\r\nSubject: to all\r\n"
+        client.sendmail(ANN, [LIST], f"{header}\r\nhello\r\n")
     for share in (0.0, 0.2, 0.6):  # while it is expanded, and while its copies go out
         wait_until(lambda share=share: len(node.keeper.messages) >= share * count, 120, "copies")
         node.cluster.kill("relay A")

@@ -1,22 +1,28 @@
-"""Reports about members' mail (RFC 3464): which of them say that an address takes no mail any more. Pure."""
+"""Reports about members' mail (RFC 3464): which of them say that an address takes no mail any more. Pure.
+
+Anybody can write a report. One counts at the reverse-path of that member alone, whose tag nobody can make up who has
+not seen a copy of the member's (the member, its mail servers, those to whom they passed it on with its Return-Path).
+"""
 
 from __future__ import annotations
 
 import email
 import email.message
-from collections.abc import Iterator
+import hmac
+from collections.abc import Iterable, Iterator
 
 from smtp_edge.applications.lists.names import MailingList
 from smtp_edge.applications.lists.store import Effect, State
+from smtp_edge.sinks.api import verp_tag
 
 _NOT_OF_THE_ADDRESS = ("5.2.3", "5.3.4", "5.6.", "5.7.")
 """Too large, not readable, not wanted (RFC 3463): the next post may well be taken."""
 
 
-def find_member(detail: str) -> str:
-    """Whose copy it was: `user=domain` is what VERP made of the address; empty if it is none."""
-    local, separator, domain = detail.rpartition("=")
-    return f"{local}@{domain}" if separator and local and domain else ""
+def find_member(tag: str, key: str, members: Iterable[str]) -> str:
+    """Whose copy it was, by the tag that VERP made of the address; empty if it is nobody's."""
+    known = tag.encode("utf-8", "surrogateescape")
+    return next((member for member in members if hmac.compare_digest(verp_tag(key, member).encode(), known)), "")
 
 
 def is_hard(report: bytes) -> bool:

@@ -6,7 +6,7 @@ talk-join@ talk-subscribe@                   join
 talk-leave@ talk-unsubscribe@                leave
 talk-confirm+TOKEN@                          what was asked for was meant
 talk-owner@                                  the owners
-talk-bounces@ talk-bounces+user=domain@      reverse-path of what a list sends; the latter tells whose copy it was
+talk-bounces@ talk-bounces+TAG@              reverse-path of what a list sends; the latter tells whose copy it was
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smtp_edge.address import SyntaxFault, parse_mailbox
 from smtp_edge.sinks.fields import make_field
 
 NAME_MAX = 32
-"""Octets of a list's local part: with `-confirm+` and a token it is no longer than a local part may be."""
+"""Octets of a list's local part: with `-confirm+` or `-bounces+` and 16 more it is no longer than one may be."""
 
 
 class Role(enum.StrEnum):

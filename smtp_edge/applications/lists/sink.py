@@ -16,13 +16,18 @@
 the folder of this binding, held posts beside it: back it up. A list that is no longer configured is not forgotten. All
 relays may have the binding, but members are where they joined: let one relay alone have it, and give it the domain.
 
-A post goes to all members as one entry of the queue, each with a reverse-path that tells whose copy it was. Nothing is
-added to its subject and text. Whether somebody is a member is told by the reverse-path at RCPT, and by From too when
-the post is there; neither is proof. A domain of lists takes mail for its lists and `postmaster` alone; with
-`unknown = "pass"` other addresses in it are somebody else's business.
+A post goes to all members as one entry of the queue, each with a reverse-path that tells whose copy it was
+(`bounces.py`). Nothing is added to its subject and text. Whether somebody is a member is told by the reverse-path at
+RCPT, and by From too when the post is there; neither is proof. A domain of lists takes mail for its lists and
+`postmaster` alone; with `unknown = "pass"` other addresses in it are somebody else's business.
+
+A post that comes again within 45 days is not posted again: the same Message-ID with the same text. That is what a
+client does that has lost a 250, a robot that is restarted, a loop that takes our fields away. RFC 5322 (3.6.4) has one
+Message-ID for one message, and Sympa goes by it alone; but programs exist that give all their mail the same one, and
+their posts differ. One without Message-ID is posted as often as it comes; Mailman does that with all.
 
 Crashes: what a message changes is written down with what came of it (`store.py`); asked again, the sink says the same.
-Not guaranteed: a client that sends one and the same message twice, byte for byte, is answered twice.
+Not guaranteed: a client that sends the same command twice, byte for byte, is answered twice.
 """
 
 from __future__ import annotations
@@ -142,6 +147,9 @@ class Lists(Sink):
         if has_been_here(headers, of):
             log.warning("lists.loop", list=of.address, sender=sender, message_id=headers.get("message-id"))
             return ENDED
+        if await self._is_repeat(message, of):
+            log.warning("lists.repeat", list=of.address, sender=sender, message_id=headers.get("message-id"))
+            return ENDED
         if is_reply_of_a_program(headers, sender):
             return await self._hold(message, of, "it is the answer of a program")
         if not await self._may_post(of, sender, find_author(headers, sender)):
@@ -149,7 +157,21 @@ class Lists(Sink):
         message.fields = dress(message.fields, of)
         copies = await self._recipients(of)
         log.info("lists.post", list=of.address, sender=sender, copies=len(copies))
-        return Expansion(copies, of.address_of(Role.BOUNCES), verp=True) if copies else ENDED
+        if not copies:
+            return ENDED
+        key = await offload(self.store.verp_key, of.address)
+        return Expansion(copies, of.address_of(Role.BOUNCES), verp=True, verp_key=key)
+
+    async def _is_repeat(self, message: Message, of: MailingList) -> bool:
+        """The list has had it before, in another message. Asked again about one message it is none."""
+        message_id = read_message_id(message.headers)
+        if not message_id:
+            return False
+        named = hashlib.sha256(f"post\0{of.address}\0{message_id}\0".encode("utf-8", "surrogateescape"))
+        async for chunk in message.body():
+            named.update(chunk)
+        first = await self._change(of, named.hexdigest(), lambda _: [("post", message.key)])
+        return first != [("post", message.key)]
 
     async def _recipients(self, of: MailingList) -> tuple[Recipient, ...]:
         """A list is the end of the author's way, and its own copies are not reported to them (RFC 3461 5.2.7.3)."""
@@ -177,7 +199,8 @@ class Lists(Sink):
         content = await offload(self.store.held_path(identity).read_bytes)
         header = split_header(content)
         whole = join_header(dress(header.fields, of)) + content[header.length :]
-        return Mail(of.address_of(Role.BOUNCES), copies, whole, verp=True) if copies else None
+        key = await offload(self.store.verp_key, of.address)
+        return Mail(of.address_of(Role.BOUNCES), copies, whole, verp=True, verp_key=key) if copies else None
 
     # -- commands and bounces ------------------------------------------------------------------------------------------
 
@@ -194,7 +217,7 @@ class Lists(Sink):
         return await self._answer(target.of, effects, read_message_id(headers))
 
     async def _take_bounce(self, message: Message, target: Target) -> Expansion:
-        member = find_member(target.detail)
+        member = await offload(self._find_member, target)
         identity, content = await _read(message)
         hard = not message.envelope.sender and bool(member) and is_hard(content)
         log.info("lists.bounce", list=target.of.address, member=member, hard=hard)
@@ -202,6 +225,10 @@ class Lists(Sink):
             return ENDED
         effects = await self._change(target.of, identity, lambda state: take_bounce(state, target.of, member))
         return await self._answer(target.of, effects, "")
+
+    def _find_member(self, target: Target) -> str:
+        address = target.of.address
+        return find_member(target.detail, self.store.verp_key(address), self.store.recipients(address))
 
     async def _answer(
         self, of: MailingList, effects: Sequence[Effect], message_id: str, excerpt: bytes = b""

@@ -27,7 +27,7 @@ HELD_LIFE_S = 30 * DAY_S
 JOURNAL_LIFE_S = 45 * DAY_S
 """Longer than any queue keeps a message that it may ask about again."""
 BOUNCE_DAYS = 14
-VERSION = 1
+VERSION = 2
 BUSY_S = 20.0
 SCHEMA = """
 CREATE TABLE members (list TEXT, key TEXT, address TEXT NOT NULL, joined_at REAL NOT NULL, disabled_at REAL,
@@ -41,6 +41,7 @@ CREATE TABLE answers (list TEXT, key TEXT, day INTEGER, count INTEGER NOT NULL, 
     WITHOUT ROWID;
 CREATE TABLE journal (identity TEXT PRIMARY KEY, effects TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 """
+SCHEMA_2 = "CREATE TABLE secrets (list TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID"
 
 
 class State:
@@ -171,6 +172,8 @@ class Store:
             if version == 0:
                 for statement in SCHEMA.split(";"):
                     self._connection.execute(statement)
+            if version < VERSION:
+                self._connection.execute(SCHEMA_2)
                 self._connection.execute(f"PRAGMA user_version = {VERSION}")
             self._connection.execute("COMMIT")
         except BaseException:
@@ -223,6 +226,14 @@ class Store:
         statement = "SELECT address FROM members WHERE list = ? AND disabled_at IS NULL ORDER BY key"
         with self._lock:
             return [str(address) for (address,) in self._connection.execute(statement, (list_id,))]
+
+    def verp_key(self, list_id: str) -> str:
+        """Of the tags in the reverse-paths of a list; made when it is wanted first, kept for ever."""
+        with self._lock:
+            fresh = secrets.token_hex(16)
+            self._connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (list_id, fresh))
+            (key,) = self._connection.execute("SELECT key FROM secrets WHERE list = ?", (list_id,)).fetchone()
+        return str(key)
 
     def ask(self, list_id: str) -> Reading:
         """Questions outside of a transaction."""

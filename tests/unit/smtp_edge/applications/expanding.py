@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smtp_edge.envelope import Envelope, MailData, Recipient
+from smtp_edge.envelope import Envelope, MailData, Recipient, own_sender
 from smtp_edge.sinks.api import Expansion, Mail, Message, Reject, Sink, TempFail
 from smtp_edge.sinks.fields import split_header
 from smtp_edge.sinks.message import Content, Headers
@@ -55,13 +55,13 @@ class Services:
         return 0
 
 
-async def make_message(content: bytes, sender: str, recipient: Recipient) -> Message:
+async def make_message(content: bytes, sender: str, recipient: Recipient, key: str = "") -> Message:
     """As a node shows it."""
     stuffed = DotStuffing().feed(content)
     end = stuffed.find(b"\r\n\r\n") + 4
     header = stuffed[:end] if end > 3 else stuffed
     data = await Content.load(MailData(len(stuffed), inline=stuffed, header=header))
-    return Message(CLIENT, Envelope(sender, (recipient,)), data, data.header.fields)
+    return Message(CLIENT, Envelope(sender, (recipient,)), data, data.header.fields, key=key)
 
 
 async def read(message: Message) -> bytes:
@@ -75,10 +75,12 @@ class World:
     sinks: Sequence[Sink]
     arrivals: list[Arrival] = field(default_factory=list)
     asked: int = 0
+    sent: int = 0
 
     async def send(self, content: bytes, sender: str, to: str | Recipient) -> str:
         """The refusal at RCPT, or nothing: then all has been delivered that came of it."""
         recipient = to if isinstance(to, Recipient) else Recipient(to)
+        self.sent += 1
         for sink in self.sinks:
             verdict = await sink.rcpt(CLIENT, Envelope(sender, (recipient,)), recipient)
             if isinstance(verdict, Reject | TempFail):
@@ -103,7 +105,7 @@ class World:
     ) -> list[tuple[bytes, str, Recipient]] | None:
         """One expansion; None: it is nobody's."""
         for sink in self.sinks:
-            message = await make_message(content, sender, recipient)
+            message = await make_message(content, sender, recipient, f"node/{self.sent}")
             self.asked += 1
             expansion = await sink.expand(message)
             if expansion is not None:
@@ -124,15 +126,13 @@ async def spread(message: Message, expansion: Expansion) -> list[tuple[bytes, st
     """What a node would queue."""
     content = await read(message)
     sender = message.envelope.sender if expansion.sender is None else expansion.sender
-    mails = [Mail(sender, expansion.recipients, content, expansion.verp), *expansion.also]
+    mails = [Mail(sender, expansion.recipients, content, expansion.verp, expansion.verp_key), *expansion.also]
     return [
-        (mail.content, verp(mail.sender, recipient.address) if mail.verp else mail.sender, recipient)
+        (
+            mail.content,
+            own_sender(mail.sender, recipient.address, mail.verp_key) if mail.verp else mail.sender,
+            recipient,
+        )
         for mail in mails
         for recipient in mail.recipients
     ]
-
-
-def verp(sender: str, recipient: str) -> str:
-    """As in `Mail.verp`."""
-    (local, _, domain), (name, _, host) = sender.rpartition("@"), recipient.rpartition("@")
-    return f"{local}+{name}={host}@{domain}"

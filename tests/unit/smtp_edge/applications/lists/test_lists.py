@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
@@ -13,10 +14,11 @@ import pytest
 from smtp_edge.applications.lists import sink as sink_module
 from smtp_edge.applications.lists.bounces import find_member, is_hard
 from smtp_edge.applications.lists.commands import ANSWERS_MAX
-from smtp_edge.applications.lists.names import Book, Role
+from smtp_edge.applications.lists.names import NAME_MAX, Book, Role
 from smtp_edge.applications.lists.sink import Lists
-from smtp_edge.applications.lists.store import DAY_S, HELD_LIFE_S, TOKEN_LIFE_S
-from smtp_edge.sinks.api import NodeServices
+from smtp_edge.applications.lists.store import DAY_S, HELD_LIFE_S, SCHEMA, TOKEN_LIFE_S, Store
+from smtp_edge.envelope import own_sender
+from smtp_edge.sinks.api import NodeServices, verp_tag
 from tests.unit.smtp_edge.applications.expanding import Arrival, Services, World
 
 TALK, OWNER, ANN, BOB, EVE = "talk@l.test", "owner@x.test", "ann@x.test", "bob@x.test", "eve@x.test"
@@ -60,7 +62,7 @@ class Village:
     def members(self) -> list[str]:
         return self.lists.store.recipients(TALK)
 
-    async def bounce(self, member: str, *, status: str = "5.1.1", sender: str = "") -> None:
+    async def bounce(self, member: str, *, status: str = "5.1.1", sender: str = "", to: str = "") -> None:
         report = (
             "Content-Type: multipart/report; report-type=delivery-status; boundary=b\r\n\r\n"
             "--b\r\nContent-Type: text/plain\r\n\r\nsorry\r\n"
@@ -68,7 +70,10 @@ class Village:
             f"Final-Recipient: rfc822; {member}\r\nAction: failed\r\nStatus: {status}\r\n\r\n--b--\r\n{self.now}\r\n"
         )
         self.now += 1
-        await self.world.send(report.encode(), sender, f"talk-bounces+{member.replace('@', '=')}@l.test")
+        await self.world.send(report.encode(), sender, to or self.reverse_path(member))
+
+    def reverse_path(self, member: str) -> str:
+        return own_sender("talk-bounces@l.test", member, self.lists.store.verp_key(TALK))
 
 
 @pytest.fixture
@@ -171,7 +176,7 @@ async def test_a_held_post_is_sent_as_it_came_in_whatever_octets(open_village: M
     await village.write(OWNER, approve)
     (copy,) = village.take(ANN)
     assert copy.body == b"\xff\xfe.dot\r\n.\r\nlast\r\n"
-    assert copy.sender == "talk-bounces+ann=x.test@l.test"
+    assert copy.sender == village.reverse_path(ANN)
     village.world.take()
     await village.write(OWNER, refuse, "too late")
     assert not [one for one in village.world.take() if one.recipient.address in (ANN, EVE)]
@@ -189,6 +194,98 @@ async def test_asked_again_after_a_crash_the_answer_is_the_same_and_nothing_happ
         answers.append([(one.recipient.address, one.headers.get("subject")) for one in village.world.take()])
     assert answers[0] == answers[1] != []
     assert village.members() == [ANN]
+
+
+async def test_a_post_that_comes_again_is_posted_once(open_village: Make) -> None:
+    village = await make_of(open_village)
+    await village.join(ANN, BOB)
+    post = b"From: ann@x.test\r\nMessage-ID: <1@x.test>\r\n\r\nhello\r\n"
+    again = {
+        "byte for byte": (post, 0),
+        "by another way": (b"Received: from a by b; Thu, 1 Jan 1970 00:00:00 +0000\r\n" + post, 0),
+        "another text": (post.replace(b"hello", b"hello again"), 1),
+        "another name": (post.replace(b"<1@", b"<2@"), 1),
+        "without a name": (post.replace(b"Message-ID: <1@x.test>\r\n", b""), 1),
+    }
+    await village.world.send(post, ANN, TALK)
+    assert [one.body for one in village.take(BOB)] == [b"hello\r\n"]
+    for how, (mail, copies) in again.items():
+        village.now += DAY_S
+        await village.world.send(mail, ANN, TALK)
+        assert len(village.take(BOB)) == copies, how
+
+
+async def test_a_post_that_is_asked_about_again_is_not_one_that_comes_again(open_village: Make) -> None:
+    village = await make_of(open_village)
+    await village.join(ANN, BOB)
+    post = b"From: ann@x.test\r\nMessage-ID: <1@x.test>\r\n\r\nhello\r\n"
+    for _ in range(2):  # the node has died before it took the first answer down
+        village.world.sent = 0
+        await village.world.send(post, ANN, TALK)
+        assert len(village.take(BOB)) == 1
+
+
+async def test_owners_hear_once_of_a_held_post_that_comes_again(open_village: Make) -> None:
+    village = await make_of(open_village)
+    for _ in range(3):
+        await village.world.send(b"From: eve@x.test\r\nMessage-ID: <1@x.test>\r\n\r\nbuy\r\n", EVE, TALK)
+    assert len(village.take(OWNER)) == 1
+
+
+async def test_nobody_makes_up_a_bounce_for_another_member(open_village: Make) -> None:
+    village = await make_of(open_village, bounces_max=1)
+    await village.join(ANN, BOB)
+    others = Lists({"walk@l.test": {"owners": [OWNER]}})
+    others.node = village.lists.node
+    await others.start()
+    key = others.store.verp_key("walk@l.test")
+    await others.stop()
+    made_up = [
+        "talk-bounces+ann=x.test@l.test",
+        "talk-bounces+ann=x.test=aaaaaaaaaaaaaaaa@l.test",
+        "talk-bounces+aaaaaaaaaaaaaaaa@l.test",
+        "talk-bounces@l.test",
+        own_sender("talk-bounces@l.test", ANN, key),  # from a copy of another list
+    ]
+    for address in made_up:
+        await village.bounce(ANN, to=address)
+    assert village.members() == [ANN, BOB]
+    await village.bounce(ANN, to=village.reverse_path(BOB))  # whoever the report speaks of
+    assert village.members() == [ANN]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        f"{'a' * 64}@{'b' * 60}.{'c' * 60}.{'d' * 60}.test",
+        '"ann bob"@x.test',
+        "j\xf6rg@b\xfccher.test",
+        "user+detail=more@x.test",
+    ],
+)
+async def test_a_bounce_finds_its_member_whatever_the_address(open_village: Make, member: str) -> None:
+    village = await make_of(open_village, bounces_max=1, posts="anyone")
+    village.lists.store.add_members(TALK, [ANN, member], village.now)
+    await village.write(EVE, TALK, "hello")
+    (copy,) = village.take(member)
+    assert re.fullmatch(r"talk-bounces\+[a-z2-7]{16}@l\.test", copy.sender)
+    await village.bounce(ANN, to=copy.sender)
+    assert village.members() == [ANN]
+
+
+def test_what_an_earlier_release_remembers_is_kept(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "lists.sqlite") as old:
+        old.executescript(SCHEMA + f"INSERT INTO members VALUES ('{TALK}', '{ANN}', '{ANN}', 0, NULL);")
+        old.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        store = Store(tmp_path)
+        assert store.recipients(TALK) == [ANN]
+        assert store.verp_key(TALK) == store.verp_key(TALK) != store.verp_key("walk@l.test")
+        store.close()
+
+
+def test_the_longest_name_of_a_list_leaves_room_for_a_tag() -> None:
+    assert own_sender(f"{'l' * NAME_MAX}-bounces@l.test", f"{'a' * 64}@x.test", "key").count("+") == 1
 
 
 async def test_a_member_whose_mail_comes_back_on_many_days_gets_none(open_village: Make) -> None:
@@ -274,6 +371,8 @@ def test_settings_that_mean_nothing(settings: dict[str, object], words: str) -> 
 
 
 def test_reports() -> None:
-    assert find_member("ann=x.test") == ANN
-    assert find_member("nonsense") == ""
+    assert find_member(verp_tag("key", ANN.upper()), "key", [BOB, ANN]) == ANN
+    assert find_member("nonsense", "key", [BOB, ANN]) == ""
+    assert find_member("", "key", [BOB, ANN]) == ""
+    assert find_member("ann=x.test", "key", [BOB, ANN]) == ""
     assert not is_hard(b"Subject: no report\r\n\r\nStatus: 5.1.1\r\n")
