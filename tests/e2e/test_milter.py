@@ -11,6 +11,7 @@ import os
 import signal
 import smtplib
 import socket
+import socketserver
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from tests.e2e.keeper import Keeper
 from tests.e2e.scene import wait_until
 from tests.e2e.test_clamav import MALWARE, clamd, lie
 from tests.e2e.test_drain import smtpmesh
-from tests.unit.smtp_edge.applications.milter.test_sink import milter
+from tests.unit.smtp_edge.applications.milter.test_sink import milter, packet
 from tests.unit.smtp_edge.applications.test_dkim import verifies, write
 
 OPENDKIM = """\
@@ -94,6 +95,16 @@ rspamd_config:register_symbol({
     end
   end,
 })
+rspamd_config:register_symbol({
+  name = "REWRITE",
+  type = "postfilter",
+  callback = function(task)
+    if tostring(task:get_content()):find("rewrite") then
+      local text = task:get_rawbody():str():gsub("rewrite", "rewritten by a filter\\r\\n.and dots\\r\\n")
+      task:set_message(tostring(task:get_raw_headers()) .. text)
+    end
+  end,
+})
 """
 GTUBE = b"JS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 """Behind a letter it says what rspamd is to do with the mail."""
@@ -102,7 +113,7 @@ SINK = """
 use = "milter"
 timeout = "{timeout}"
 on_failure = "{policy}"
-with = {{ address = "{address}", signs = {signs} }}
+with = {{ address = "{address}", signs = {signs}, signed = "{signed}" }}
 """
 HEADER = (
     b"From: Sue <sue@demo.test>\r\nTo: ann@demo.test,\r\n\tbob@demo.test\r\nSubject:  two\r\n blanks\r\n"
@@ -174,18 +185,27 @@ def clamav_milter(folder: Path) -> Iterator[Filter]:
 @contextlib.contextmanager
 def rspamd(folder: Path) -> Iterator[tuple[str, str]]:
     """Addresses of two workers; the second asks for quarantine where the first rejects."""
+    with rspamd_daemon(folder) as (_, address, holding):
+        yield address, holding
+
+
+@contextlib.contextmanager
+def rspamd_daemon(folder: Path) -> Iterator[tuple[Filter, str, str]]:
+    """With the daemon itself."""
     port = find_port(set())
     holding_port = find_port({port})
     folder.mkdir()
     (folder / "readdress.lua").write_text(READDRESS)
     (folder / "tld").write_text("test\n")
     conf = configure(folder, RSPAMD, port=port, holding_port=holding_port)
-    with running(["rspamd", "-f", "--insecure", "-c", conf], f"inet:{holding_port}@127.0.0.1"):
-        yield f"inet:127.0.0.1:{port}", f"inet:{holding_port}@127.0.0.1"
+    with running(["rspamd", "-f", "--insecure", "-c", conf], f"inet:{port}@127.0.0.1") as daemon:
+        yield daemon, f"inet:127.0.0.1:{port}", f"inet:{holding_port}@127.0.0.1"
 
 
-def sink(address: str, *, signs: bool = False, policy: str = "tempfail", timeout: str = "30s") -> str:
-    return SINK.format(address=address, signs=str(signs).lower(), policy=policy, timeout=timeout)
+def sink(
+    address: str, *, signs: bool = False, policy: str = "tempfail", timeout: str = "30s", signed: str = "refuse"
+) -> str:
+    return SINK.format(address=address, signs=str(signs).lower(), policy=policy, timeout=timeout, signed=signed)
 
 
 @contextlib.contextmanager
@@ -300,6 +320,50 @@ def test_rspamd_readdresses_and_puts_fields_where_it_wants(folder: Path) -> None
 
 
 @pytest.mark.peer("rspamd")
+def test_rspamd_replaces_bodies_small_and_large_whole_byte_by_byte(folder: Path) -> None:
+    with rspamd(folder / "rspamd") as (address, _), relay_with(folder / "c", sink(address)) as (relay, keeper):
+        tail = b"".join(b".%07d \xc3\xa4  \r\n" % number for number in range(60_000))
+        for rest in (b"", b"\r\n.\r\n..\r\nend", tail):
+            assert send(relay, b"please rewrite" + rest)[0] == 250
+        wait_until(lambda: len(keeper.messages) == 3, 30, "all messages")
+        new = HEADER + b"please rewritten by a filter\r\n.and dots\r\n"
+        for kept, rest in zip(keeper.messages, (b"", b"\r\n.\r\n..\r\nend", tail), strict=True):
+            assert kept.below(1) == new + rest + b"\r\n"
+
+
+@pytest.mark.peer("rspamd", "opendkim", "dkimverify")
+@pytest.mark.parametrize("signed", ["refuse", "strip", "annotate", "resign"])
+def test_a_body_that_is_signed_is_replaced_by_choice_alone(folder: Path, signed: str) -> None:
+    """Signed by one relay with opendkim; at the next one rspamd wants to replace the body, and opendkim signs again."""
+    with (
+        opendkim(folder / "opendkim") as (signer, key),
+        rspamd(folder / "rspamd") as (address, _),
+        relay_with(folder / "s", sink(signer.address, signs=True)) as (first, outbox),
+        relay_with(folder / "c", sink(address, signed=signed) + sink(signer.address, signs=True)) as (relay, keeper),
+    ):
+        assert send(first, b"please rewrite")[0] == 250
+        wait_until(lambda: len(outbox.messages) == 1, 20, "the signed message")
+        mail = outbox.messages[0].below(1)
+        with smtplib.SMTP(*relay.smtp, timeout=60) as client:
+            client.ehlo()
+            client.mail("sender@demo.test")
+            client.rcpt("ann@demo.test")
+            reply = client.data(mail)
+        if signed == "refuse":
+            assert reply == (451, b"4.3.0 local error in processing")
+            return
+        assert reply[0] == 250
+        wait_until(lambda: len(keeper.messages) == 1, 20, "the new body")
+        (kept,) = keeper.messages
+        assert kept.body.startswith(b"please rewritten by a filter\r\n")
+        assert kept.data.count(b"DKIM-Signature: ") == (2 if signed == "annotate" else 1) + (signed == "resign")
+        assert (b"X-smtpmesh-Modified: body changed by a filter; signed before: DKIM" in kept.data) is (
+            signed == "annotate"
+        )
+        assert verifies(kept.data, key)
+
+
+@pytest.mark.peer("rspamd")
 def test_what_rspamd_wants_in_quarantine_waits_until_it_is_released(folder: Path) -> None:
     with rspamd(folder / "rspamd") as (_, address), relay_with(folder / "c", sink(address)) as (relay, keeper):
         assert send(relay, b"X" + GTUBE)[0] == 250
@@ -344,3 +408,55 @@ def test_a_filter_that_is_down_stopped_or_mad_means_what_the_binding_says(folder
         for delivery in held:
             assert smtpmesh(relay, "queue", "release", str(delivery["queue_id"])).returncode == 0
         wait_until(lambda: len(keeper.messages) == (1 if policy == "tempfail" else 4), 20, "every message once")
+
+
+@pytest.mark.peer("rspamd")
+@pytest.mark.parametrize("policy", ["tempfail", "accept", "quarantine"])
+def test_a_filter_that_fails_while_it_replaces_a_body_has_changed_nothing(folder: Path, policy: str) -> None:
+    with (
+        rspamd_daemon(folder / "rspamd") as (filter_, address, _),
+        relay_with(folder / "c", sink(address, policy=policy, timeout="2s")) as (relay, keeper),
+    ):
+        os.killpg(filter_.process.pid, signal.SIGSTOP)
+        replies = [send(relay, b"rewrite, stopped")]
+        filter_.kill()
+        replies.append(send(relay, b"rewrite, down"))
+        host, _, port = address.removeprefix("inet:").rpartition(":")
+        with half_a_body((host, int(port))):
+            replies.append(send(relay, b"rewrite, mad"))
+        filter_.start()
+        assert send(relay, b"rewrite, well")[0] == 250
+        expected = (451, "4.3.0 local error in processing") if policy == "tempfail" else None
+        assert [reply if expected else reply[0] for reply in replies] == [expected or 250] * 3
+        held = held_by(relay)
+        assert len(held) == (3 if policy == "quarantine" else 0)
+        for delivery in held:
+            assert smtpmesh(relay, "queue", "release", str(delivery["queue_id"])).returncode == 0
+        failed = set() if policy == "tempfail" else {b"rewrite, stopped", b"rewrite, down", b"rewrite, mad"}
+        wait_until(lambda: len(keeper.messages) == 1 + len(failed), 20, "every message once")
+        bodies = {kept.below(1).removeprefix(HEADER).removesuffix(b"\r\n") for kept in keeper.messages}
+        assert bodies == {*failed, b"rewritten by a filter\r\n.and dots\r\n, well"}
+
+
+@contextlib.contextmanager
+def half_a_body(address: tuple[str, int]) -> Iterator[None]:
+    """A filter that agrees to everything, begins a new body at the end of a message, and goes mad."""
+
+    class Mad(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while prefix := self.rfile.read(4):
+                told = self.rfile.read(int.from_bytes(prefix, "big"))[:1]
+                if told == b"O":
+                    self.wfile.write(packet(b"O", b"\0\0\0\6" + b"\0\0\1\xff" + b"\0\0\0\0"))
+                elif told == b"E":
+                    self.wfile.write(packet(b"b", b"half a bo") + b"\xff\xff\xff\xffdy")
+                elif told != b"D":
+                    self.wfile.write(packet(b"c"))
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+
+    with Server(address, Mad) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield
+        server.shutdown()

@@ -48,7 +48,9 @@ from smtp_edge.sinks.api import Discard, Disconnect, Reject, TempFail, Verdict
 CHANGES_MAX = 10_000
 """Of one message. Lists of recipients are the longest that filters make."""
 CHANGED_BYTES_MAX = 4 * 1024 * 1024
-"""Of one message; they are kept in memory until it ends."""
+"""Of one message, without its body; they are kept in memory until it ends."""
+NEW_BODY_BYTES_MAX = 256 * 1024 * 1024
+"""Of the body that a filter sends; a filter that writes without end is stopped here."""
 TEXT_MAX = 400
 """Characters of a reply's text: with code and status it is one line (RFC 5321 section 4.5.3.1.5)."""
 
@@ -114,7 +116,9 @@ class Dialogue:
         self._body_skipped = False
         self._changed_bytes = 0
         self.changes: list[Modification] = []
-        """In their order; complete when it has ended, empty if the message is not to go on."""
+        """In their order, but for the body; complete when it has ended, empty if the message is not to go on."""
+        self.new_body_bytes: int | None = None
+        """Of the chunks so far that replace the body, which whoever hears them keeps; None = it stays."""
         self.verdict: Verdict | None = None
         self.ended = False
         """Nothing more is to be told."""
@@ -176,7 +180,7 @@ class Dialogue:
             self._body_skipped = True
         self.ended = self.verdict is not None or answer is Plain.ACCEPT or command is Command.END
         if self.verdict is not None:
-            self.changes = []
+            self.changes, self.new_body_bytes = [], None
 
     def _collect(self, command: Command, change: Modification) -> None:
         name = type(change).__name__
@@ -184,6 +188,11 @@ class Dialogue:
             raise MilterError(f"a change before the end of the message: {name}")
         if not self._offered & NEEDS[type(change)]:
             raise MilterError(f"a change that was not agreed on: {name}")
+        if isinstance(change, ReplaceBody):
+            self.new_body_bytes = (self.new_body_bytes or 0) + size_bytes(change)
+            if self.new_body_bytes > NEW_BODY_BYTES_MAX:
+                raise MilterError(f"a new body of more than {NEW_BODY_BYTES_MAX} bytes")
+            return
         self._changed_bytes += size_bytes(change)
         if len(self.changes) >= CHANGES_MAX or self._changed_bytes > CHANGED_BYTES_MAX:
             raise MilterError(f"more than {CHANGES_MAX} changes or {CHANGED_BYTES_MAX} bytes of them")

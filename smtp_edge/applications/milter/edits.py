@@ -1,8 +1,12 @@
-"""What a filter changed, done to the message. Fields that are not named keep every byte."""
+"""What a filter changed, done to the message. Fields that are not named keep every byte.
+
+A new body is put below the header as the filter has left it: what that says of the body (Content-Type, ...) is the
+filter's to keep right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from smtp_edge.applications.milter.wire import (
     AddHeader,
@@ -14,8 +18,10 @@ from smtp_edge.applications.milter.wire import (
     MilterError,
     Modification,
 )
-from smtp_edge.sinks.api import Message
+from smtp_edge.sinks.api import Message, ProtectedError, Signed
 from smtp_edge.sinks.fields import Field, make_field
+from smtp_edge.sinks.mime import media_type_of
+from smtp_edge.sinks.protection import detect_type
 
 OWN_TRACE = Field(b"")
 """Stands for this relay's own Received field: above all others when the message goes on, and the filter counts it when
@@ -33,6 +39,16 @@ def apply_changes(message: Message, changes: Sequence[Modification], *, leading_
             _readdress(message, change)
         except ValueError as error:
             raise MilterError(f"{type(change).__name__}: {error}") from None
+
+
+async def apply_body(message: Message, chunks: Iterable[bytes], signed: Signed | None) -> None:
+    """Replace the body, after the other changes. ProtectedError: the mail is encrypted, or signed and `signed` does not
+    do; the message is then to be forgotten."""
+    found = await message.inspect()
+    kept = detect_type(media_type_of(message.fields))
+    if signed is Signed.STRIP and kept.signed:
+        raise ProtectedError(f"the filter has left a header of what is {kept}: what was signed cannot be told apart")
+    await message.replace_body(chunks, signed=signed if found.signed else None, reason="body changed by a filter")
 
 
 def _readdress(message: Message, change: Modification) -> None:

@@ -8,15 +8,18 @@
 
 `address`: `unix:/PATH`, `inet:PORT@HOST`, `inet6:PORT@HOST` or Postfix's `inet:HOST:PORT`. `signs = true`: nothing may
 be changed after it (opendkim that signs), so its priority number is the highest. `owns = ["X-Virus-Status"]`: such
-fields are removed from what comes from outside.
+fields are removed from what comes from outside. `signed` says what becomes of a signature (S/MIME, PGP/MIME, DKIM, ARC)
+over a body that the filter replaces: `refuse` (the default: the replacing is a failure), `strip`, `annotate` (kept, and
+X-smtpmesh-Modified says why it no longer holds) or `resign` (DKIM; a sink that signs has to come later). The body of
+encrypted mail is never replaced: that is a failure.
 
 The filter is told of the whole session when the message is there, before its 250: client, HELO, envelope, header, body,
 over a connection of its own. So rules may narrow the recipients, and a client that never gets to a message costs the
 filter nothing. What follows from that:
 
 - a filter that refuses the client or one recipient refuses the message: there is one reply, and nothing is lost;
-- a filter may change header fields, recipients and sender, and hold mail (quarantine). One that insists on replacing
-  the body is a failure, as is one that is down, hangs or answers nonsense: the binding's `on_failure`;
+- a filter may change header fields, body, recipients and sender, and hold mail (quarantine). A failure (it is down,
+  hangs, answers nonsense or replaces what it may not) means the binding's `on_failure`, and nothing is changed;
 - the sender hears nothing of recipients that it adds or removes; if it removes all, the message is discarded;
 - the macro `i` is a name for this message and this filter (`milter_id` in our log): there is no queue id yet;
 - the binding's `timeout` is for all of it, however often the filter asks for more time (PROGRESS).
@@ -27,14 +30,17 @@ ACCEPT of a filter speaks for that filter only; the other sinks are asked as wel
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import IO
 
 import structlog
 
 from smtp_edge import __version__
 from smtp_edge.applications.milter.connection import Connection, connect, parse_address
 from smtp_edge.applications.milter.dialogue import Dialogue
-from smtp_edge.applications.milter.edits import apply_changes
+from smtp_edge.applications.milter.edits import apply_body, apply_changes
 from smtp_edge.applications.milter.telling import (
     client_name,
     known_macros,
@@ -47,39 +53,53 @@ from smtp_edge.applications.milter.wire import (
     OFFERED,
     Command,
     Hold,
+    ReplaceBody,
     build_connect,
     build_options,
     build_texts,
 )
-from smtp_edge.sinks.api import Message, Quarantine, Sink, Verdict
+from smtp_edge.sinks.api import Message, Quarantine, Signed, Sink, Verdict, offload
 from smtp_edge.sinks.fields import make_field
 
 log = structlog.get_logger()
+
+REFUSE = "refuse"
+MEMORY_BYTES_MAX = 256 * 1024
+"""Of a new body; a larger one is in a temporary file until the filter has ruled."""
 
 
 class Milter(Sink):
     """See the module. ValueError for settings that mean nothing."""
 
-    def __init__(self, address: str, signs: bool = False, owns: Sequence[str] = ()) -> None:
+    def __init__(self, address: str, signs: bool = False, owns: Sequence[str] = (), signed: str = REFUSE) -> None:
+        choices = [REFUSE, *(choice.value for choice in Signed)]
+        if signed not in choices:
+            raise ValueError(f"signed = {signed!r} is none of: {', '.join(choices)}")
         if isinstance(owns, str):
             raise ValueError(f'owns = {owns!r} is no list; ["{owns}"] would be')
         for name in owns:
             make_field(name, "")
         self._address = parse_address(address)
         self.signs, self.owns = signs, tuple(owns)
+        self._choice = None if signed == REFUSE else Signed(signed)
 
     async def data(self, message: Message) -> Verdict | None:
-        """Ask the filter. MilterError."""
+        """Ask the filter. MilterError; ProtectedError, StoreError, MailDataLost: its body cannot be had."""
         message_id = secrets.token_hex(6)
-        async with connect(self._address) as filter_:
-            session = Session(filter_)
-            await session.negotiate()
-            await session.tell(message, message_id, self.node.hostname)
-        dialogue = session.dialogue
-        apply_changes(message, dialogue.changes, leading_space=dialogue.leading_space)
+        with tempfile.SpooledTemporaryFile(MEMORY_BYTES_MAX) as new_body:
+            async with connect(self._address) as filter_:
+                session = Session(filter_, new_body)
+                await session.negotiate()
+                await session.tell(message, message_id, self.node.hostname)
+            dialogue = session.dialogue
+            apply_changes(message, dialogue.changes, leading_space=dialogue.leading_space)
+            if dialogue.new_body_bytes is not None:
+                new_body.seek(0)
+                await apply_body(message, iter(partial(new_body.read, BODY_BYTES_MAX), b""), self._choice)
         verdict = dialogue.verdict or _hold(dialogue)
         word = type(verdict).__name__ if verdict else ""
-        log.info("milter.answered", milter_id=message_id, verdict=word, changes=len(dialogue.changes))
+        changes, new_body_bytes = len(dialogue.changes), dialogue.new_body_bytes
+        log.info("milter.answered", milter_id=message_id, verdict=word, changes=changes, new_body_bytes=new_body_bytes)
         return verdict
 
 
@@ -91,10 +111,10 @@ def _hold(dialogue: Dialogue) -> Quarantine | None:
 
 
 class Session:
-    """One message told to a filter, until it has heard all of it or has ruled."""
+    """One message told to a filter, until it has heard all of it or has ruled. `new_body`: for what it sends of one."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, new_body: IO[bytes]) -> None:
+        self._connection, self._new_body = connection, new_body
         self.dialogue = Dialogue(OFFERED)
 
     async def negotiate(self) -> None:
@@ -138,8 +158,9 @@ class Session:
             return
         await self._connection.send(dialogue.build(command, payload, macros))
         if dialogue.answers(command):
-            while not dialogue.hear(command, await self._connection.receive()):
-                pass
+            while not dialogue.hear(command, answer := await self._connection.receive()):
+                if isinstance(answer, ReplaceBody):
+                    await offload(self._new_body.write, answer.chunk)
 
 
 async def regroup(chunks: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:

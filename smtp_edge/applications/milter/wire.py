@@ -64,6 +64,7 @@ class Action(enum.IntFlag):
 
 OFFERED = (
     Action.ADD_HEADERS
+    | Action.CHANGE_BODY
     | Action.CHANGE_HEADERS
     | Action.ADD_RECIPIENT
     | Action.DELETE_RECIPIENT
@@ -71,7 +72,7 @@ OFFERED = (
     | Action.QUARANTINE
     | Action.SET_MACROS
 )
-"""What messages let a filter change: not the body, and no ESMTP parameters."""
+"""What messages let a filter change: no ESMTP parameters."""
 
 
 class Step(enum.IntFlag):

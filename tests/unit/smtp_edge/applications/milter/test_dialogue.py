@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from smtp_edge.applications.milter import dialogue as dialogue_module
 from smtp_edge.applications.milter.dialogue import CHANGED_BYTES_MAX, CHANGES_MAX, Dialogue
 from smtp_edge.applications.milter.wire import (
     OFFERED,
@@ -106,7 +107,7 @@ def test_changes_of_a_message_that_is_refused_are_forgotten() -> None:
 @pytest.mark.parametrize(
     ("command", "answer", "words"),
     [
-        (Command.END, ReplaceBody(b"x"), "not agreed on: ReplaceBody"),
+        (Command.BODY, ReplaceBody(b"x"), "before the end of the message: ReplaceBody"),
         (Command.BODY, AddHeader(b"A", b"b"), "before the end of the message: AddHeader"),
         (Command.HELO, Plain.SKIP, "SKIP"),
         (Command.HELO, Plain.DISCARD, "discarded"),
@@ -118,7 +119,25 @@ def test_an_answer_that_makes_no_sense_is_a_fault(command: Command, answer: Answ
         agreed(0, 0xFFFF).hear(command, answer)
 
 
+def test_a_new_body_is_counted_and_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogue_module, "NEW_BODY_BYTES_MAX", 5)
+    dialogue = agreed()
+    assert dialogue.new_body_bytes is None
+    for chunk, size in ((b"", 0), (b"abc", 3), (b"de", 5)):
+        assert not dialogue.hear(Command.END, ReplaceBody(chunk))
+        assert dialogue.new_body_bytes == size
+    assert dialogue.changes == []
+    with pytest.raises(MilterError, match="new body of more than"):
+        dialogue.hear(Command.END, ReplaceBody(b"f"))
+    refused = agreed()
+    refused.hear(Command.END, ReplaceBody(b"x"))
+    refused.hear(Command.END, Plain.REJECT)
+    assert refused.new_body_bytes is None
+
+
 def test_a_filter_may_do_only_what_it_asked_for() -> None:
+    with pytest.raises(MilterError, match="not agreed on: ReplaceBody"):
+        agreed(0, Action.ADD_HEADERS).hear(Command.END, ReplaceBody(b"x"))
     with pytest.raises(MilterError, match="not agreed on: AddRecipient"):
         agreed(0, Action.ADD_HEADERS).hear(Command.END, AddRecipient(b"<x@y.test>"))
 

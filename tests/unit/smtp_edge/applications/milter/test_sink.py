@@ -25,6 +25,10 @@ from smtp_edge.sinks.testing import Outcome, ask
 MAIL = b"Received: x\r\nSubject:  two\r\n blanks\r\n\r\nhello\r\n.dot\r\n"
 CLIENT = Client("2001:db8::1", 4711, "a.example.net", "helo.test", "ESMTPA", user="ann", listener="in")
 FAILED = "451 4.3.0 local error in processing"
+SIGNED = b"A: b\r\nDKIM-Signature: v=1\r\n"
+SMIME = b"Content-Type: multipart/signed; protocol=application/pkcs7-signature; boundary=b\r\n"
+NOTE = "X-smtpmesh-Modified: body changed by a filter; signed before: DKIM"
+ENCRYPTED = b"Content-Type: multipart/encrypted; protocol=application/pgp-encrypted; boundary=b\r\n"
 EVERYTHING, NO_STEPS, NO_REPLY_BODY = 0x1FF, 0, 0x80000
 
 
@@ -98,7 +102,7 @@ async def test_a_filter_is_told_everything_in_its_order() -> None:
     size = str(len(MAIL) + 1).encode()
     version = f"v\0smtpmesh {__version__}\0".encode()
     assert filter_.told == [
-        b"O\0\0\0\x06\0\0\x01\x7d\0\x1f\xff\xff",
+        b"O\0\0\0\x06\0\0\x01\x7f\0\x1f\xff\xff",
         b"DCj\0relay.test\0{daemon_name}\0in\0" + version + b"_\0a.example.net [2001:db8::1]\0",
         b"Ca.example.net\x006\x12\x672001:db8::1\0",
         b"Hhelo.test\0",
@@ -188,6 +192,51 @@ async def test_mail_is_held_for_the_reason_that_the_filter_gives() -> None:
     assert b"X-Spam: yes\r\n\r\n" in outcome.content
 
 
+CHUNKS = packet(b"b", b"new\n"), packet(b"m", b"\0\0\0\1Subject\0 new\0"), packet(b"b", b".body")
+
+
+async def test_a_new_body_comes_in_chunks_between_other_changes() -> None:
+    outcome = await ask_with(*CHUNKS, packet(b"c"))
+    assert outcome.content == b"Received: x\r\nSubject:  new\r\n\r\nnew\r\n.body\r\n"
+    assert (await ask_with(packet(b"b"), packet(b"c"))).content == MAIL.partition(b"hello")[0]
+
+
+async def test_a_new_body_of_a_message_that_is_refused_or_held_is_as_the_filter_rules() -> None:
+    assert (await ask_with(*CHUNKS, packet(b"r"))).content == b""
+    held = await ask_with(*CHUNKS, packet(b"q", b"why\0"), packet(b"a"))
+    assert held.held
+    assert held.content.endswith(b"\r\n\r\nnew\r\n.body\r\n")
+
+
+async def test_a_large_new_body_is_whole() -> None:
+    chunks = [packet(b"b", bytes([97 + number % 26]) * 65_000 + b"\r\n") for number in range(40)]
+    outcome = await ask_with(*chunks, packet(b"c"))
+    assert outcome.content.partition(b"\r\n\r\n")[2] == b"".join(chunk[5:] for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("header", "choice", "changes", "result"),
+    [
+        (SIGNED, "refuse", (), ""),
+        (SIGNED, "strip", (), "A: b||new"),
+        (SIGNED, "annotate", (), f"{NOTE}|A: b|DKIM-Signature: v=1||new"),
+        (SIGNED, "resign", (), ""),  # nobody signs later
+        (SMIME, "strip", (), ""),
+        (SMIME, "strip", (packet(b"m", b"\0\0\0\1Content-Type\0text/plain\0"),), "Content-Type: text/plain||new"),
+        (ENCRYPTED, "strip", (), ""),
+    ],
+)  # fmt: skip
+async def test_the_body_of_protected_mail_is_replaced_as_the_settings_say(
+    header: bytes, choice: str, changes: tuple[bytes, ...], result: str
+) -> None:
+    async with filter_of({b"E": [packet(b"b", b"new\r\n"), *changes, packet(b"c")]}) as (_, address):
+        sink = Milter(address, signed=choice)
+        sink.node = cast(NodeServices, Node())
+        outcome = await ask(sink, header + b"\r\nold\r\n")
+    assert outcome.content.decode() == (result.replace("|", "\r\n") + "\r\n" if result else "")
+    assert outcome.reply == ("" if result else FAILED)
+
+
 @pytest.mark.parametrize(
     ("to", "answers"),
     [
@@ -195,6 +244,8 @@ async def test_mail_is_held_for_the_reason_that_the_filter_gives() -> None:
         (b"O", [packet(b"c")]),
         (b"M", [packet(b"?")]),
         (b"E", [packet(b"b", b"another body")]),
+        (b"E", [packet(b"b", b"another body"), b"\xff\xff\xff\xff"]),
+        (b"B", [packet(b"b", b"another body"), packet(b"c")]),
         (b"E", [packet(b"h", b"X-Bad\0a\nBcc: b\0"), packet(b"c")]),
         (b"E", [packet(b"+", b"<a b@x.test>\0"), packet(b"c")]),
         (b"E", [packet(b"y", b"250 fine\0")]),
@@ -248,7 +299,8 @@ def test_addresses_are_as_filters_and_postfix_have_them(text: str, address: obje
         *(({"address": text}, "address") for text in ("", "inet:8891", "unix:x", "inet:0@x", "inet:65536@x", "/x")),
         ({"address": "unix:/x", "owns": ["a b"]}, "a b"),
         ({"address": "unix:/x", "owns": "X-Spam"}, "is no list"),
-        ({"adress": "unix:/x"}, "it takes: address, signs, owns"),
+        ({"address": "unix:/x", "signed": "yes"}, "signed = 'yes' is none of: refuse, strip, annotate, resign"),
+        ({"adress": "unix:/x"}, "it takes: address, signs, owns, signed"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], words: str) -> None:
