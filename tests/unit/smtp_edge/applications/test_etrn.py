@@ -41,6 +41,7 @@ async def say(made: ETRN, argument: str, client: str = "192.0.2.7") -> str:
     return str(await made.command(Command("ETRN", argument, Client(client))))
 
 
+@pytest.mark.rfc("1985 5b", "1985 5.1a", "1985 5.1d", "1985 5.3a", "1985 8")
 @pytest.mark.parametrize(
     ("argument", "client", "reply", "flushed"),
     [
@@ -51,6 +52,7 @@ async def say(made: ETRN, argument: str, client: str = "192.0.2.7") -> str:
         ("@example.org", "192.0.2.7", "459 4.7.1", []),
         ("a1.some.test", "192.0.2.7", "253", [["a1.some.test"]]),
         ("@some.test", "192.0.2.7", "459 4.7.1", []),
+        ("@test", "192.0.2.7", "459 4.7.1", []),
         ("elsewhere.test", "192.0.2.7", "459 4.7.1", []),
         ("six.test", "192.0.2.7", "459 4.7.1", []),
         ("six.test", "2001:db8::1", "253", [["six.test"]]),
@@ -67,6 +69,7 @@ async def test_what_is_told_and_flushed(argument: str, client: str, reply: str, 
     assert node.flushed == flushed
 
 
+@pytest.mark.rfc("1985 5.1d", "1985 5.1e")
 async def test_nothing_waits_and_a_disk_that_fails() -> None:
     assert (await say(sink(Node(0)), "example.org")).startswith("251 2.0.0 no messages")
     assert (await say(sink(Node(-1)), "example.org")).startswith("458 4.3.0")
@@ -80,6 +83,7 @@ async def test_a_flush_that_failed_may_be_asked_for_again_at_once() -> None:
     assert (await say(made, "example.org"))[:3] == "253"
 
 
+@pytest.mark.rfc("1985 5.1c")
 async def test_a_long_queue_is_walked_through_behind_the_answer_until_the_sink_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -108,6 +112,7 @@ async def test_a_long_queue_is_walked_through_behind_the_answer_until_the_sink_s
     assert node.ended == "cancelled"
 
 
+@pytest.mark.rfc("1985 5.1e")
 async def test_a_domain_is_flushed_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:
     node, now = Node(1), [100.0]
     made = sink(node, pause_s=60)
