@@ -80,6 +80,7 @@ from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.bindings import check_exits, digest_of, load_bindings
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
+from smtp_edge.sinks.rules import Facts
 from smtp_edge.workers import Worker
 
 log = structlog.get_logger()
@@ -546,6 +547,10 @@ class Node:
     def request_of(self, claim: Claim) -> RouteRequest:
         """What route sinks are asked about a delivery."""
         return self._dispatcher.request_of(claim)
+
+    def expanders_of(self, facts: Facts) -> tuple[str, ...]:
+        """Sinks that are asked who gets such a message."""
+        return self._dispatcher.expanders_of(facts)
 
     def count_in_memory(self, class_id: str) -> int:
         """Deliveries of a class in memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -22,6 +23,8 @@ from smtp_edge.queue.shape import BOUNDS_S, ShapeBy, ShapeRow
 from smtp_edge.queue.survey import FIRST, Place
 from smtp_edge.rulings import Action
 from smtp_edge.sinks.mesh import build_query
+from smtp_edge.sinks.message import read
+from smtp_edge.sinks.rules import Facts
 from smtp_edge.sorting import EXPANSION, REFUSED
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
@@ -171,7 +174,14 @@ class QueueService(OrdersService):
             query = build_query(view.request_of(Claim(history.entry, delivery, 0)))
             decision = view.engine.decide(replace(query, peers_only=False), view.now())
         standing = view.standing(delivery.queue_id, delivery.copy)
-        return Moment(at, standing, decision, view.count_in_memory(delivery.class_id))
+        expanders = self._find_expanders(history, delivery) if delivery.class_id == EXPANSION else ()
+        return Moment(at, standing, decision, view.count_in_memory(delivery.class_id), expanders)
+
+    def _find_expanders(self, history: MessageHistory, delivery: Delivery) -> tuple[str, ...]:
+        entry = history.entry
+        headers = partial(read, entry.data)
+        facts = Facts(None, entry.envelope.sender, delivery.recipients, entry.data.size_bytes, headers)
+        return self._view.expanders_of(facts)
 
     # -- moves ---------------------------------------------------------------------------------------------------------
 

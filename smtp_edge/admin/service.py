@@ -23,6 +23,8 @@ from smtp_edge.admin.roles import Roles
 from smtp_edge.admin.view import NodeView
 from smtp_edge.envelope import Recipient
 from smtp_edge.sinks.bindings import digest_of
+from smtp_edge.sinks.rules import Facts
+from smtp_edge.sorting import EXPANSION
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
@@ -80,14 +82,19 @@ class AdminService(QueueService):
         except SyntaxFault as fault:
             await fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"{request.address!r} is no address: {fault}")
         domain = recipient.domain or view.settings.node.hostname.lower()
+        expanders = view.expanders_of(Facts(recipients=(recipient,), size_bytes=request.size_bytes))
         rule, wanted = view.table.find_rule(domain), view.table.classify(domain, request.size_bytes)
+        if (rule is None or wanted is None) and expanders:
+            return pb.ExplainResponse(address=request.address, class_id=EXPANSION, expanded_by=expanders)
         if rule is None or wanted is None:
             what = f"mail for {domain}" if domain else "addresses without a domain"
             text = f"{request.address} is unroutable: no [[route]] takes {what}; clients are answered 550"
             await fail(context, grpc.StatusCode.NOT_FOUND, text)
         trace = [await self._find_node(step, context) for step in request.trace]
         explanation = view.engine.explain(Query(wanted.class_id, tuple(trace)), view.now())
-        return convert.convert_explanation(request.address, rule.name, wanted.exits, explanation)
+        answer = convert.convert_explanation(request.address, rule.name, wanted.exits, explanation)
+        answer.expanded_by.extend(expanders)
+        return answer
 
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
         """Where mail would go if something failed."""

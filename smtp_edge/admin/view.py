@@ -21,6 +21,7 @@ from smtp_edge.reload import Configured, Report
 from smtp_edge.room import Room
 from smtp_edge.settings import Settings
 from smtp_edge.sinks.api import RouteRequest
+from smtp_edge.sinks.rules import Facts
 
 
 class NodeView(Protocol):
@@ -61,6 +62,10 @@ class NodeView(Protocol):
 
     def request_of(self, claim: Claim) -> RouteRequest:
         """What is asked of route sinks about a delivery, as it is now."""
+        ...
+
+    def expanders_of(self, facts: Facts) -> tuple[str, ...]:
+        """Sinks that are asked who gets such a message instead of its recipients."""
         ...
 
     def count_in_memory(self, class_id: str) -> int:

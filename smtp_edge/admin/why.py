@@ -7,9 +7,11 @@ from datetime import datetime
 
 from router.decision import Candidate, Decision, RouteRow, Verdict
 from smtp_edge.admin import convert
+from smtp_edge.dispatch.expanding import FAILURES_MAX
 from smtp_edge.dispatch.lines import Standing
 from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, HistoryNote, MessageHistory
 from smtp_edge.queue.survey import Damaged
+from smtp_edge.sorting import EXPANSION
 from smtpmesh.admin.v1 import admin_pb2 as pb
 
 NEEDS = {
@@ -41,6 +43,13 @@ class Moment:
     """For exactly this delivery, as if it were due; None: nothing is to be decided."""
     in_memory: int
     """Deliveries of its class."""
+    expanders: tuple[str, ...] = ()
+    """Sinks that are asked who gets it, of a delivery that is to be expanded."""
+
+    @property
+    def who(self) -> str:
+        """Says who gets it; for people."""
+        return f"sink {' or '.join(self.expanders)}" if self.expanders else "a sink that is no longer bound"
 
 
 def explain_delivery(history: MessageHistory, delivery: Delivery, moment: Moment) -> pb.DeliveryReason:
@@ -77,6 +86,8 @@ def _need(candidate: Candidate) -> pb.HopNeed:
 
 
 def _explain(history: MessageHistory, delivery: Delivery, moment: Moment) -> tuple[str, str]:
+    if delivery.class_id == EXPANSION and not delivery.state.final:
+        return _explain_expansion(history, delivery, moment)
     match delivery.state:
         case DeliveryState.HELD:
             return _explain_hold(history), f"nothing, until `smtpmesh queue release {delivery.queue_id}`"
@@ -91,9 +102,33 @@ def _explain(history: MessageHistory, delivery: Delivery, moment: Moment) -> tup
             return _explain_end(history, delivery), "nothing: it is finished, and remembered for queue.history_s"
 
 
-def _explain_hold(history: MessageHistory) -> str:
+def _explain_expansion(history: MessageHistory, delivery: Delivery, moment: Moment) -> tuple[str, str]:
+    """A list, an alias: the sink that knows its members has not answered yet."""
+    asked = f"{moment.who} is to say who gets it (a list, an alias)"
+    match delivery.state:
+        case DeliveryState.HELD:
+            way_out = f"when the sink is well, `smtpmesh queue release {delivery.queue_id}`"
+            return f"{asked}; {_explain_hold(history, ':')}", f"nothing by itself: {way_out}"
+        case DeliveryState.DEFERRED if delivery.attempts:
+            when = f"it is asked again {_when(delivery, moment.at)}"
+            left = f"once it has failed {FAILURES_MAX} times the message is held until somebody has looked at it"
+            times = "once" if delivery.attempts == 1 else f"{delivery.attempts} times"
+            return f"{asked}; it was asked {times}: {delivery.last_reply or 'no answer'}", f"{when}; {left}"
+        case DeliveryState.DEFERRED:
+            return asked, f"it is asked {_when(delivery, moment.at)}"
+        case DeliveryState.CLAIMED if moment.standing is not None and moment.standing.stage == "resting":
+            return f"{asked}, and is being asked, for {moment.standing.for_s:.0f} s", "its answer decides"
+        case DeliveryState.CLAIMED if moment.standing is not None:
+            return f"{asked}; {moment.standing.reason}", "it is asked when those before it have been expanded"
+        case _:
+            return f"{asked}; it waits on disk for a place in memory", "it is taken when a place is free"
+
+
+def _explain_hold(history: MessageHistory, then: str = "") -> str:
     note = next((note for note in reversed(history.notes) if note.event == "held" and note.detail), None)
-    return f"it is held since {convert.convert_time(note.at)} {note.detail}" if note is not None else "it is held"
+    if note is None:
+        return "it is held"
+    return f"it is held since {convert.convert_time(note.at)}{then} {note.detail}"
 
 
 def _explain_deferral(delivery: Delivery) -> str:
@@ -106,12 +141,16 @@ def _explain_deferral(delivery: Delivery) -> str:
 
 
 def _explain_next(history: MessageHistory, delivery: Delivery, moment: Moment) -> str:
-    due_at = delivery.next_attempt_at
-    when = "now" if due_at is None or due_at <= moment.at else f"in {_duration((due_at - moment.at).total_seconds())}"
+    when = _when(delivery, moment.at)
     over_s = (history.entry.expires_at - moment.at).total_seconds()
     after = f"; after {_duration(over_s)} it is returned" if over_s > 0 else "; then it is returned: its time is over"
     sooner = ", or as soon as a hop of its class comes back" if moment.decision is not None else ""
     return f"attempt {delivery.attempts + 1} {when}{sooner}{after}"
+
+
+def _when(delivery: Delivery, at: datetime) -> str:
+    due_at = delivery.next_attempt_at
+    return "now" if due_at is None or due_at <= at else f"in {_duration((due_at - at).total_seconds())}"
 
 
 def _explain_claim(moment: Moment) -> tuple[str, str]:

@@ -136,9 +136,17 @@ def _pinned(route: Any) -> str:
 
 def show_explanation(answer: Any) -> str:
     """Why."""
+    first = []
+    if answer.expanded_by:
+        who = " or ".join(answer.expanded_by)
+        first = [f"mail to {answer.address} is for sink {who} first, which says who gets it (a list, an alias)"]
+        if not answer.HasField("route"):
+            return f"{first[0]}\nno route takes what it leaves as it is"
+        first.append("what it leaves as it is:")
     chosen = next((hop for hop in answer.route.next_hops if hop.hop == answer.chosen), None)
     where = f"{chosen.label} ({chosen.hop})" if chosen is not None else "nowhere now: it waits"
     lines = [
+        *first,
         f"{answer.address} is of the class {answer.class_id} (route {answer.matched_rule})",
         f"next hop now: {where}; rule: {answer.route.rule}{_pinned(answer.route)}",
         "",

@@ -42,6 +42,7 @@ from smtp_edge.queue.store import MessageStore, StoreError
 from smtp_edge.sinks.api import Route, RouteRequest, Unreachable
 from smtp_edge.sinks.chain import SinkChain, SinkFailure
 from smtp_edge.sinks.reports import Reports
+from smtp_edge.sinks.rules import Facts
 from smtp_edge.sorting import EXPANSION, REFUSED
 
 log = structlog.get_logger()
@@ -209,6 +210,10 @@ class Dispatcher:
         now = self._now()
         found = self._places.find((claim.delivery.queue_id, claim.delivery.copy))
         return make_request(found if found is not None else Waiting(claim, now), now)
+
+    def expanders_of(self, facts: Facts) -> tuple[str, ...]:
+        """Sinks that are asked who gets such a message instead of its recipients."""
+        return self.sinks.names_of("expand", facts)
 
     def standing(self, queue_id: str, copy: int) -> Standing | None:
         """Where a delivery in memory is, and why; None for one that is not."""

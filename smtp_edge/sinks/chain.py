@@ -235,6 +235,10 @@ class SinkChain:
             if selected is not None:
                 yield binding, replace(known, recipients=selected)
 
+    def names_of(self, event: str, facts: Facts) -> tuple[str, ...]:
+        """The bindings of the event that would be asked, in their order."""
+        return tuple(binding.name for binding, _ in self.matching(event, lambda: facts))
+
     def claimed(self, event: str, facts: Facts) -> frozenset[Recipient]:
         """Recipients that some binding of the event would see."""
         found: set[Recipient] = set()

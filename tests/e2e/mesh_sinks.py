@@ -48,6 +48,15 @@ class Expands(Noting):
         return Expansion(members, sender="all-bounces@demo.test")
 
 
+class Fails(Noting):
+    """Cannot say who gets it, as long as the gate is there."""
+
+    async def expand(self, message: Message) -> Expansion:
+        if (self.folder / "expand.gate").exists():
+            raise OSError("no members today")
+        return Expansion((Recipient("ann@people.test"),), sender="bounces@lists.test")
+
+
 class Table(Sink):
     """Routing by a static table: a domain's host, or why there is none. The mesh's own router is not asked."""
 

@@ -19,6 +19,7 @@ from tests.e2e import mailman
 from tests.e2e.keeper import Keeper, Kept
 from tests.e2e.list_scenario import ANN, BOB, EVE, FIELDS, LIST, OWNER, Copy
 from tests.e2e.scene import FULL, admin_calls, wait_until
+from tests.e2e.test_drain import smtpmesh
 
 SETTINGS = """\
 [[sink]]
@@ -29,6 +30,15 @@ rule = "rcpt to=*@lists.test"
 owners = ["owner@people.test"]
 [queue]
 retry_first_s = 1
+"""
+FAILING = """\
+[[sink]]
+name = "talk"
+use = "tests.e2e.mesh_sinks:Fails"
+rule = "rcpt to=*@lists.test"
+with = {{ folder = "{folder}" }}
+[queue]
+retry_first_s = 300
 """
 QUIET_S = 0.3
 """Nothing waits in the queue and nothing has come for so long: that was all."""
@@ -130,6 +140,30 @@ def test_whoever_writes_to_a_list_that_is_none_is_told_at_once(node: Node) -> No
         assert client.rcpt("walk@lists.test") == (550, b"5.1.1 there is no such list")
         assert client.rcpt("talk-nonsense@lists.test")[0] == 550
         assert client.rcpt(LIST)[0] == 250
+
+
+def test_why_and_explain_tell_of_mail_whose_list_is_down(folder: Path) -> None:
+    settings = FAILING.format(folder=folder)
+    gate = folder / "expand.gate"
+    gate.touch()
+    with (
+        Keeper() as keeper,
+        Cluster(folder / "c", relays=("A",), hosts=(), external={"k": keeper.port}, settings=settings) as cluster,
+    ):
+        cluster.start()
+        relay, calls = cluster.relays["relay A"], admin_calls(cluster)
+        with smtplib.SMTP(*relay.smtp, timeout=20) as client:
+            client.sendmail(ANN, [LIST], "Subject: x\r\n\r\nhello\r\n")
+        wait_until(lambda: calls.call("relay A", "GetQueue", limit=1, states=["deferred"]).deliveries, 20, "a failure")
+        (delivery,) = calls.call("relay A", "GetQueue", limit=1).deliveries
+        why = smtpmesh(relay, "why", delivery.queue_id).stdout
+        assert "sink talk is to say who gets it (a list, an alias); it was asked once: sink talk failed: OSError" in why
+        assert "it is asked again in " in why
+        explained = smtpmesh(relay, "explain", LIST).stdout
+        assert f"mail to {LIST} is for sink talk first, which says who gets it" in explained
+        gate.unlink()
+        assert smtpmesh(relay, "queue", "retry", delivery.queue_id).returncode == 0
+        wait_until(lambda: [kept.recipients for kept in keeper.messages] == [[ANN]], 20, "the copy")
 
 
 def test_a_post_that_its_client_sends_again_is_posted_once_also_after_a_kill(node: Node) -> None:

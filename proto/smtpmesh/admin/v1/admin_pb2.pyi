@@ -458,6 +458,7 @@ class ExplainResponse(_message.Message):
     BOUND_MPS_FIELD_NUMBER: _builtins.int
     BOTTLENECK_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
+    EXPANDED_BY_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     class_id: _builtins.str
     matched_rule: _builtins.str
@@ -476,6 +477,10 @@ class ExplainResponse(_message.Message):
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """alternatives, best first"""
 
+    @_builtins.property
+    def expanded_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sinks that are asked first who gets it instead; with them and without a route"""
+
     def __init__(
         self,
         *,
@@ -488,10 +493,11 @@ class ExplainResponse(_message.Message):
         bound_mps: _builtins.float = ...,
         bottleneck: _abc.Iterable[_builtins.str] | None = ...,
         paths: _abc.Iterable[_builtins.str] | None = ...,
+        expanded_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bottleneck", b"bottleneck", "bound_mps", b"bound_mps", "chosen", b"chosen", "class_id", b"class_id", "database_root", b"database_root", "matched_rule", b"matched_rule", "paths", b"paths", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bottleneck", b"bottleneck", "bound_mps", b"bound_mps", "chosen", b"chosen", "class_id", b"class_id", "database_root", b"database_root", "expanded_by", b"expanded_by", "matched_rule", b"matched_rule", "paths", b"paths", "route", b"route"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gossip.linkstate import ClassLoad, Load
-from router.policy import DestinationClass
+from router.policy import DestinationClass, RouteTable
 from smtp_edge import __version__
 from smtp_edge.cli import cli
 from smtp_edge.queue.entry import DeliveryState
@@ -108,6 +108,15 @@ def test_explain_names_the_rule_of_direct_delivery(served: Served) -> None:
     text = show(served, "explain", "x@direct.example")
     assert "x@direct.example is of the class mx:direct.example (route direct)" in text
     assert "mx:direct.example" in text
+
+
+def test_explain_names_the_sink_that_says_who_gets_mail_to_a_list(served: Served) -> None:
+    first = "mail to talk@lists.test is for sink lists first, which says who gets it (a list, an alias)"
+    text = show(served, "explain", "talk@lists.test")
+    assert text.splitlines()[:2] == [first, "what it leaves as it is:"]
+    assert "is of the class" in text.splitlines()[2]
+    served.view.table = RouteTable(())
+    assert show(served, "explain", "talk@lists.test").splitlines() == [first, "no route takes what it leaves as it is"]
 
 
 def test_explain_takes_the_names_of_nodes_as_trace(served: Served) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,41 @@ def test_why_tells_of_finished_mail_how_it_ended(served: Served, end: DeliverySt
     text = show(served, "why", claim.delivery.queue_id)
     assert cells(text, "because")[1].startswith(answer)
     assert cells(text, "because")[1].endswith(": 250 ok")
+
+
+def test_why_tells_of_mail_to_a_list_which_sink_is_to_say_who_gets_it(served: Served) -> None:
+    asked = "sink lists is to say who gets it (a list, an alias)"
+    new, store = put(served, "expand:", addresses=("talk@lists.test",)), served.view.store
+    queue_id = new.entry.queue_id
+    assert because(served, queue_id) == f"{asked}; it waits on disk for a place in memory"
+    (claim,) = served.run(store.claim_these([(queue_id, 0)], datetime.now(UTC)))
+    soon = (datetime.now(UTC) - AT).total_seconds() / 60 + 10
+    served.run(store.settle([replace(build_deferral(claim, soon), reply="sink lists failed: OSError")]))
+    assert because(served, queue_id) == f"{asked}; it was asked once: sink lists failed: OSError"
+    text = show(served, "why", queue_id)
+    assert cells(text, "next")[1] == (
+        "it is asked again in 10 min; once it has failed 10 times the message is held until somebody has looked at it"
+    )
+    assert "next hop" not in text
+    show(served, "queue", "hold", queue_id)
+    assert because(served, queue_id).startswith(f"{asked}; it is held since ")
+    assert cells(show(served, "why", queue_id), "next")[1] == (
+        f"nothing by itself: when the sink is well, `smtpmesh queue release {queue_id}`"
+    )
+
+
+def test_why_tells_of_mail_to_a_list_that_its_sink_is_being_asked_or_is_gone(served: Served) -> None:
+    new = put(served, "expand:", addresses=("talk@lists.test",))
+    take_in(served, new)
+    assert because(served, new.entry.queue_id).startswith(
+        "sink lists is to say who gets it (a list, an alias), and is being asked, for "
+    )
+    served.view.expanders = ()
+    assert because(served, new.entry.queue_id).startswith("a sink that is no longer bound is to say who gets it")
+
+
+def because(served: Served, queue_id: str) -> str:
+    return cells(show(served, "why", queue_id), "because")[1]
 
 
 def test_why_of_an_unknown_message_says_what_that_may_mean(served: Served) -> None:

@@ -51,6 +51,7 @@ from smtp_edge.settings import NodeSettings, RouteSettings, Settings, SmartHostS
 from smtp_edge.sinks.api import RouteRequest
 from smtp_edge.sinks.chain import Binding, SinkChain
 from smtp_edge.sinks.mesh import MeshRouter
+from smtp_edge.sinks.rules import Facts
 
 T = TypeVar("T")
 NOW = 1000.0
@@ -127,6 +128,8 @@ class FakeView:
         self.drains: list[bool] = []
         """Orders about the node that were carried out."""
         self.open_clients = 0
+        self.expanders: tuple[str, ...] = ("lists",)
+        """Sinks that are asked about mail to lists.test."""
         self.admin_addresses: dict[str, str] = {}
         """Of other nodes."""
         self.server: AdminServer | None = None
@@ -212,6 +215,9 @@ class FakeView:
 
     def request_of(self, claim: Claim) -> RouteRequest:
         return self.dispatcher.request_of(claim)
+
+    def expanders_of(self, facts: Facts) -> tuple[str, ...]:
+        return self.expanders if any(item.domain == "lists.test" for item in facts.recipients) else ()
 
     def count_in_memory(self, class_id: str) -> int:
         return self.dispatcher.count_of(class_id)
