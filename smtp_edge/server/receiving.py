@@ -137,7 +137,7 @@ class Receiver:
         return reply
 
     async def _accept(self, message: ReceivedMessage) -> Reply:
-        if self.screen is None:
+        if self.screen is None or not self.screen.concerns(message):
             return await self._acceptor.accept(message)
         screened = await self.screen.data(message, self._acceptor.spool)
         return screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)

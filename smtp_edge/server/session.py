@@ -124,6 +124,8 @@ class Session(SMTP):
         self._busy = self._ending = self._leaving = False
         self.screen: Screen | None = None
         """Where sinks are asked; None = nobody is."""
+        self._owed: tuple[bytes, Reply] | None = None
+        """A command that was right, with its reply, which the task has to ask sinks about first."""
         self._commands: Commands | None = None
         """Those that sinks answer; None = there are none."""
         self._later: dict[bytes, Callable[[str], Awaitable[Reply | None]]] = {
@@ -265,7 +267,7 @@ class Session(SMTP):
         if self.options.peer_of is not None:
             self._meet_peer(self.options.peer_of)
         greeting = self.conversation.greeting()
-        if self.screen is not None:
+        if self.screen is not None and self.screen.asks("connect"):
             await self._screen_client(self.screen)
         delay_s = self.options.limits.greeting_delay_s
         if delay_s:
@@ -302,13 +304,17 @@ class Session(SMTP):
             raise Goodbye(LINE_TOO_LONG) from None
 
     async def _await_line(self, line_max: int) -> bytes:
-        """Send what there is to say, and wait for a whole line: one that comes in pieces gets no more time."""
+        """Send what there is to say, and wait for a whole line: one that comes in pieces gets no more time.
+
+        Empty if a reply is owed instead.
+        """
         self.pace.between_transactions = self.conversation.transaction is None
         self.pace.await_client(time.monotonic())
         await self._flush()
         self.inbox.quick = self._answer_quickly
         try:
-            while (line := self._take_line(line_max)) is None:
+            line: bytes | None = b""
+            while self._owed is None and (line := self._take_line(line_max)) is None:
                 await self.inbox.more()
                 if self.receiver.stale:
                     await self.receiver.drop()
@@ -317,7 +323,7 @@ class Session(SMTP):
         finally:
             self.inbox.quick = None
         self.pace.work()
-        return line
+        return line or b""
 
     def _answer_quickly(self) -> bool:
         """Answer what needs no waiting as it comes, without waking the task of the session. False if that was all.
@@ -325,6 +331,8 @@ class Session(SMTP):
         Whatever is not as simple as that is left where it is, for the task: long and broken lines, commands that wait.
         """
         inbox, conversation, line_max = self.inbox, self.conversation, self.options.limits.command_line_bytes_max
+        if self._owed is not None:
+            return True
         if inbox.peek_line() is None:
             return len(inbox) > line_max
         for _ in range(QUICK_MAX):
@@ -340,7 +348,11 @@ class Session(SMTP):
                 return True
             inbox.drop_line(len(line))
             try:
-                good = self._conclude(self._try(answer, rest))
+                reply = self._try(answer, rest)
+                if self.screen is not None and self._asks_sinks(self.screen, verb, reply):
+                    self._owed = verb, reply
+                    return True
+                good = self._conclude(reply)
                 if self._ending or (self._leaving and conversation.transaction is None):
                     raise Goodbye(self._closing())
             except Goodbye as goodbye:
@@ -392,6 +404,9 @@ class Session(SMTP):
         return reply.code < 400
 
     async def _reply(self, line: bytes, line_max: int) -> Reply | None:
+        if self._owed is not None and self.screen is not None:
+            (verb, reply), self._owed = self._owed, None
+            return await self._ask_sinks(self.screen, verb, reply)
         if len(line) > line_max:
             return LINE_TOO_LONG
         if not line.endswith(b"\r\n") and self.options.intake.bare_newlines == "refuse":
@@ -402,7 +417,10 @@ class Session(SMTP):
             raise self._out_of_turn(verb.decode("ascii"))
         answer = self.conversation.verbs.get(verb)
         if answer is not None:
-            return self._try(answer, rest)
+            reply = self._try(answer, rest)
+            if self.screen is not None and self._asks_sinks(self.screen, verb, reply):
+                return await self._ask_sinks(self.screen, verb, reply)
+            return reply
         later = self._later.get(verb)
         if later is not None:
             return await later(decode_line(rest).strip(" "))
@@ -428,31 +446,30 @@ class Session(SMTP):
     def _meet_sinks(self, sinks: SinkChain) -> None:
         if sinks.screens and not self.options.mesh:
             self.screen = self.receiver.screen = Screen(sinks)
-            self._ask_sinks(self.screen)
         if sinks.verbs:
             self._commands = Commands(sinks, peers=self.options.mesh)
             self._take_verbs(self.conversation, self._commands)
 
-    def _ask_sinks(self, screen: Screen) -> None:
-        """Verbs about which somebody wants to be asked need waiting; the others stay as quick as they are."""
+    def _asks_sinks(self, screen: Screen, verb: bytes, reply: Reply) -> bool:
+        """Somebody may have a say in a command that was right: its reply has to wait."""
+        if verb not in screen.asked or not reply.positive:
+            return False
+        return verb != b"RCPT" or screen.wants_recipient(self.conversation.last_recipient)
+
+    async def _ask_sinks(self, screen: Screen, verb: bytes, reply: Reply) -> Reply:
+        """One that is turned down was never said. Goodbye."""
         conversation = self.conversation
-        asked: dict[str, tuple[tuple[bytes, ...], Callable[[], Awaitable[Reply | None]], Callable[[], None]]] = {
-            "helo": ((b"HELO", b"EHLO"), lambda: screen.helo(conversation.client), conversation.withdraw_hello),
-            "mail": (
-                (b"MAIL",),
-                lambda: screen.mail(conversation.client, conversation.envelope),
-                conversation.withdraw_mail,
-            ),
-            "rcpt": (
-                (b"RCPT",),
-                lambda: screen.rcpt(conversation.client, conversation.last_recipient, lambda: conversation.envelope),
-                conversation.withdraw_recipient,
-            ),
-        }
-        for event, (words, question, withdraw) in asked.items():
-            if screen.asks(event):
-                for word in words:
-                    self._later[word] = partial(_screen, conversation.verbs.pop(word), question, withdraw)
+        client = conversation.client
+        if verb == b"MAIL":
+            refusal, withdraw = await screen.mail(client, conversation.envelope), conversation.withdraw_mail
+        elif verb == b"RCPT":
+            refusal = await screen.rcpt(client, conversation.last_recipient, lambda: conversation.envelope)
+            withdraw = conversation.withdraw_recipient
+        else:
+            refusal, withdraw = await screen.helo(client), conversation.withdraw_hello
+        if refusal is not None:
+            withdraw()
+        return refusal or reply
 
     def _take_verbs(self, conversation: Conversation, commands: Commands) -> None:
         """To those who may not say it, a verb is what it is without its sink."""
@@ -585,22 +602,6 @@ class Session(SMTP):
         if len(self.inbox) and self.options.pipelining == "strict":
             raise Goodbye(OUT_OF_TURN)
         return line.rstrip(b"\r\n")
-
-
-async def _screen(
-    command: Callable[[str], Reply],
-    question: Callable[[], Awaitable[Reply | None]],
-    withdraw: Callable[[], None],
-    argument: str,
-) -> Reply:
-    """A command that was right is asked about; one that is turned down was never said."""
-    reply = command(argument)
-    if not reply.positive:
-        return reply
-    refusal = await question()
-    if refusal is not None:
-        withdraw()
-    return refusal or reply
 
 
 def _describe_tls(transport: asyncio.BaseTransport) -> str:

@@ -144,6 +144,10 @@ class Binding:
         return answer
 
 
+WORDS = {"helo": (b"HELO", b"EHLO"), "mail": (b"MAIL",), "rcpt": (b"RCPT",)}
+"""The commands of an event."""
+
+
 class SinkChain:
     """Bindings of a node in the order in which they are asked: by priority, ties in file order.
 
@@ -165,6 +169,10 @@ class SinkChain:
             verb.name: (binding, verb) for binding in self._by_event["command"] for verb in binding.sink.verbs
         }
         """Commands of sinks, each with its one binding."""
+        self.screens = any(self._by_event[event] for event in (*BEFORE_250, "disconnect") if event != "command")
+        """A session has something to ask, beside `verbs`."""
+        self.asked = frozenset(word for event, words in WORDS.items() if self._by_event[event] for word in words)
+        """Commands of which somebody wants to hear once they were right."""
         self._held = 0
         self._idle: asyncio.Event | None = None
         """Somebody waits until nobody holds it."""
@@ -176,11 +184,6 @@ class SinkChain:
     def find(self, event: str, name: str) -> Binding | None:
         """The binding of that name, if it handles the event."""
         return next((binding for binding in self._by_event[event] if binding.name == name), None)
-
-    @property
-    def screens(self) -> bool:
-        """A session has something to ask, beside `verbs`."""
-        return any(self._by_event[event] for event in (*BEFORE_250, "disconnect") if event != "command")
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,11 @@ class Fate:
     quarantine: str = ""
     """The reason."""
 
+    @property
+    def acts(self) -> bool:
+        """There is one."""
+        return self.discard or bool(self.quarantine)
+
 
 @dataclass(slots=True)
 class Screening:
@@ -86,14 +91,25 @@ class Screen:
         self._chain = chain
         self._session, self._transaction = Fate(), Fate()
         self._recipients: dict[str, Fate] = {}
+        self._fated = False
+        """A verdict has acted on some message of the session."""
+        self.asked = chain.asked
+        """Commands that are a question, or the end of what was said of recipients before: their replies may wait."""
         chain.hold()
 
     def asks(self, event: str) -> bool:
         """Somebody wants to be asked."""
         return bool(self._chain.of(event))
 
+    def wants_recipient(self, recipient: Recipient) -> bool:
+        """Of RCPT, if it is `asked`: somebody may want this one."""
+        return self._chain.may_concern("rcpt", (recipient,))
+
     async def close(self, client: Client) -> None:
         """The session has ended. Once."""
+        if not self.asks("disconnect"):
+            self._chain.release()
+            return
         try:
             for binding, _ in self._chain.matching("disconnect", lambda: Facts(client)):
                 try:
@@ -119,7 +135,7 @@ class Screen:
 
     async def mail(self, client: Client, envelope: Envelope) -> Reply | None:
         """MAIL was right: a transaction begins."""
-        self._transaction, self._recipients = Fate(), {}
+        self._transaction, self._recipients, self.asked = Fate(), {}, self._chain.asked
         facts = Facts(client, envelope.sender)
         return self._take(self._transaction, await self._ask("mail", facts, lambda sink: sink.mail(client, envelope)))
 
@@ -132,7 +148,7 @@ class Screen:
         verdict = await self._ask("rcpt", facts, lambda sink: sink.rcpt(client, envelope, recipient))
         refusal = self._take(fate, verdict)
         if refusal is None and (fate.discard or fate.quarantine):
-            self._recipients[recipient.address] = fate
+            self._recipients[recipient.address], self.asked = fate, self._chain.asked | {b"MAIL"}
         return refusal
 
     async def _ask(self, event: str, facts: Facts, question: Callable[[Sink], Awaitable[object]]) -> Verdict | None:
@@ -147,17 +163,18 @@ class Screen:
                 return verdict
         return None
 
-    @staticmethod
-    def _take(fate: Fate, verdict: Verdict | None) -> Reply | None:
+    def _take(self, fate: Fate, verdict: Verdict | None) -> Reply | None:
+        if verdict is None:
+            return None
         match verdict:
             case Reject() | TempFail():
                 return verdict.reply
             case Disconnect():
                 raise Goodbye(verdict.reply)
             case Discard():
-                fate.discard = True
+                fate.discard = self._fated = True
             case Quarantine():
-                fate.quarantine = verdict.reason
+                fate.quarantine, self._fated = verdict.reason, True
             case _:
                 pass
         return None
@@ -179,7 +196,7 @@ class Screen:
         return result
 
     async def _screen(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-        if not self._concerns(message):
+        if not self.concerns(message):
             return message
         scratch = Scratch(begin_file)
         try:
@@ -198,9 +215,9 @@ class Screen:
         finally:
             await scratch.close()
 
-    def _concerns(self, message: ReceivedMessage) -> bool:
+    def concerns(self, message: ReceivedMessage) -> bool:
         """Somebody has said something about it, or will be asked. The header is not taken apart for that."""
-        if self._recipients or not self._transaction == self._session == Fate():
+        if self._fated and (self._recipients or self._transaction.acts or self._session.acts):
             return True
         if not self.asks("data"):
             return False

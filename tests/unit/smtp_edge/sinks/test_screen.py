@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from smtp_edge.envelope import Client, Envelope, Recipient
+from smtp_edge.server.session import Session
 from smtp_edge.sinks import chain as chain_module
 from smtp_edge.sinks import screen as screen_module
 from smtp_edge.sinks.api import (
@@ -26,6 +28,7 @@ from smtp_edge.sinks.api import (
 from smtp_edge.sinks.chain import BREAK_AFTER, Binding, SinkChain
 from smtp_edge.sinks.rules import parse_rule
 from smtp_edge.sinks.testing import ask
+from tests.unit.smtp_edge.server import ordeal
 from tests.unit.smtp_edge.server.doors import HOSTNAME, INLINE_BYTES_MAX, Door, Surroundings, chain_of, open_door
 
 ANN, BOB = "ann@example.org", "bob@example.com"
@@ -379,11 +382,112 @@ async def test_a_chain_that_is_replaced_stops_with_its_last_session(tmp_path: Pa
         assert stopped == ["stopped"]
 
 
-async def test_verbs_that_no_sink_asks_about_stay_as_quick_as_they_are(tmp_path: Path) -> None:
-    async with door(tmp_path, bound(AtData())) as opened:
-        await opened.client()
-        (session,) = opened.listener._door._sessions  # type: ignore[union-attr]
-        assert {b"MAIL", b"RCPT", b"EHLO"} <= session.conversation.verbs.keys()
+class Spoken:
+    """A session without a socket; `said` is what it has replied so far."""
+
+    def __init__(self, *bindings: Binding) -> None:
+        options = replace(ordeal.build_options(0), sinks=SinkChain(bindings))
+        self.session = Session(options, ordeal._Acceptor(0), ordeal._House(), loop=asyncio.get_running_loop())
+        self.transport = ordeal.Transport(False)
+        self.transport.session = self.session
+
+    async def begin(self) -> None:
+        self.session.connection_made(self.transport)
+        await self.turn()
+        self.session.data_received(b"EHLO client.test\r\n")
+        await self.turn()
+        self.said()
+
+    async def turn(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def hear(self, text: str) -> None:
+        self.session.data_received(text.encode() + b"\r\n")
+
+    def said(self) -> list[str]:
+        """Codes of the replies since the last time."""
+        lines = self.transport.written.decode().splitlines()
+        self.transport.written.clear()
+        return [line[:3] for line in lines]
+
+
+async def test_recipients_whom_no_sink_wants_are_answered_as_they_come() -> None:
+    sink = AtRcpt()
+    spoken = Spoken(bound(sink, "rcpt to=*@wanted.test, someone@*"), bound(AtData()))
+    await spoken.begin()
+    spoken.hear("MAIL FROM:<sue@example.net>")
+    spoken.hear("RCPT TO:<ann@here.test>")
+    assert spoken.said() == ["250", "250"], "without a turn of the loop"
+    assert sink.asked == []
+    spoken.hear("QUIT")
+    await spoken.turn()
+
+
+async def test_replies_keep_their_order_while_a_sink_thinks_about_one_of_them() -> None:
+    gate = asyncio.Event()
+
+    class Thinks(Says):
+        async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Verdict | None:
+            await gate.wait()
+            return Reject("no") if recipient.address.startswith("bad") else None
+
+    spoken = Spoken(bound(Thinks(), "rcpt to=*@here.test"))
+    await spoken.begin()
+    spoken.hear("MAIL FROM:<sue@example.net>")
+    spoken.hear("RCPT TO:<bad@here.test>")
+    spoken.hear("NOOP")  # before the session's task had its turn
+    await spoken.turn()
+    spoken.hear("VRFY x")  # while the sink is asked
+    await spoken.turn()
+    assert spoken.said() == ["250"]
+    gate.set()
+    await spoken.turn()
+    assert spoken.said() == ["550", "250", "252"]
+    spoken.hear("DATA")
+    await spoken.turn()
+    assert spoken.said() == ["554"], "a recipient that a sink refuses was never said"
+    spoken.hear("QUIT")
+    await spoken.turn()
+
+
+@pytest.mark.parametrize(("begun", "replies"), [(False, ["421"]), (True, ["250", "421"])])
+async def test_a_session_that_is_closed_when_a_sink_is_to_be_asked(begun: bool, replies: list[str]) -> None:
+    """What the sink thinks about already is answered first."""
+    gate = asyncio.Event()
+
+    class Thinks(Says):
+        async def mail(self, client: Client, envelope: Envelope) -> Verdict | None:
+            await gate.wait()
+            return None
+
+    spoken = Spoken(bound(Thinks()))
+    await spoken.begin()
+    spoken.hear("MAIL FROM:<sue@example.net>")
+    if begun:
+        await spoken.turn()
+    spoken.session.close_soon()
+    await spoken.turn()
+    gate.set()
+    await spoken.turn()
+    assert spoken.said() == replies
+    spoken.transport.close()
+    await spoken.turn()
+
+
+async def test_a_verdict_about_a_recipient_says_nothing_of_the_next_message(tmp_path: Path) -> None:
+    class Once(AtRcpt):
+        async def rcpt(self, client: Client, envelope: Envelope, recipient: Recipient) -> Verdict | None:
+            self.say(recipient.address)
+            return Quarantine("odd") if len(self.asked) == 1 else None
+
+    async with door(tmp_path, bound(Once())) as opened:
+        client = await opened.client()
+        for _ in range(2):
+            await client.say("MAIL FROM:<sue@example.net>")
+            await client.say(f"RCPT TO:<{ANN}>")
+            await client.send(MAIL)
+        assert [len(message.held) for message in opened.acceptor.messages] == [1, 0]
 
 
 # -- the envelope ------------------------------------------------------------------------------------------------------
