@@ -1,0 +1,121 @@
+"""What goes through a relay: Debian's smtp-source on the one side, smtp-sink on the other, and what they say of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.relays.account import own_s
+from tests.conftest import find_command
+
+SESSIONS = 20
+BACKLOG = 500
+TAIL_BYTES = 200
+POLL_S = 0.01
+KIB = 1024
+MIX = re.compile(r"(?P<kib>\d+)k(?P<single>1)?(?:x(?P<recipients>\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Mail of one kind. Named as in `4k`, `4k1` (a connection for each message), `50kx5` (five recipients)."""
+
+    size_bytes: int
+    """Of the body."""
+    single: bool = False
+    recipients: int = 1
+
+    @property
+    def name(self) -> str:
+        """As it is parsed."""
+        many = f"x{self.recipients}" if self.recipients > 1 else ""
+        return f"{self.size_bytes // KIB}k{'1' if self.single else ''}{many}"
+
+    @property
+    def first_count(self) -> int:
+        """Messages that wake a relay up."""
+        return 300 if self.size_bytes <= 16 * KIB else 150 if self.size_bytes <= 128 * KIB else 60
+
+
+def parse_mix(text: str) -> Mix:
+    """ValueError with a sentence."""
+    found = MIX.fullmatch(text)
+    if found is None or int(found["kib"]) == 0:
+        raise ValueError(f"{text!r} is no mix: write 4k, 4k1 (a connection for each message), 4kx5 (five recipients)")
+    return Mix(int(found["kib"]) * KIB, found["single"] is not None, int(found["recipients"] or 1))
+
+
+def missing() -> str:
+    """Why there is no load here; empty if there is."""
+    absent = [name for name in ("smtp-source", "smtp-sink") if find_command(name) is None]
+    return f"needs {' and '.join(absent)} (apt-get install postfix)" if absent else ""
+
+
+class LoadError(Exception):
+    """The generator gave up; `str()` is its last line."""
+
+
+def send(port: int, mix: Mix, count: int) -> float:
+    """Send so many messages and wait for all replies; processor seconds of the generator. LoadError."""
+    words = ["smtp-source", "-4", "-s", str(min(SESSIONS, count)), "-m", str(count), "-l", str(mix.size_bytes)]
+    words += ["-f", "sender@example.org", "-t", "reader@example.net", "-r", str(mix.recipients)]
+    words += [*([] if mix.single else ["-d"]), f"127.0.0.1:{port}"]
+    with subprocess.Popen(words, executable=find_command(words[0]), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise LoadError(said.strip().rpartition("\n")[2] or f"smtp-source ended with {process.returncode}")
+    return used.ru_utime + used.ru_stime
+
+
+class Sink:
+    """A running smtp-sink."""
+
+    def __init__(self, pid: int, counter: Path) -> None:
+        self._pid = pid
+        self._counter = counter
+
+    def count(self) -> int:
+        """Messages that it took."""
+        with self._counter.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            seen = re.findall(rb"mesg=(\d+)", file.read())
+        return int(seen[-1]) if seen else 0
+
+    def spent_s(self) -> float:
+        """Processor seconds so far."""
+        return own_s(self._pid)
+
+    def wait(self, count: int, stall_s: float) -> int:
+        """Until it took so many, or nothing for so long; how many it took."""
+        best, since = -1, time.monotonic()
+        while (now := self.count()) < count:
+            if now > best:
+                best, since = now, time.monotonic()
+            elif time.monotonic() - since > stall_s:
+                break
+            time.sleep(POLL_S)
+        return now
+
+
+@contextlib.contextmanager
+def sink(port: int, memory: Path) -> Iterator[Sink]:
+    """Run one; `memory` is where its counter costs nothing."""
+    counter = memory / "sink.count"
+    words = ["smtp-sink", "-4", "-u", "nobody", "-c", f"127.0.0.1:{port}", str(BACKLOG)]
+    with counter.open("wb") as out:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(words, executable=find_command(words[0]), stdin=quiet, stdout=out, stderr=quiet)
+    try:
+        yield Sink(process.pid, counter)
+    finally:
+        process.kill()
+        process.wait()

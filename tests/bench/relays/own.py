@@ -1,0 +1,61 @@
+"""smtpmesh itself as a contender: one node, one smart host, everything else as it comes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.bench.relays.contender import HOSTNAME, Contender, Place
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGURATION = """\
+[node]
+name = "n"
+hostname = "{hostname}"
+{node}
+
+[[listener]]
+listen = "127.0.0.1:{port}"
+allow_networks = ["127.0.0.0/8"]
+
+[[smart_host]]
+name = "sink"
+host = "127.0.0.1"
+port = {sink}
+tls = "none"
+
+[[route]]
+name = "default"
+domains = ["*"]
+via = ["sink"]
+{more}
+"""
+
+
+def build(workers: int = 0, more: str = "", name: str = "smtpmesh") -> Contender:
+    """`workers`: as `node.workers`; 0 = as it comes. `more`: TOML that is appended."""
+
+    def prepare(place: Place) -> list[str]:
+        return prepare_node(place, workers=workers, more=more)
+
+    return Contender(name, lambda: "", prepare)
+
+
+def prepare_node(place: Place, *, workers: int = 0, more: str = "") -> list[str]:
+    """Make the node's folder; the command that runs it."""
+    folder = place.folder / "n"
+    command = [sys.executable, "-m", "smtp_edge.cli"]
+    done = subprocess.run([*command, "init", str(folder)], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    node = f"workers = {workers}" if workers else ""
+    values = {"hostname": HOSTNAME, "node": node, "port": place.port, "sink": place.sink, "more": more}
+    (folder / "node.toml").write_text(CONFIGURATION.format(**values))
+    return [*command, "run", "--config", str(folder / "node.toml")]
+
+
+def environment() -> dict[str, str]:
+    """In which contenders run: the checkout's sources before installed ones, from whatever folder."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "proto"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return dict(os.environ, PYTHONPATH=path)
