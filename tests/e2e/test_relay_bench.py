@@ -1,7 +1,8 @@
-"""`bench relay` does what its tables say: mail goes through real relays, and ratios are those of the same round."""
+"""`bench relay` and its kin do what their tables say: real mail, ratios of one round, accounts that tell faults."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from smtp_edge.demo.cluster import SOURCE_ROOT
+from smtp_edge.demo.cluster import SOURCE_ROOT, find_port
+from smtp_edge.demo.ledger import Kill
+from tests.bench.relays.accounting import RELAY, Sent, classes_of_doubles, draw_up, receiving, sending
 from tests.bench.relays.load import Mix, parse_mix
 from tests.bench.relays.scores import Scores, build_bars, find_failures
+from tests.bench.relays.sender import Plan
 from tests.bench.relays.trial import Score
 
 
@@ -61,16 +65,54 @@ def test_what_is_no_mix_is_answered_with_a_sentence(text: str) -> None:
         parse_mix(text)
 
 
-@pytest.mark.peer("smtp-source", "unshare")
-def test_a_short_round_in_memory_counts(tmp_path: Path) -> None:
+def test_the_account_tells_loss_and_explained_doubles_from_unexplained_ones() -> None:
+    sent = [Sent(1, 250, 0.0, 0.1), Sent(2, 250, 0.0, 0.1), Sent(3, 250, 0.0, 0.1), Sent(4, 0, 9.0, 10.0)]
+    received = [(1, 9.9), (1, 11.0), (2, 3.0), (2, 11.0), (-1, 5.0)]
+    ledger = draw_up(sent, received, [Kill(RELAY, 10.0, 10.8)])
+    assert (ledger.accepted, ledger.lost, ledger.unanswered, ledger.strangers) == (3, ("3",), 1, ("-1",))
+    assert classes_of_doubles(ledger) == {"the 250 was not yet recorded": 1, "unexplained": 1}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(0, count=300), Plan(0, count=60, single=True, recipients=5, sessions=3), Plan(0, count=200, rate=1000)],
+    ids=["fast", "single", "paced"],
+)
+def test_the_sender_notes_what_the_receiver_notes(tmp_path: Path, plan: Plan) -> None:
+    port = find_port(set())
+    plan = dataclasses.replace(plan, port=port, seconds=30)
+    with receiving(tmp_path / "received", port) as receiver, sending(plan, tmp_path / "sent") as sender:
+        assert sender.wait()["begun"] == plan.count
+        assert {(one.number, one.code) for one in sender.sent()} == {(number, 250) for number in range(plan.count)}
+        assert sorted(number for number, _ in receiver.received()) == list(range(plan.count))
+
+
+def run_bench(name: str, *words: str) -> str:
+    """Its output. Skips without root."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for namespaces")
-    kept = tmp_path / "kept"
-    command = [sys.executable, "-m", "tests.bench.relay", "--keep", str(kept), "--relays", "smtpmesh", "--no-syncs"]
-    command += ["--mix", "4k", "--queue", "memory", "--rounds", "1", "--seconds", "0.5", "--quiet", "0"]
+    command = [sys.executable, "-m", f"tests.bench.{name}", *words]
     done = subprocess.run(command, cwd=SOURCE_ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.peer("smtp-source", "unshare")
+def test_a_short_round_in_memory_counts(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    words = ["--mix", "4k", "--queue", "memory", "--rounds", "1", "--seconds", "0.5", "--quiet", "0", "--no-syncs"]
+    run_bench("relay", *words, "--relays", "smtpmesh", "--keep", str(kept))
     limit, own = (json.loads(line) for line in kept.read_text().splitlines())
     assert (limit["relay"], own["relay"]) == ("no relay", "smtpmesh")
     assert own["arrived"] == own["sent"] >= 300
     assert own["cpu_ms"] > 0
+
+
+@pytest.mark.peer("unshare")
+def test_a_relay_killed_at_full_speed_loses_nothing() -> None:
+    assert "3 of 3 met" in run_bench("relay_kill", "--kills", "1", "--between", "0.1", "--queue", "memory")
+
+
+@pytest.mark.peer("unshare")
+def test_a_dead_next_hop_costs_nothing_but_time() -> None:
+    assert "4 of 4 met" in run_bench("relay_dead_sink", "--messages", "1000", "--queue", "memory")

@@ -1,0 +1,149 @@
+"""kill -9 of a relay at full speed, again and again: nothing that was answered with 250 is lost, doubles have reasons.
+
+    python3 deploy/run.py bench relay_kill [--kills 20] [--victims all,first,worker] [--workers N] [--size-kib 4]
+        [--between 1-3] [--queue disk] [--seed N]
+
+A client that notes each reply sends over 20 sessions without a pause; the server behind the relay notes each message
+before it answers. Victims take turns: `all` processes of the relay at once, its `first` process (which the others must
+not outlive, if there are any), or one `worker` that it has started (nobody but the relay starts it again). After `all`
+and `first` the same command is started again. Random instants, from a seed that is printed. A second copy is explained
+if a process was killed between the receiver's note and the relay's record of its 250 (ARCHITECTURE.md, "Where a
+duplicate can arise").
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smtp_edge.demo.ledger import Kill, Ledger
+from tests.bench.lab.bars import bar, show
+from tests.bench.lab.figures import spread
+from tests.bench.relays import accounting, ground, own
+from tests.bench.relays.accounting import classes_of_doubles, draw_up, receiving, sending
+from tests.bench.relays.ground import Queue
+from tests.bench.relays.process import PORT, Relay, RelayError
+from tests.bench.relays.sender import Plan
+
+VICTIMS = ("all", "first", "worker")
+WARM_UP_S = 2.0
+LEFT_ALONE_S = 5.0
+"""Processes that have lost their first one are gone by then."""
+STALL_S = 30.0
+QUIET_S = 3.0
+FOREVER_S = 86400.0
+
+
+@dataclass(slots=True)
+class Story:
+    """What was seen."""
+
+    kills: list[Kill] = field(default_factory=list)
+    struck: list[str] = field(default_factory=list)
+    back_s: list[float] = field(default_factory=list)
+    """From the kill until the relay greets."""
+    seconds: float = 0.0
+
+
+def main() -> int:
+    """See the module; 1 if a bar was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--victims", default="all")
+    parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
+    parser.add_argument("--size-kib", type=int, default=4)
+    parser.add_argument("--between", default="1-3", help="seconds of work before each kill, from-to")
+    parser.add_argument("--queue", type=Queue, default=Queue.DISK)
+    parser.add_argument("--folder", type=Path, help="on the disk that is meant")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    arguments = parser.parse_args()
+    victims = arguments.victims.split(",")
+    if unknown := set(victims) - set(VICTIMS):
+        parser.error(f"--victims: {min(unknown)!r} is not known; there are {', '.join(VICTIMS)}")
+    ground.enter()
+    with ground.folders(arguments.folder) as place:
+        story, ledger = run(arguments, victims, place.folder(arguments.queue))
+    rows = build_rows(story, ledger)
+    print(show(rows))
+    print(describe(story, ledger))
+    print(f"again with --seed {arguments.seed}")
+    return 1 if any("MISSED" in row[2] for row in rows) else 0
+
+
+def run(arguments: argparse.Namespace, victims: list[str], folder: Path) -> tuple[Story, Ledger]:
+    """Send, kill, drain, and draw up the account."""
+    rng, story = random.Random(arguments.seed), Story()
+    least, _, most = arguments.between.partition("-")
+    plan = Plan(PORT, size_bytes=arguments.size_kib * 1024, seconds=FOREVER_S)
+    with receiving(folder / "received") as receiver, Relay(own.build(arguments.workers), folder / "relay") as relay:
+        began = time.monotonic()
+        with sending(plan, folder / "sent") as sender:
+            time.sleep(WARM_UP_S)
+            for number in range(arguments.kills):
+                time.sleep(rng.uniform(float(least), float(most or least)))
+                strike(relay, victims[number % len(victims)], rng, story)
+                print(f"kill {number + 1}: {story.struck[-1]}, back after {story.back_s[-1]:.2f} s", flush=True)
+            time.sleep(WARM_UP_S)
+            sender.finish()
+            sent = sender.sent()
+        story.seconds = time.monotonic() - began
+        receiver.wait(sum(one.code == accounting.ACCEPTED for one in sent), STALL_S)
+        receiver.settle(QUIET_S)
+        return story, draw_up(sent, receiver.received(), story.kills)
+
+
+def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
+    """Kill, see it come back, note both."""
+    first, *others = relay.processes()
+    if victim == "worker" and not others:
+        victim = "all"
+    if victim == "worker":
+        at = relay.kill(rng.choice(others))
+        relay.wait_greeting()
+    else:
+        at = relay.kill(*([first] if victim == "first" else []))
+        wait_gone(others)
+        relay.start()
+    story.struck.append(victim)
+    story.kills.append(Kill(accounting.RELAY, at, time.monotonic()))
+    story.back_s.append(time.monotonic() - at)
+
+
+def wait_gone(pids: list[int]) -> None:
+    """RelayError if processes outlive the first one."""
+    deadline = time.monotonic() + LEFT_ALONE_S
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        if time.monotonic() > deadline:
+            raise RelayError(f"{len(left)} processes go on without the first one")
+        time.sleep(0.01)
+
+
+def build_rows(story: Story, ledger: Ledger) -> list[list[str]]:
+    """The bars."""
+    lost, unexplained = len(ledger.lost), ledger.doubled_in_mesh
+    return [
+        bar(f"lost of {ledger.accepted} that were answered 250", "0", str(lost), met=not lost),
+        bar("doubled without a reason", "0", str(unexplained), met=not unexplained),
+        bar("came, and were never sent", "0", str(len(ledger.strangers)), met=not ledger.strangers),
+    ]
+
+
+def describe(story: Story, ledger: Ledger) -> str:
+    """What is no bar."""
+    doubles = classes_of_doubles(ledger)
+    lines = [
+        f"{len(story.kills)} kills in {story.seconds:.0f} s; {ledger.accepted / story.seconds:.0f} messages/s in all",
+        f"from a kill until it greets: {spread(story.back_s, 's')}",
+        f"sent to the final dot and never answered: {ledger.unanswered}",
+        f"doubled: {sum(doubles.values())}",
+        *(f"  {count} {reason}" for reason, count in doubles.most_common()),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

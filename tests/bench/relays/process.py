@@ -1,0 +1,155 @@
+"""A relay as a process that can be started, killed, started again, looked at, and is gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.bench.relays.account import descendants, open_account
+from tests.bench.relays.contender import Contender, Place
+from tests.bench.relays.own import environment
+
+PORT, SINK_PORT = 2525, 2600
+"""Of a loopback that nobody else is on (ground.py)."""
+START_S = 40.0
+STOP_S = 5.0
+POLL_S = 0.01
+LOG_LINE_MAX = 200
+MIB = 1024 * 1024
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class RelayError(Exception):
+    """A relay does not start, or does not do what is wanted of it; `str()` says what."""
+
+
+class Relay:
+    """A contender in a folder of its own, which is made anew. Ends with the block; RelayError if it does not greet."""
+
+    def __init__(
+        self,
+        contender: Contender,
+        folder: Path,
+        *,
+        port: int = PORT,
+        sink: int = SINK_PORT,
+        tracer: Sequence[str] = (),
+    ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.folder, self.port = folder, port
+        self._command = [*tracer, *contender.prepare(Place(folder, port, sink))]
+        self._account = open_account()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        """What it writes to its outputs, of all starts."""
+        return self.folder / "out.log"
+
+    def start(self) -> float:
+        """Start it and wait until it greets; seconds until then."""
+        began = time.monotonic()
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._account.wrap(self._command),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=self.folder,
+                env=environment(),
+                start_new_session=True,
+            )
+        self.wait_greeting()
+        return time.monotonic() - began
+
+    def wait_greeting(self) -> None:
+        """Until a connection is greeted. RelayError with the last line of the log."""
+        deadline = time.monotonic() + START_S
+        while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as probe:
+                if probe.recv(100).startswith(b"220"):
+                    probe.sendall(b"QUIT\r\n")
+                    probe.recv(100)
+                    return
+            time.sleep(POLL_S)
+        lines = self.log.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "it says nothing")
+        raise RelayError(f"does not serve: {last[:LOG_LINE_MAX]}")
+
+    def kill(self, *pids: int) -> float:
+        """SIGKILL to some of its processes, or to all; the instant."""
+        victims = pids or self.processes()
+        at = time.monotonic()
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process is not None and self._process.pid in victims:
+            self._process.wait()
+        return at
+
+    def stop(self) -> None:
+        """SIGTERM, and after a while the end of all that is left."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        self._account.close(self._process.pid)
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[int]:
+        """The first, then its descendants."""
+        return descendants(self.pid)
+
+    def spent_s(self) -> float:
+        """Processor seconds so far."""
+        return self._account.spent_s(self.pid)
+
+    def memory_mb(self) -> float:
+        """Resident, of all processes; shared pages count for each."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return total * PAGE_BYTES / MIB
+
+    def files_count(self) -> int:
+        """Open file descriptors of all processes."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                total += len(os.listdir(f"/proc/{pid}/fd"))
+        return total
