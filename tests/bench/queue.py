@@ -131,7 +131,8 @@ def measure(folder: Path, messages: int, history: int, size: int) -> None:
 def build(number: int, size: int, class_id: str = "") -> NewEntry:
     """A message of some class."""
     at = datetime.now(UTC)
-    queue_id, recipient = IDS.new(at), Recipient(f"user{number}@d{number % DOMAINS}.{class_id or 'x'}.example")
+    class_id = class_id or CLASSES[number % len(CLASSES)]
+    queue_id, recipient = IDS.new(at), Recipient(f"user{number}@d{number % DOMAINS}.{class_id}.example")
     body = HEADER + b"x" * size + b"\r\n"
     entry = Entry(
         queue_id,
@@ -143,7 +144,6 @@ def build(number: int, size: int, class_id: str = "") -> NewEntry:
         received_field=b"Received: from a.example by b.example id x;\r\n\tWed, 25 Nov 2026 11:52:43 +0000\r\n",
         client="192.0.2.1 a.example",
     )
-    class_id = class_id or CLASSES[number % len(CLASSES)]
     return NewEntry(entry, (Delivery(queue_id, 0, class_id, (recipient,), transfer_token=f"node/{queue_id}/0"),))
 
 
@@ -248,29 +248,52 @@ def configuration(smtp: int, mesh: int, gossip: int, hosts: dict[str, int]) -> s
 
 def measure_rest(folder: Path, queue: Path) -> list[list[str]]:
     """Nothing can be delivered."""
+    return [["memory, nothing can leave", f"{rest_mb(folder, queue):.0f} MB", "< 300 MB"]]
+
+
+def rest_mb(folder: Path, queue: Path) -> float:
+    """Resident memory of a node none of whose messages can leave."""
     nowhere = dict.fromkeys(CLASSES, free_port())
     with node(folder, queue, nowhere) as started:
         started.wait_serving()
         time.sleep(10)
-        return [["memory, nothing can leave", f"{started.memory_mb():.0f} MB", "< 300 MB"]]
+        return started.memory_mb()
 
 
-def measure_start(folder: Path, queue: Path) -> list[list[str]]:
-    """Everything can."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Of a node on a long queue, from the start of the process."""
+
+    serving_s: float
+    first_s: float
+    """Until the first delivery."""
+    rate: float
+    memory_mb: float
+
+
+def time_start(folder: Path, queue: Path) -> Start:
+    """Everything can be delivered."""
     sink = Sink()
     with sink.running(), node(folder, queue, dict.fromkeys(CLASSES, sink.port)) as started:
         serving = started.wait_serving()
         while not sink.taken:
+            assert time.monotonic() < started.began + WAIT_S, "nothing is delivered"
             time.sleep(0.005)
         first = sink.taken[0] - started.began
         time.sleep(10)
         rate = len(sink.taken) / (time.monotonic() - sink.taken[0])
-        return [
-            ["start: serving after", f"{serving:.2f} s", "< 2 s"],
-            ["start: first delivery after", f"{first:.2f} s", "< 3 s"],
-            ["delivery from disk", f"{rate:.0f} msg/s", ""],
-            ["memory, delivering", f"{started.memory_mb():.0f} MB", "< 300 MB"],
-        ]
+        return Start(serving, first, rate, started.memory_mb())
+
+
+def measure_start(folder: Path, queue: Path) -> list[list[str]]:
+    """Everything can."""
+    start = time_start(folder, queue)
+    return [
+        ["start: serving after", f"{start.serving_s:.2f} s", "< 2 s"],
+        ["start: first delivery after", f"{start.first_s:.2f} s", "< 3 s"],
+        ["delivery from disk", f"{start.rate:.0f} msg/s", ""],
+        ["memory, delivering", f"{start.memory_mb:.0f} MB", "< 300 MB"],
+    ]
 
 
 def measure_neighbours(folder: Path, queue: Path) -> list[list[str]]:

@@ -146,6 +146,15 @@ class Relay:
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return total * PAGE_BYTES / MIB
 
+    def begin_peak(self) -> None:
+        """Most memory is counted from now on."""
+        for pid in self.processes():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def peak_mb(self) -> float:
+        """The most that was resident since then, each process at its own peak."""
+        return sum(_peak_kib(pid) for pid in self.processes()) / 1024
+
     def files_count(self) -> int:
         """Open file descriptors of all processes."""
         total = 0
@@ -153,3 +162,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 total += len(os.listdir(f"/proc/{pid}/fd"))
         return total
+
+
+def _peak_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    return 0
