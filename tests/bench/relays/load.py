@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,13 +107,14 @@ class Sink:
 
 
 @contextlib.contextmanager
-def sink(port: int, memory: Path) -> Iterator[Sink]:
-    """Run one; `memory` is where its counter costs nothing."""
+def sink(port: int, memory: Path, inside: Sequence[str] = ()) -> Iterator[Sink]:
+    """Run one; `memory` is where its counter costs nothing. `inside`: words before its command."""
     counter = memory / "sink.count"
-    words = ["smtp-sink", "-4", "-u", "nobody", "-c", f"127.0.0.1:{port}", str(BACKLOG)]
+    command = find_command("smtp-sink") or "smtp-sink"
+    words = [*inside, command, "-4", "-u", "nobody", "-c", f"127.0.0.1:{port}", str(BACKLOG)]
     with counter.open("wb") as out:
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(words, executable=find_command(words[0]), stdin=quiet, stdout=out, stderr=quiet)
+        process = subprocess.Popen(words, stdin=quiet, stdout=out, stderr=quiet)
     try:
         yield Sink(process.pid, counter)
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.bench.relays.contender import HOSTNAME, Contender, Place
 
 ROOT = Path(__file__).resolve().parents[3]
+COMMAND = (sys.executable, "-m", "smtp_edge.cli")
 CONFIGURATION = """\
 [node]
 name = "n"
@@ -46,13 +47,23 @@ def build(workers: int = 0, more: str = "", name: str = "smtpmesh") -> Contender
 def prepare_node(place: Place, *, workers: int = 0, more: str = "") -> list[str]:
     """Make the node's folder; the command that runs it."""
     folder = place.folder / "n"
-    command = [sys.executable, "-m", "smtp_edge.cli"]
-    done = subprocess.run([*command, "init", str(folder)], check=False, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    init(folder, "n")
     node = f"workers = {workers}" if workers else ""
     values = {"hostname": HOSTNAME, "node": node, "port": place.port, "sink": place.sink, "more": more}
     (folder / "node.toml").write_text(CONFIGURATION.format(**values))
-    return [*command, "run", "--config", str(folder / "node.toml")]
+    return run_command(folder)
+
+
+def init(folder: Path, name: str, *more: str) -> None:
+    """Key, certificate, a node.toml to be replaced."""
+    words = [*COMMAND, "init", str(folder), "--name", name, *more]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+
+
+def run_command(folder: Path) -> list[str]:
+    """That runs the node of a folder."""
+    return [*COMMAND, "run", "--config", str(folder / "node.toml")]
 
 
 def environment() -> dict[str, str]:

@@ -43,10 +43,13 @@ class Relay:
         port: int = PORT,
         sink: int = SINK_PORT,
         tracer: Sequence[str] = (),
+        near: bool = True,
     ) -> None:
+        """`tracer`: words before the command. `near` = it can be connected to from here."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.folder, self.port = folder, port
+        self._near = near
         self._command = [*tracer, *contender.prepare(Place(folder, port, sink))]
         self._account = open_account()
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,7 +79,7 @@ class Relay:
         return self.folder / "out.log"
 
     def start(self) -> float:
-        """Start it and wait until it greets; seconds until then."""
+        """Start it and wait until it greets, if it is near; seconds until then."""
         began = time.monotonic()
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -88,7 +91,8 @@ class Relay:
                 env=environment(),
                 start_new_session=True,
             )
-        self.wait_greeting()
+        if self._near:
+            self.wait_greeting()
         return time.monotonic() - began
 
     def wait_greeting(self) -> None:

@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tests.bench.relays.contender import Contender
 from tests.bench.relays.ground import Ground, Queue, read_moment, wait_quiet
@@ -93,21 +94,27 @@ def play(trial: Trial, ground: Ground) -> Score:
 
 
 def _measure(trial: Trial, relay: Relay, end: Sink) -> Score:
-    mix = trial.mix
+    score = measure(trial.mix, trial.seconds, end, relay.spent_s)
+    contender = trial.contender
+    return replace(score, relay=contender.name, queue=trial.queue.value, yardstick=contender.yardstick)
+
+
+def measure(mix: Mix, seconds: float, end: Sink, spent_s: Callable[[], float]) -> Score:
+    """Of whatever takes mail here and has it arrive at the sink; `spent_s` is its processor time so far."""
     rate = pass_on(end, mix, mix.first_count)
-    rate = pass_on(end, mix, max(mix.first_count, int(rate * min(WARM_UP_S, trial.seconds))))
-    count = min(COUNT_MAX, max(mix.first_count, int(rate * trial.seconds)))
-    had, spent, sink_spent, before = end.count(), relay.spent_s(), end.spent_s(), read_moment()
+    rate = pass_on(end, mix, max(mix.first_count, int(rate * min(WARM_UP_S, seconds))))
+    count = min(COUNT_MAX, max(mix.first_count, int(rate * seconds)))
+    had, spent, sink_spent, before = end.count(), spent_s(), end.spent_s(), read_moment()
     source_s = send(PORT, mix, count)
     answered = time.monotonic()
     arrived = end.wait(had + count, STALL_S) - had
     after = read_moment()
     took = after.at - before.at
-    relay_s, load_s = relay.spent_s() - spent, source_s + end.spent_s() - sink_spent
+    relay_s, load_s = spent_s() - spent, source_s + end.spent_s() - sink_spent
     return Score(
-        trial.contender.name,
+        "",
         mix.name,
-        trial.queue.value,
+        "",
         sent=count,
         arrived=arrived,
         seconds=took,
@@ -117,7 +124,6 @@ def _measure(trial: Trial, relay: Relay, end: Sink) -> Score:
         load_ms=1000 * load_s / count,
         others_cores=(after.busy_s - before.busy_s - relay_s - load_s) / took,
         stolen_cores=(after.stolen_s - before.stolen_s) / took,
-        yardstick=trial.contender.yardstick,
     )
 
 
