@@ -23,10 +23,10 @@ from tests.bench import queue
 from tests.bench.lab.bars import MISSED, Row, bar, show
 from tests.bench.lab.figures import spread
 from tests.bench.lab.runs import hush
-from tests.bench.relays import accounting, ground, own
+from tests.bench.relays import ground, own
 from tests.bench.relays.accounting import receiving, sending
 from tests.bench.relays.process import PORT, Relay
-from tests.bench.relays.sender import Plan
+from tests.bench.relays.sender import ACCEPTED, Plan
 
 PARTS = ("queue", "large", "idle")
 QUEUED_MB, LARGE_GROWTH_MB, IDLE_MB = 300.0, 64.0, 1024.0
@@ -161,7 +161,7 @@ def send(folder: Path, plan: Plan) -> int:
     """All of a plan; how many were answered 250."""
     with sending(plan, folder / "sent") as sender:
         sender.wait()
-        return sum(one.code == accounting.ACCEPTED for one in sender.sent())
+        return sum(one.code == ACCEPTED for one in sender.sent())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tests.bench.relays import accounting, ground, own
 from tests.bench.relays.accounting import Receiver, Sender, classes_of_doubles, draw_up, receiving, sending
 from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay
-from tests.bench.relays.sender import Plan
+from tests.bench.relays.sender import ACCEPTED, Plan
 from tests.bench.relays.watch import Samples, watching
 
 MEMORY_MB = 300.0
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:
             story.before_rate = arrived / WARM_UP_S
             fill(sender, arrived + arguments.messages, story)
             sent = sender.sent()
-            accepted = sum(one.code == accounting.ACCEPTED for one in sent)
+            accepted = sum(one.code == ACCEPTED for one in sent)
             story.queued = accepted - arrived
             time.sleep(REST_S)
             kill = Kill(kill.name, kill.at, time.monotonic())

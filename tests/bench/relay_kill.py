@@ -27,7 +27,7 @@ from tests.bench.relays import accounting, ground, own
 from tests.bench.relays.accounting import classes_of_doubles, draw_up, receiving, sending
 from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay, RelayError
-from tests.bench.relays.sender import Plan
+from tests.bench.relays.sender import ACCEPTED, Plan
 
 VICTIMS = ("all", "first", "worker")
 WARM_UP_S = 2.0
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace, victims: list[str], folder: Path) -> tupl
             sender.finish()
             sent = sender.sent()
         story.seconds = time.monotonic() - began
-        receiver.wait(sum(one.code == accounting.ACCEPTED for one in sent), STALL_S)
+        receiver.wait(sum(one.code == ACCEPTED for one in sent), STALL_S)
         receiver.settle(QUIET_S)
         return story, draw_up(sent, receiver.received(), story.kills)
 

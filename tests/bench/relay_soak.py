@@ -24,7 +24,7 @@ from tests.bench.relays import accounting, ground, own
 from tests.bench.relays.accounting import Receiver, draw_up, receiving, sending
 from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay
-from tests.bench.relays.sender import Plan
+from tests.bench.relays.sender import ACCEPTED, Plan
 from tests.bench.relays.watch import Sample, Samples, watching
 
 MAXIMUM_S = 10.0
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:
             steady = sender.sent()
         story.seconds = time.monotonic() - began
         story.cores = (relay.spent_s() - spent) / story.seconds
-        receiver.wait(sum(one.code == accounting.ACCEPTED for one in [*first, *steady]), STALL_S)
+        receiver.wait(sum(one.code == ACCEPTED for one in [*first, *steady]), STALL_S)
         receiver.settle(QUIET_S)
         received = receiver.received()
     note_latencies(story, steady, received)
@@ -110,7 +110,7 @@ def measure_maximum(folder: Path, receiver: Receiver, plan: Plan) -> tuple[float
 def note_latencies(story: Story, sent: list[accounting.Sent], received: list[tuple[int, float]]) -> None:
     """Of the steady part."""
     arrived = dict(reversed(received))
-    good = [one for one in sent if one.code == accounting.ACCEPTED]
+    good = [one for one in sent if one.code == ACCEPTED]
     story.answered_s = [one.answered - one.began for one in good]
     story.through_s = [arrived[one.number] - one.began for one in good if one.number in arrived]
 

@@ -52,6 +52,7 @@ def test_ratios_are_to_the_best_yardstick_of_the_same_round() -> None:
         ("4k", Mix(4096)),
         ("4k1", Mix(4096, single=True)),
         ("50kx5", Mix(51200, recipients=5)),
+        ("4k1+tls", Mix(4096, single=True, tls=True)),
         ("512k1x2", Mix(524288, single=True, recipients=2)),
     ],
 )

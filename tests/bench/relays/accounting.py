@@ -20,13 +20,12 @@ from pathlib import Path
 from smtp_edge.demo.ledger import Arrival, Kill, Ledger, Submission, build_ledger
 from tests.bench.relays.own import environment
 from tests.bench.relays.process import SINK_PORT
-from tests.bench.relays.sender import Plan
+from tests.bench.relays.sender import ACCEPTED, Plan
 
 RELAY, RECEIVER = "relay", "receiver"
 """Names in the account."""
 POLL_S = 0.1
 START_S = 10.0
-ACCEPTED = 250
 BLOCK_BYTES = 1024 * 1024
 
 

@@ -19,6 +19,8 @@ class Place:
     """Of 127.0.0.1, where it takes mail for anybody."""
     sink: int
     """Of 127.0.0.1, where all mail goes."""
+    pem: Path | None = None
+    """Certificate and key with which it offers STARTTLS; None = it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +34,7 @@ class Contender:
     """Write its files; the command that runs it in the foreground until SIGTERM."""
     yardstick: bool = False
     """Others are measured by the best of these in the same round."""
+    tls: bool = True
+    """It can offer STARTTLS."""
     setuid: bool = False
     """Some of its programs change users by being started: they cannot be traced cheaply."""

@@ -20,6 +20,7 @@ hostname = "{hostname}"
 [[listener]]
 listen = "127.0.0.1:{port}"
 allow_networks = ["127.0.0.0/8"]
+{tls}
 
 [[smart_host]]
 name = "sink"
@@ -49,7 +50,8 @@ def prepare_node(place: Place, *, workers: int = 0, more: str = "") -> list[str]
     folder = place.folder / "n"
     init(folder, "n")
     node = f"workers = {workers}" if workers else ""
-    values = {"hostname": HOSTNAME, "node": node, "port": place.port, "sink": place.sink, "more": more}
+    tls = f'tls = "starttls"\ncertificate = "{place.pem}"' if place.pem else ""
+    values = {"tls": tls, "hostname": HOSTNAME, "node": node, "port": place.port, "sink": place.sink, "more": more}
     (folder / "node.toml").write_text(CONFIGURATION.format(**values))
     return run_command(folder)
 

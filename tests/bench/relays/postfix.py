@@ -95,6 +95,9 @@ def prepare(place: Place, more: Parameters) -> list[str]:
         "relayhost": f"[127.0.0.1]:{place.sink}",
         **{key: value.format(sink=place.sink) for key, value in more.items()},
     }
+    if place.pem:
+        parameters["smtpd_tls_security_level"] = "may"
+        parameters["smtpd_tls_chain_files"] = str(place.pem)
     lines = [f"{key} = {value}".rstrip() for key, value in parameters.items()]
     (configuration / "main.cf").write_text("\n".join(lines) + "\n")
     (configuration / "master.cf").write_text(SERVICES.format(port=place.port))

@@ -17,6 +17,7 @@ from typing import Self
 from tests.bench.relays.account import descendants, open_account
 from tests.bench.relays.contender import Contender, Place
 from tests.bench.relays.own import environment
+from tests.unit.smtp_edge.client.certificates import issue
 
 PORT, SINK_PORT = 2525, 2600
 """Of a loopback that nobody else is on (ground.py)."""
@@ -44,13 +45,15 @@ class Relay:
         sink: int = SINK_PORT,
         tracer: Sequence[str] = (),
         near: bool = True,
+        tls: bool = False,
     ) -> None:
-        """`tracer`: words before the command. `near` = it can be connected to from here."""
+        """`tracer`: words before the command. `near` = it can be connected to from here. `tls` = it offers STARTTLS."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.folder, self.port = folder, port
         self._near = near
-        self._command = [*tracer, *contender.prepare(Place(folder, port, sink))]
+        pem = write_pem(folder / "tls.pem") if tls else None
+        self._command = [*tracer, *contender.prepare(Place(folder, port, sink, pem))]
         self._account = open_account()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -166,6 +169,12 @@ class Relay:
             with contextlib.suppress(OSError):
                 total += len(os.listdir(f"/proc/{pid}/fd"))
         return total
+
+
+def write_pem(path: Path) -> Path:
+    """A certificate for localhost that nobody has to trust, and its key, both of P-256; readable for its owner only."""
+    path.touch(mode=0o600)
+    return issue("localhost", names=("localhost",)).write(path)
 
 
 def _peak_kib(pid: int) -> int:

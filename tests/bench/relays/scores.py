@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.bench.lab.bars import Row, bar
 from tests.bench.lab.figures import spread, table
+from tests.bench.relays.ground import QUIET_CORES
 from tests.bench.relays.trial import Score
 
 HEADING = ["mail", "queue", "relay", "runs", "messages/s", "250s/s", "CPU ms", "rate ratio", "CPU ratio", "others", "s"]
@@ -99,6 +100,17 @@ def show_runs(scores: Scores) -> str:
                 ]
             )
     return table(rows)
+
+
+def show_noise(scores: Scores) -> str:
+    """How often somebody else was at work; empty if nobody was."""
+    runs = [score for score in scores.all if score.counts and score.syncs is None]
+    noisy = sum(score.others_cores + score.stolen_cores > QUIET_CORES for score in runs)
+    if not noisy:
+        return ""
+    return (
+        f"{noisy} of {len(runs)} runs had more than {QUIET_CORES} cores of others beside them; rates mean little then"
+    )
 
 
 def show_syncs(scores: Scores) -> str:

@@ -1,6 +1,6 @@
 """A client that knows of each message what became of it: sessions that send as fast as they are answered, or at a rate.
 
-    python -m tests.bench.relays.sender --port 2525 --notes FILE [--seconds 10] [--count N] [--rate 500] ...
+    python -m tests.bench.relays.sender --port 2525 [--notes FILE] [--seconds 10] [--count N] [--rate 500] ...
 
 Each message has a number in its header (`NUMBER_FIELD`) and is sent once. In the notes, a line for each one whose final
 dot was sent: number, what it was answered (250, another code, or 0 for a connection that ended without an answer), when
@@ -8,7 +8,7 @@ its MAIL was sent and when that was known (monotonic seconds, as of all processe
 again. SIGTERM ends it early: what was begun is finished.
 
 The envelope is pipelined, and nothing is computed for a message but its number: the client shares the cores with what
-it measures. The last line of the output is JSON: messages, seconds, processor seconds.
+it measures. Its output is JSON: messages begun and accepted, seconds, processor seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, TextIO
 
 NUMBER_FIELD = b"X-Bench-Number: "
 NUMBER_DIGITS = 9
+ACCEPTED = 250
 LINE = b"x" * 78 + b"\r\n"
 RECONNECT_S = 0.02
 TICK_S = 0.002
@@ -76,9 +77,10 @@ class Post:
     """What all sessions share."""
 
     plan: Plan
-    notes: TextIO
+    notes: TextIO | None
     context: ssl.SSLContext | None = None
     next_number: int = 0
+    accepted: int = 0
     outstanding: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once nothing is outstanding and nothing begins any more."""
@@ -130,7 +132,9 @@ class Post:
 
     def note(self, number: int, code: int, began: float) -> None:
         """What became of a message."""
-        self.notes.write(f"{number} {code} {began:.6f} {time.monotonic():.6f}\n")
+        self.accepted += code == ACCEPTED
+        if self.notes is not None:
+            self.notes.write(f"{number} {code} {began:.6f} {time.monotonic():.6f}\n")
 
 
 class Session(asyncio.Protocol):
@@ -293,8 +297,8 @@ async def keep_pace(post: Post) -> None:
         post.idle.popleft().end()
 
 
-async def run(plan: Plan, notes: TextIO) -> int:
-    """Send all; how many were begun."""
+async def run(plan: Plan, notes: TextIO | None) -> Post:
+    """Send all."""
     post = Post(plan, notes, tls_context() if plan.starttls else None)
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
@@ -309,7 +313,7 @@ async def run(plan: Plan, notes: TextIO) -> int:
     for task in (*sessions, *pace, *waiting):
         task.cancel()
     await asyncio.gather(*sessions, *pace, *waiting, return_exceptions=True)
-    return post.begun
+    return post
 
 
 def tls_context() -> ssl.SSLContext:
@@ -320,11 +324,11 @@ def tls_context() -> ssl.SSLContext:
     return context
 
 
-def parse_arguments(words: Sequence[str] | None = None) -> tuple[Plan, Path]:
+def parse_arguments(words: Sequence[str] | None = None) -> tuple[Plan, Path | None]:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--notes", type=Path, required=True)
+    parser.add_argument("--notes", type=Path)
     for name in ("--size-bytes", "--recipients", "--sessions", "--count", "--first"):
         parser.add_argument(name, type=int, default=None)
     for name in ("--seconds", "--rate"):
@@ -333,7 +337,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> tuple[Plan, Path]:
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--starttls", action="store_true")
     values = vars(parser.parse_args(words))
-    notes: Path = values.pop("notes")
+    notes: Path | None = values.pop("notes")
     return Plan(**{name: value for name, value in values.items() if value is not None}), notes
 
 
@@ -341,10 +345,15 @@ def main() -> None:
     """See the module."""
     plan, path = parse_arguments()
     began = time.monotonic()
-    with path.open("w") as notes:
-        begun = asyncio.run(run(plan, notes))
+    with path.open("w") if path else contextlib.nullcontext() as notes:
+        post = asyncio.run(run(plan, notes))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seen = {"begun": begun, "seconds": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime}
+    seen = {
+        "begun": post.begun,
+        "accepted": post.accepted,
+        "seconds": time.monotonic() - began,
+        "cpu_s": used.ru_utime + used.ru_stime,
+    }
     json.dump(seen, sys.stdout)
 
 

@@ -87,7 +87,7 @@ def play(trial: Trial, ground: Ground) -> Score:
     wait_quiet(trial.quiet_s)
     try:
         folder = ground.folder(trial.queue) / "relay"
-        with sink(SINK_PORT, ground.memory) as end, Relay(trial.contender, folder) as relay:
+        with sink(SINK_PORT, ground.memory) as end, Relay(trial.contender, folder, tls=trial.mix.tls) as relay:
             return _measure(trial, relay, end)
     except (RelayError, LoadError, OSError) as error:
         return Score(name, trial.mix.name, trial.queue.value, error=str(error))
@@ -137,7 +137,7 @@ def count_syncs(trial: Trial, ground: Ground) -> Score:
         return Score(name, mix.name, queue, error="needs strace to count syncs")
     try:
         folder = ground.folder(trial.queue) / "relay"
-        with sink(SINK_PORT, ground.memory) as end, Relay(trial.contender, folder, tracer=tracer):
+        with sink(SINK_PORT, ground.memory) as end, Relay(trial.contender, folder, tracer=tracer, tls=trial.mix.tls):
             pass_on(end, mix, mix.first_count)
             read_to = os.stat(calls).st_size
             pass_on(end, mix, SYNC_COUNT)
