@@ -265,6 +265,9 @@ class Dispatcher:
         finally:
             queue.task = None
             self._lines.close_if_empty(line, queue)
+        last, queue.last = queue.last, None
+        if last is not None:
+            await self._attempt(*last)
 
     async def _serve_heads(self, queue: ClassQueue) -> bool:
         """Ask for the first few deliveries; True if one was started, settled, or laid to rest."""
@@ -337,7 +340,10 @@ class Dispatcher:
         queue.waiting.remove(waiting)
         queue.progress_at = self._now()
         self._attempts.take_slot(waiting, target)
-        self._tasks.spawn(self._attempt(waiting, target))
+        if queue.waiting:
+            self._tasks.spawn(self._attempt(waiting, target))
+        else:
+            queue.last = waiting, target
 
     async def _attempt(self, waiting: Waiting, target: Target) -> None:
         try:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from smtp_edge.client.attempt import Target
 from smtp_edge.queue.entry import Claim, HistoryNote, Key
 
 Line = tuple[str, bool]
@@ -76,6 +77,8 @@ class ClassQueue:
     """Deliveries that only their own history holds (backing off, or in doubt): they must not stand before others."""
     task: asyncio.Task[None] | None = None
     again: bool = False
+    last: tuple[Waiting, Target] | None = None
+    """The one with which the line became empty, and its hop: attempted by the task that served the line."""
     held_because: str = ""
 
     def heads(self, number: int) -> list[Waiting]:
