@@ -452,7 +452,7 @@ class Session(SMTP):
 
     def _asks_sinks(self, screen: Screen, verb: bytes, reply: Reply) -> bool:
         """Somebody may have a say in a command that was right: its reply has to wait."""
-        if verb not in screen.asked or not reply.positive:
+        if verb not in screen.asked or reply.code >= 300:
             return False
         return verb != b"RCPT" or screen.wants_recipient(self.conversation.last_recipient)
 

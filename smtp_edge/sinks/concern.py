@@ -42,7 +42,7 @@ class Concern:
             return True
         domains, pattern = self._domains, self._pattern
         for recipient in recipients:
-            if recipient.domain in domains:
+            if domains and recipient.domain in domains:
                 return True
             if pattern is not None and pattern.fullmatch(recipient.address.lower()):
                 return True

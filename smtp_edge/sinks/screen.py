@@ -219,7 +219,7 @@ class Screen:
         """Somebody has said something about it, or will be asked. The header is not taken apart for that."""
         if self._fated and (self._recipients or self._transaction.acts or self._session.acts):
             return True
-        if not self.asks("data"):
+        if not self._chain.of("data"):
             return False
         data, envelope, header = message.data, message.envelope, message.data.header
         if not header.endswith(b"\r\n\r\n"):  # more of it than is kept, or none: whoever looks must read the file
@@ -228,7 +228,9 @@ class Screen:
             facts = Facts(message.client, envelope.sender, envelope.recipients, data.size_bytes, partial(read, data))
             if self._chain.claimed("data", facts):
                 return True
-        lower = header.lower() if self._chain.owned_names else b""
+        if not self._chain.owned_names:
+            return False
+        lower = header.lower()
         return any(name in lower for name in self._chain.owned_names)
 
     async def _begin(self, message: ReceivedMessage, scratch: Scratch) -> Screening:
