@@ -77,7 +77,7 @@ from smtp_edge.server.listening import ListenerError
 from smtp_edge.services import Services
 from smtp_edge.settings import QueueSettings, Settings
 from smtp_edge.sinks.api import RouteRequest
-from smtp_edge.sinks.bindings import check_exits, digest_of, load_bindings
+from smtp_edge.sinks.bindings import check_alone, check_exits, digest_of, load_bindings
 from smtp_edge.sinks.chain import Binding, SinkChain, SinkError
 from smtp_edge.sinks.mesh import MeshRouter
 from smtp_edge.sinks.rules import Facts
@@ -304,6 +304,7 @@ class Node:
         """SinkError."""
         bindings = load_bindings(settings.sink)
         check_exits(bindings, settings.smart_host)
+        check_alone(bindings, self.worker.count)
         return SinkChain([*bindings, self._own_binding])
 
     def _on_late(self) -> None:

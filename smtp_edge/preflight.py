@@ -23,7 +23,7 @@ from smtp_edge.mistake import Mistake
 from smtp_edge.settings import Settings, SinkSettings, SmartHostSettings
 from smtp_edge.settings_inbound import AuthSettings, ListenerSettings
 from smtp_edge.shards import find_stranded
-from smtp_edge.sinks.bindings import check_exits, load_bindings
+from smtp_edge.sinks.bindings import check_alone, check_exits, load_bindings
 from smtp_edge.sinks.chain import SinkError
 from smtp_edge.workers import list_workers
 
@@ -86,7 +86,7 @@ def _find(settings: Settings) -> Iterator[Mistake]:
         yield from _check_authority(f"tls[{number}].ca", table.ca)
     yield from _check_authority("mta_sts.ca", settings.mta_sts.ca)
     yield from _check_ciphers(settings)
-    yield from _check_sinks(settings.sink, settings.smart_host)
+    yield from _check_sinks(settings.sink, settings.smart_host, settings.node.workers)
 
 
 def _check_listener(key: str, listener: ListenerSettings) -> Iterator[Mistake]:
@@ -144,7 +144,9 @@ def _check_ciphers(settings: Settings) -> Iterator[Mistake]:
         yield Mistake("outbound.tls_ciphers", f"{settings.outbound.tls_ciphers!r} names no cipher of OpenSSL here")
 
 
-def _check_sinks(sinks: Sequence[SinkSettings], hosts: Sequence[SmartHostSettings]) -> Iterator[Mistake]:
+def _check_sinks(
+    sinks: Sequence[SinkSettings], hosts: Sequence[SmartHostSettings], worker_count: int
+) -> Iterator[Mistake]:
     """Each by itself, then all in their order."""
     sound = True
     for number, sink in enumerate(sinks):
@@ -155,6 +157,8 @@ def _check_sinks(sinks: Sequence[SinkSettings], hosts: Sequence[SmartHostSetting
             yield Mistake(f"sink[{number}]", str(error).partition(": ")[2])
     if sound:
         try:
-            check_exits(load_bindings(sinks), hosts)
+            bindings = load_bindings(sinks)
+            check_exits(bindings, hosts)
+            check_alone(bindings, worker_count)
         except SinkError as error:
             yield Mistake("sink", str(error))

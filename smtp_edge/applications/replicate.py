@@ -16,9 +16,9 @@ changes and is marked as sent once the message is on stable storage. At least on
 again, and the applier knows its version. Sent rows are kept `keep_days`; to send some again, set their `sent_at` to
 NULL; to send a whole table, `UPDATE parts SET id = id`.
 
-The version of a change is its number in the outbox. One table has one sender and one `to`: changes that are made on
-both sides are not reconciled, and nothing is said about conflicts. An outbox that is made anew, or comes from an old
-backup, has to go on counting above the versions that the receivers have seen.
+The version of a change is its number in the outbox. One table has one sender (so `workers = 1`) and one `to`: changes
+that are made on both sides are not reconciled, and nothing is said about conflicts. An outbox that is made anew, or
+comes from an old backup, has to go on counting above the versions that the receivers have seen.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ FORGET_EVERY_S = 3600.0
 
 class Replicate(Sink):
     """See the module. ValueError for settings that mean nothing, OSError for files that cannot be read."""
+
+    alone = True
 
     def __init__(
         self,

@@ -339,6 +339,8 @@ class Sink:
 
     signs: bool = False
     """It signs what it sees at `data`: only others that sign may be asked after it."""
+    alone: bool = False
+    """It remembers what each process would remember for itself: it wants `node.workers = 1`."""
     owns: Sequence[str] = ()
     """Header fields that only this sink may say something with. Those that come with a message are somebody else's:
     they are removed before any `data` sink is asked, also if this one then fails."""

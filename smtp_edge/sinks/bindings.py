@@ -79,6 +79,16 @@ def check_exits(bindings: Sequence[Binding], hosts: Sequence[SmartHostSettings])
             raise SinkError(f"smart_host {host.name}: sink {host.sink} has no `deliver`; those that have: {others}")
 
 
+def check_alone(bindings: Sequence[Binding], worker_count: int) -> None:
+    """Some sinks do not bear siblings on the same listeners. SinkError."""
+    for binding in bindings:
+        if worker_count > 1 and binding.sink.alone:
+            raise SinkError(
+                f"sink {binding.name} remembers things in one process, and there are {worker_count}: "
+                "set node.workers = 1, or bind it on a node of its own"
+            )
+
+
 def _check_signers(bindings: Sequence[Binding]) -> None:
     """Whoever is asked after a signer would break the signature."""
     signer = ""

@@ -14,7 +14,8 @@
 
 `names.py` has the addresses of a list, `commands.py` what can be said to them. Members are kept in `lists.sqlite` in
 the folder of this binding, held posts beside it: back it up. A list that is no longer configured is not forgotten. All
-relays may have the binding, but members are where they joined: let one relay alone have it, and give it the domain.
+relays may have the binding, but members are where they joined: let one relay alone have it, of one process
+(`workers = 1`), and give it the domain.
 
 A post goes to all members as one entry of the queue, each with a reverse-path that tells whose copy it was
 (`bounces.py`). Nothing is added to its subject and text. Whether somebody is a member is told by the reverse-path at
@@ -70,6 +71,8 @@ ENDED = Expansion()
 
 class Lists(Sink):
     """See the module. ValueError for settings that mean nothing."""
+
+    alone = True
 
     def __init__(
         self, lists: Mapping[str, Mapping[str, object]], unknown: Literal["refuse", "pass"] = "refuse"

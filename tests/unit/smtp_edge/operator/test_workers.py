@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smtp_edge.configuration import ConfigurationError, load_configuration
-from smtp_edge.preflight import find_warnings
+from smtp_edge.preflight import find_mistakes, find_warnings
 from smtp_edge.queue.leftover import count_mail
 from smtp_edge.queue.rows import SCHEMA, SCHEMA_VERSION
 from smtp_edge.settings import Settings
@@ -250,6 +250,27 @@ def test_two_workers_may_run(folder: Path) -> None:
 def test_what_is_in_their_way_is_one_sentence(folder: Path, before: str, after: str, expected: str) -> None:
     assert before in GOOD
     assert mistakes(folder, GOOD.replace(before, after)) == [expected]
+
+
+LISTS = """
+[[sink]]
+use = "lists"
+rule = "rcpt to=*@lists.test"
+[sink.with.lists."talk@lists.test"]
+owners = ["owner@people.test"]
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sink_that_remembers_in_one_process_has_no_siblings(folder: Path, count: int) -> None:
+    (folder / "node.toml").write_text(GOOD.replace("workers = 2", f"workers = {count}") + LISTS)
+    settings, _ = load_configuration(folder / "node.toml")
+    found = [str(item) for item in find_mistakes(settings) if item.key == "sink"]
+    sentence = (
+        "sink: sink lists remembers things in one process, and there are 2: set node.workers = 1, or bind it on a node "
+        "of its own"
+    )
+    assert found == ([sentence] if count == 2 else [])
 
 
 def test_one_process_needs_none_of_that(folder: Path) -> None:
