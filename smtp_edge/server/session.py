@@ -303,7 +303,7 @@ class Session(SMTP):
         except EndlessLine:
             raise Goodbye(LINE_TOO_LONG) from None
 
-    async def _await_line(self, line_max: int) -> bytes:
+    async def _await_line(self, line_max: int, *, command: bool = True) -> bytes:
         """Send what there is to say, and wait for a whole line: one that comes in pieces gets no more time.
 
         Empty if a reply is owed instead.
@@ -311,7 +311,7 @@ class Session(SMTP):
         self.pace.between_transactions = self.conversation.transaction is None
         self.pace.await_client(time.monotonic())
         await self._flush()
-        self.inbox.quick = self._answer_quickly
+        self.inbox.quick = self._answer_quickly if command else None
         try:
             line: bytes | None = b""
             while self._owed is None and (line := self._take_line(line_max)) is None:
@@ -596,7 +596,7 @@ class Session(SMTP):
     async def _ask(self, challenge: str) -> bytes:
         """A challenge of AUTH and its answer."""
         self._out += f"334 {challenge}\r\n".encode()
-        line = self._take_line(RESPONSE_BYTES_MAX) or await self._await_line(RESPONSE_BYTES_MAX)
+        line = self._take_line(RESPONSE_BYTES_MAX) or await self._await_line(RESPONSE_BYTES_MAX, command=False)
         if len(line) > RESPONSE_BYTES_MAX:
             raise SyntaxFault("line too long", "5.5.2", code=500)
         if len(self.inbox) and self.options.pipelining == "strict":
