@@ -124,7 +124,14 @@ class Leveled(structlog.BoundLoggerBase):
 _STEPS: list[structlog.typing.Processor] = []
 """What a line goes through. Loggers keep this list, so that other steps in it are theirs, too."""
 _OUTLET = Outlet(Lossy(sys.stderr))
-atexit.register(_OUTLET.flush)
+
+
+def flush_logs() -> None:
+    """Write what was gathered; before the process ends."""
+    _OUTLET.flush()
+
+
+atexit.register(flush_logs)
 
 
 def _finish_json(node: str) -> structlog.typing.Processor:

@@ -52,7 +52,7 @@ from smtp_edge.dispatch.lines import Standing
 from smtp_edge.dispatch.settlement import Reporting
 from smtp_edge.dsn import Reporter
 from smtp_edge.handover import HandOver, may_leave
-from smtp_edge.logs import configure_logs
+from smtp_edge.logs import configure_logs, flush_logs
 from smtp_edge.metrics import MetricsError, MetricsServer
 from smtp_edge.operations import Operations
 from smtp_edge.orders import FILE as ORDERS_FILE
@@ -636,13 +636,15 @@ def run(settings: Settings, config_path: Path, worker: Worker = ALONE) -> int:
 
     A worker that retires ends when it holds no mail any more.
     """
+    install_core_log()  # first: what is said before it would go through its pipe
     configure_logs(settings.log.format, settings.log.level, settings.node.name)
-    install_core_log()
     try:
         return _run_loop(_serve(settings, config_path, worker))
     except NodeError as error:
         print(f"smtpmesh: {config_path}: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_CONFIGURATION
+    finally:
+        flush_logs()
 
 
 def _run_loop(main: Coroutine[None, None, int]) -> int:
