@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import signal
 import sys
@@ -87,6 +88,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 ALONE = Worker()
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Looked through after so many objects more than were freed; Python's own 700 cost a sixteenth of the time."""
 STOP_GRACE_S = 10.0
 PRUNE_S = 60.0
 EMPTY_LOOK_S = 1.0
@@ -665,12 +668,20 @@ async def _serve(settings: Settings, config_path: Path, worker: Worker) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.reloader.hang_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a supervisor's worker has held it back until here
     await node.start()
+    _rarely_collect()
     if worker.retiring:
         await _wait_empty(node, stop)
     else:
         await stop.wait()
     await node.stop()
     return EXIT_DONE
+
+
+def _rarely_collect() -> None:
+    """What a node is made of never becomes garbage, and little that a message is made of is a circle."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _wait_empty(node: Node, stop: asyncio.Event) -> None:
