@@ -142,10 +142,14 @@ def _finish_json(node: str) -> structlog.typing.Processor:
         event["level"] = method
         event["timestamp"] = f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
         event["node"] = node
-        event = escape(logger, method, event)
-        if "exc_info" in event:
-            event = structlog.processors.format_exc_info(logger, method, event)
-        return encode(event)
+        exception = event.pop("exc_info", None)
+        line = encode(event)
+        if exception or "\\" in line or "\x7f" in line:  # only then can there be anything to escape
+            event = escape(logger, method, event)
+            if exception:
+                event = structlog.processors.format_exc_info(logger, method, {**event, "exc_info": exception})
+            line = encode(event)
+        return line
 
     return finish
 

@@ -39,8 +39,9 @@ class Reply:
 
     def __str__(self) -> str:
         """One line for logs and for aiosmtpd, which wants `CODE text`."""
-        words = [str(self.code), self.status, self.text.replace("\n", " ")]
-        return " ".join(word for word in words if word)
+        text = self.text.replace("\n", " ")
+        status = f" {self.status}" if self.status else ""
+        return f"{self.code}{status} {text}" if text else f"{self.code}{status}"
 
 
 NO_SPACE = Reply(452, "insufficient system storage", "4.3.1")

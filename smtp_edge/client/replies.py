@@ -12,11 +12,14 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from smtp_edge.reply import Reply
 
 LINE_MAX = 4096
+KNOWN_LINE_MAX = 32
+"""Lines no longer than this are remembered with what they mean."""
 REPLY_BYTES_MAX = 64 * 1024
 REPLIES_WAITING_MAX = 2000
 """Replies that may have arrived unread: more than the largest pipelined group."""
@@ -66,6 +69,11 @@ class ReplyStream(asyncio.Protocol):
         self._wake()
 
     def _take_line(self, line: bytes) -> None:
+        if len(line) <= KNOWN_LINE_MAX and not self._lines and len(self._replies) <= REPLIES_WAITING_MAX:
+            known = _parse_short(line, self.text_max)
+            if known is not None:
+                self._replies.append(known)
+                return
         match = _LINE.fullmatch(line)
         self._reply_bytes += len(line)
         if (
@@ -182,6 +190,15 @@ class ReplyStream(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+@lru_cache(maxsize=256)
+def _parse_short(line: bytes, text_max: int) -> Reply | None:
+    """A reply of one short line: a remote says the same few all the time. None for any other line."""
+    match = _LINE.fullmatch(line)
+    if match is None or match[2] == b"-":
+        return None
+    return build_reply([(int(match[1]), match[3].decode("utf-8", "replace"))], text_max)
 
 
 def build_reply(lines: Sequence[tuple[int, str]], text_max: int = TEXT_MAX) -> Reply:

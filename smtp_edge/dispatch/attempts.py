@@ -111,7 +111,9 @@ class Attempts:
     def _job(self, waiting: Waiting, target: Target) -> Job:
         entry, delivery = waiting.claim.entry, waiting.claim.delivery
         transfer = self._transfer(waiting) if target.hop.kind is HopKind.PEER else None
-        envelope = replace(entry.envelope, recipients=delivery.recipients)
+        envelope = entry.envelope
+        if envelope.recipients != delivery.recipients:
+            envelope = replace(envelope, recipients=delivery.recipients)
         return Job(delivery.queue_id, envelope, entry.data, entry.received_field, transfer)
 
     def _transfer(self, waiting: Waiting) -> Transfer:

@@ -88,6 +88,23 @@ class Delivery:
     transfer_token: str = ""
     """Token between peers; stays the same across hops for an unchanged recipient set."""
 
+    def claimed(self) -> Delivery:
+        """A copy in that state; each fresh message needs one, and `replace` looks at every field."""
+        return Delivery(
+            self.queue_id,
+            self.copy,
+            self.class_id,
+            self.recipients,
+            DeliveryState.CLAIMED,
+            self.attempts,
+            self.next_attempt_at,
+            self.last_hop,
+            self.last_reply,
+            self.in_doubt_hop,
+            self.delay_notified,
+            self.transfer_token,
+        )
+
     def but(self, **changes: object) -> Delivery:
         """A copy with changes."""
         return replace(self, **changes)  # type: ignore[arg-type]

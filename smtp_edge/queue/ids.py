@@ -22,13 +22,16 @@ EPOCH_AT = datetime(2020, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+_PAIRS = tuple(first + second for first in DIGITS for second in DIGITS)
+
+
 def encode_base62(number: int, digits: int) -> str:
     """The lowest `digits` base-62 digits of a number that is not negative, most significant first."""
     text = ""
-    for _ in range(digits):
-        number, digit = divmod(number, 62)
-        text = DIGITS[digit] + text
-    return text
+    for _ in range((digits + 1) // 2):
+        number, pair = divmod(number, len(_PAIRS))
+        text = _PAIRS[pair] + text
+    return text[-digits:]
 
 
 class QueueIds:

@@ -89,8 +89,8 @@ def put(
 
 def born_claimed(new: NewEntry) -> tuple[Claim, ...]:
     """The claims of an entry that was never unclaimed."""
-    born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
-    return tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born)
+    born = [delivery.claimed() for delivery in new.deliveries]
+    return tuple([Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born])
 
 
 def accept_key(accept_token: str, new: NewEntry) -> str:

@@ -454,5 +454,6 @@ class Conversation:
         word = protocol_word(
             extended=self._extended, tls=bool(client.tls), authenticated=bool(client.user), utf8=mail.smtputf8
         )
-        client = replace(client, protocol=word)
+        if client.protocol != word:
+            client = self.client = replace(client, protocol=word)
         return ReceivedMessage(client, self._build_envelope(transaction), data, transaction.transfer)
