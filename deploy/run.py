@@ -135,8 +135,11 @@ def test(arguments):
     code = call([*measured, "-n", workers, "--dist", "worksteal", *together])
     if code:
         return code
-    # what runs real clusters runs alone
-    code = call([*measured, "--cov-append", *(word for folder in together for word in ("--ignore", folder))])
+    real = [*measured, "--cov-append", *(word for folder in together for word in ("--ignore", folder))]
+    code = call([*real, "-m", "not alone", "-n", workers, "--dist", "loadfile"])
+    if code:
+        return code
+    code = call([*real, "-m", "alone"])
     return code or call([tool("coverage"), "report", "--skip-covered"])
 
 

@@ -331,7 +331,7 @@ class Session(SMTP):
         Whatever is not as simple as that is left where it is, for the task: long and broken lines, commands that wait.
         """
         inbox, conversation, line_max = self.inbox, self.conversation, self.options.limits.command_line_bytes_max
-        if self._owed is not None:
+        if self._owed is not None or self.writer_stuck:
             return True
         if inbox.peek_line() is None:
             return len(inbox) > line_max
