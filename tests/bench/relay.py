@@ -1,18 +1,19 @@
 """smtpmesh beside other relays: messages per second, processor time, syncs; the generator and the sink are others'.
 
     python3 deploy/run.py bench relay [--mix 4k,4k1,50k,512k] [--queue disk,memory] [--rounds 5] [--seconds 6]
-        [--relays smtpmesh,postfix,postfix-tuned] [--workers 1,2] [--cut-through on,off] [--folder ON-THE-DISK]
-        [--keep FILE]     append each run to a file;  --from FILE ...  only the tables of such files
-    python3 deploy/run.py bench relay --quick      one short round with the tuned Postfix, under a minute
+        [--relays smtpmesh,postfix,postfix-tuned,exim,opensmtpd,haraka,haraka-cluster] [--workers 1,2]
+        [--cut-through on,off] [--folder ON-THE-DISK] [--no-syncs] [--keep FILE]
+    python3 deploy/run.py bench relay --from FILE ...    the tables of what --keep kept, of several parts
+    python3 deploy/run.py bench relay --quick            one short round with the tuned Postfix, under a minute
 
 smtp-source --20 sessions--> relay --> smtp-sink, on a loopback of their own (needs root and Debian's postfix). `4k` is
 a body of 4 KiB over lasting connections, `4k1` a connection for each message, `4kx5` five recipients, `4k+tls` STARTTLS
-(sent by a client of ours, to all relays: smtp-source has no TLS). Every relay says 250 after the message is durable,
-and sends all of it on. A round is every relay once, in an order that rotates; a run counts if all that was sent has
-arrived. Ratios are to the better Postfix of the same round, and shown with the smallest and the largest of all rounds.
-`CPU ms` is of all processes of the relay, for each message; `others` is how many cores somebody else used in the worst
-run: look at it before you believe a figure. The limits are what generator and sink do without a relay (`CPU ms` is
-theirs), and how often the disk can sync.
+(sent by a client of ours, to all relays: smtp-source has no TLS). A round is every relay once, in an order that
+rotates; a run counts if all that was sent has arrived. Ratios are to the better Postfix of the same round, and shown
+with the smallest and the largest of all rounds. `CPU ms` is of all processes of the relay, for each message; `others`
+is how many cores somebody else used in the worst run: look at it before you believe a figure. Syncs are counted apart,
+under strace: who makes none says 250 for what a loss of power takes (OpenSMTPD, Haraka). The limits are what generator
+and sink do without a relay (`CPU ms` is theirs), and how often the disk can sync.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ from tests.bench.lab.figures import percentile, table
 from tests.bench.relays import ground, load, own
 from tests.bench.relays.contender import Contender
 from tests.bench.relays.disk import measure_syncs
+from tests.bench.relays.exim import EXIM
 from tests.bench.relays.ground import Ground, Queue
+from tests.bench.relays.haraka import HARAKA, HARAKA_CLUSTER
 from tests.bench.relays.load import Mix, parse_mix
+from tests.bench.relays.opensmtpd import OPENSMTPD
 from tests.bench.relays.postfix import DEFAULT_POSTFIX, TUNED_POSTFIX
 from tests.bench.relays.scores import Scores, build_bars, find_failures, keep, read, show_noise, show_runs, show_syncs
 from tests.bench.relays.trial import Score, Trial, count_syncs, measure_limit, play
 
 T = TypeVar("T")
-OTHERS = {contender.name: contender for contender in (DEFAULT_POSTFIX, TUNED_POSTFIX)}
+OTHERS = {
+    contender.name: contender for contender in (DEFAULT_POSTFIX, TUNED_POSTFIX, EXIM, OPENSMTPD, HARAKA, HARAKA_CLUSTER)
+}
 OWN = "smtpmesh"
+DEFAULT = ",".join((OWN, DEFAULT_POSTFIX.name, TUNED_POSTFIX.name))
 SYNC_THREADS = (1, 20)
 SYNC_S = 2.0
 QUICK = ["--mix", "4k", "--queue", "disk", "--rounds", "1", "--seconds", "4", "--quiet", "3"]
@@ -71,7 +78,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--queue", type=listed(Queue), default="disk")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="that each run lasts, about")
-    parser.add_argument("--relays", type=listed(str), default=",".join((OWN, *OTHERS)), help=" ".join((OWN, *OTHERS)))
+    parser.add_argument("--relays", type=listed(str), default=DEFAULT, help=" ".join((OWN, *OTHERS)))
     parser.add_argument("--workers", type=listed(int), default="0", help="0 = as it comes")
     parser.add_argument("--cut-through", type=listed(str), default="", help="on, off; nothing = as it comes")
     parser.add_argument("--quiet", type=float, default=8.0, help="seconds to wait for a quiet machine, before each run")

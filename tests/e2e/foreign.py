@@ -112,6 +112,18 @@ def missing(command: str) -> str:
     return "" if done.returncode == 0 else "mount namespaces are not allowed here"
 
 
+def run_command(command: str, folder: Path, words: str) -> list[str]:
+    """That runs one of the two with these words, in the foreground, as if its users and its spool were there."""
+    names = list(enumerate(USERS[command], FIRST_ID))
+    lines = ["set -e", f"cd {folder}", "cp /etc/passwd /etc/group ."]
+    lines += [f"echo {name}:x:{uid}:{uid}::/nonexistent:/usr/sbin/nologin >> passwd" for uid, name in names]
+    lines += [f"echo {name}:x:{uid}: >> group" for uid, name in names]
+    lines += ["mount --bind passwd /etc/passwd", "mount --bind group /etc/group"]
+    lines += [line.format(uid=FIRST_ID) for line in MOUNTS[command]]
+    lines.append(f"exec {find_command(command)} {words}")
+    return ["unshare", "-m", "--propagation", "private", "sh", "-c", "\n".join(lines)]
+
+
 class Foreign:
     """One of the two. `pem`: certificate for localhost, chain and key."""
 
@@ -136,21 +148,11 @@ class Foreign:
         (folder / "conf").write_text(text)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def _script(self) -> str:
-        names = list(enumerate(USERS[self.command], FIRST_ID))
-        lines = ["set -e", f"cd {self.folder}", "cp /etc/passwd /etc/group ."]
-        lines += [f"echo {name}:x:{uid}:{uid}::/nonexistent:/usr/sbin/nologin >> passwd" for uid, name in names]
-        lines += [f"echo {name}:x:{uid}: >> group" for uid, name in names]
-        lines += ["mount --bind passwd /etc/passwd", "mount --bind group /etc/group"]
-        lines += [line.format(uid=FIRST_ID) for line in MOUNTS[self.command]]
-        lines.append(f"exec {find_command(self.command)} {RUN[self.command].format(folder=self.folder)}")
-        return "\n".join(lines)
-
     def start(self) -> None:
         """Start and wait until it listens."""
         with (self.folder / "out.log").open("wb") as out:
             self._process = subprocess.Popen(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c", self._script()],
+                run_command(self.command, self.folder, RUN[self.command].format(folder=self.folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
