@@ -25,15 +25,17 @@ from tests.bench.lab.bars import bar, show
 from tests.bench.lab.figures import spread
 from tests.bench.relays import accounting, ground, own
 from tests.bench.relays.accounting import classes_of_doubles, draw_up, receiving, sending
+from tests.bench.relays.contender import RelayError
 from tests.bench.relays.ground import Queue
-from tests.bench.relays.process import PORT, Relay, RelayError
+from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
 
 VICTIMS = ("all", "first", "worker")
 WARM_UP_S = 2.0
 LEFT_ALONE_S = 5.0
 """Processes that have lost their first one are gone by then."""
-STALL_S = 30.0
+STALL_S = 60.0
+"""A worker that dies again and again is started later each time."""
 QUIET_S = 3.0
 FOREVER_S = 86400.0
 
@@ -45,7 +47,7 @@ class Story:
     kills: list[Kill] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)
     back_s: list[float] = field(default_factory=list)
-    """From the kill until the relay greets."""
+    """From the kill until the relay greets, with all its workers."""
     seconds: float = 0.0
 
 
@@ -108,9 +110,10 @@ def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
         at = relay.kill(*([first] if victim == "first" else []))
         wait_gone(others)
         relay.start()
+    back_at = time.monotonic()
     story.struck.append(victim)
-    story.kills.append(Kill(accounting.RELAY, at, time.monotonic()))
-    story.back_s.append(time.monotonic() - at)
+    story.kills.append(Kill(accounting.RELAY, at, back_at))
+    story.back_s.append(back_at - at)
 
 
 def wait_gone(pids: list[int]) -> None:

@@ -22,9 +22,10 @@ from pathlib import Path
 from tests.bench.lab.figures import spread, table
 from tests.bench.relays import ground, load
 from tests.bench.relays.chain import chain
+from tests.bench.relays.contender import RelayError
 from tests.bench.relays.ground import Ground, Queue, wait_quiet
 from tests.bench.relays.load import LoadError, Mix, Sink, parse_mix, send
-from tests.bench.relays.process import PORT, RelayError
+from tests.bench.relays.process import PORT
 from tests.bench.relays.trial import Score, measure
 
 JOIN_S = 60.0

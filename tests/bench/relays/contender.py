@@ -9,6 +9,10 @@ from pathlib import Path
 HOSTNAME = "relay.example.org"
 
 
+class RelayError(Exception):
+    """A relay cannot be made, does not start, or does not do what is wanted of it; `str()` says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a contender runs."""
@@ -34,6 +38,8 @@ class Contender:
     """Write its files; the command that runs it in the foreground until SIGTERM."""
     yardstick: bool = False
     """Others are measured by the best of these in the same round."""
+    listeners: int = 1
+    """Sockets that listen on its port once all of it is there."""
     tls: bool = True
     """It can offer STARTTLS."""
     setuid: bool = False

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.bench.relays.account import descendants, open_account
-from tests.bench.relays.contender import Contender, Place
+from tests.bench.relays.contender import Contender, Place, RelayError
 from tests.bench.relays.own import environment
 from tests.unit.smtp_edge.client.certificates import issue
 
@@ -26,11 +26,9 @@ STOP_S = 5.0
 POLL_S = 0.01
 LOG_LINE_MAX = 200
 MIB = 1024 * 1024
+LISTENING = "0A"
+"""State of a socket in /proc/net/tcp."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-class RelayError(Exception):
-    """A relay does not start, or does not do what is wanted of it; `str()` says what."""
 
 
 class Relay:
@@ -51,7 +49,7 @@ class Relay:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.folder, self.port = folder, port
-        self._near = near
+        self._near, self._listeners = near, contender.listeners
         pem = write_pem(folder / "tls.pem") if tls else None
         self._command = [*tracer, *contender.prepare(Place(folder, port, sink, pem))]
         self._account = open_account()
@@ -99,18 +97,23 @@ class Relay:
         return time.monotonic() - began
 
     def wait_greeting(self) -> None:
-        """Until a connection is greeted. RelayError with the last line of the log."""
+        """Until a connection is greeted and all listeners are there. RelayError with the last line of the log."""
         deadline = time.monotonic() + START_S
         while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as probe:
-                if probe.recv(100).startswith(b"220"):
-                    probe.sendall(b"QUIT\r\n")
-                    probe.recv(100)
-                    return
+            if count_listening(self.port) >= self._listeners and self._greets():
+                return
             time.sleep(POLL_S)
         lines = self.log.read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "it says nothing")
         raise RelayError(f"does not serve: {last[:LOG_LINE_MAX]}")
+
+    def _greets(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as probe:
+            if probe.recv(100).startswith(b"220"):
+                probe.sendall(b"QUIT\r\n")
+                probe.recv(100)
+                return True
+        return False
 
     def kill(self, *pids: int) -> float:
         """SIGKILL to some of its processes, or to all; the instant."""
@@ -169,6 +172,12 @@ class Relay:
             with contextlib.suppress(OSError):
                 total += len(os.listdir(f"/proc/{pid}/fd"))
         return total
+
+
+def count_listening(port: int) -> int:
+    """Sockets of this network namespace that listen on a port, IPv4 and IPv6."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return sum(row[3] == LISTENING and row[1].endswith(f":{port:04X}") for row in rows)
 
 
 def write_pem(path: Path) -> Path:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.bench.relays.contender import Contender
+from tests.bench.relays.contender import Contender, RelayError
 from tests.bench.relays.ground import Ground, Queue, read_moment, wait_quiet
 from tests.bench.relays.load import LoadError, Mix, Sink, send, sink
-from tests.bench.relays.process import PORT, SINK_PORT, Relay, RelayError
+from tests.bench.relays.process import PORT, SINK_PORT, Relay
 
 STALL_S = 15.0
 WARM_UP_S = 1.0
