@@ -2,7 +2,8 @@
 
     python3 deploy/run.py bench relay [--mix 4k,4k1,50k,512k] [--queue disk,memory] [--rounds 5] [--seconds 6]
         [--relays smtpmesh,postfix,postfix-tuned,exim,opensmtpd,haraka,haraka-cluster] [--workers 1,2]
-        [--cut-through on,off] [--folder ON-THE-DISK] [--no-syncs] [--keep FILE]
+        [--cut-through on,off] [--folder ON-THE-DISK] [--no-syncs] [--again 2]
+        [--keep FILE]
     python3 deploy/run.py bench relay --from FILE ...    the tables of what --keep kept, of several parts
     python3 deploy/run.py bench relay --quick            one short round with the tuned Postfix, under a minute
 
@@ -82,6 +83,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=listed(int), default="0", help="0 = as it comes")
     parser.add_argument("--cut-through", type=listed(str), default="", help="on, off; nothing = as it comes")
     parser.add_argument("--quiet", type=float, default=8.0, help="seconds to wait for a quiet machine, before each run")
+    parser.add_argument("--again", type=int, default=0, help="times that a run is made anew if others were at work")
     parser.add_argument("--no-syncs", action="store_true", help="do not count sync calls")
     parser.add_argument("--folder", type=Path, help="on the disk that is meant")
     parser.add_argument("--keep", type=Path)
@@ -133,13 +135,23 @@ def run(arguments: argparse.Namespace, contenders: list[Contender], place: Groun
             turn = number % max(1, len(contenders))
             for contender in able(contenders[turn:] + contenders[:turn], mix):
                 trial = Trial(contender, mix, queue, arguments.seconds, arguments.quiet)
-                score = dataclasses.replace(play(trial, place), round=number)
+                score = dataclasses.replace(play_quietly(trial, place, arguments.again), round=number)
                 print(say(score), flush=True)
                 yield score
     if not arguments.no_syncs:
         for mix in mixes:
             for contender in able(contenders, mix):
                 yield count_syncs(Trial(contender, mix, Queue.DISK, arguments.seconds), place)
+
+
+def play_quietly(trial: Trial, place: Ground, again: int) -> Score:
+    """The first run that was left alone, or the one that was disturbed least."""
+    scores: list[Score] = []
+    for _ in range(1 + again):
+        scores.append(play(trial, place))
+        if scores[-1].disturbed_cores <= ground.QUIET_CORES:
+            break
+    return min(scores, key=lambda score: (not score.counts, score.disturbed_cores))
 
 
 def able(contenders: list[Contender], mix: Mix) -> list[Contender]:
@@ -153,7 +165,7 @@ def say(score: Score) -> str:
         return f"round {score.round + 1}: {score.mix} {score.queue} {score.relay}: {score.error or 'lost some'}"
     return (
         f"round {score.round + 1}: {score.mix} {score.queue} {score.relay}: {score.rate:.0f}/s, {score.cpu_ms:.2f} ms"
-        f" ({score.sent} in {score.seconds:.1f} s, others {score.others_cores + score.stolen_cores:.2f} cores)"
+        f" ({score.sent} in {score.seconds:.1f} s, others {score.disturbed_cores:.2f} cores)"
     )
 
 

@@ -24,6 +24,7 @@ from smtp_edge.demo.ledger import Kill, Ledger
 from tests.bench.lab.bars import bar, show
 from tests.bench.lab.figures import spread
 from tests.bench.relays import accounting, ground, own
+from tests.bench.relays.account import is_alive
 from tests.bench.relays.accounting import classes_of_doubles, draw_up, receiving, sending
 from tests.bench.relays.contender import RelayError
 from tests.bench.relays.ground import Queue
@@ -32,8 +33,8 @@ from tests.bench.relays.sender import ACCEPTED, Plan
 
 VICTIMS = ("all", "first", "worker")
 WARM_UP_S = 2.0
-LEFT_ALONE_S = 5.0
-"""Processes that have lost their first one are gone by then."""
+LEFT_ALONE_S = 20.0
+"""Processes that have lost their first one have ended their sessions by then."""
 STALL_S = 60.0
 """A worker that dies again and again is started later each time."""
 QUIET_S = 3.0
@@ -104,7 +105,9 @@ def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
     if victim == "worker" and not others:
         victim = "all"
     if victim == "worker":
-        at = relay.kill(rng.choice(others))
+        chosen = rng.choice(others)
+        at = relay.kill(chosen)
+        wait_gone([chosen])
         relay.wait_greeting()
     else:
         at = relay.kill(*([first] if victim == "first" else []))
@@ -117,11 +120,11 @@ def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
 
 
 def wait_gone(pids: list[int]) -> None:
-    """RelayError if processes outlive the first one."""
+    """RelayError if processes outlive what was killed."""
     deadline = time.monotonic() + LEFT_ALONE_S
-    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    while left := [pid for pid in pids if is_alive(pid)]:
         if time.monotonic() > deadline:
-            raise RelayError(f"{len(left)} processes go on without the first one")
+            raise RelayError(f"{len(left)} processes go on after the kill")
         time.sleep(0.01)
 
 

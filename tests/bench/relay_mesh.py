@@ -90,7 +90,7 @@ def say(score: Score) -> str:
         return f"{name}: {score.error or f'{score.arrived} of {score.sent} arrived'}"
     return (
         f"{name}: {score.rate:.0f}/s, {score.cpu_ms:.2f} ms"
-        f" ({score.sent} in {score.seconds:.1f} s, others {score.others_cores + score.stolen_cores:.2f} cores)"
+        f" ({score.sent} in {score.seconds:.1f} s, others {score.disturbed_cores:.2f} cores)"
     )
 
 

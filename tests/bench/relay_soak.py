@@ -20,8 +20,8 @@ from pathlib import Path
 from smtp_edge.demo.ledger import Ledger
 from tests.bench.lab.bars import MISSED, Row, bar, show
 from tests.bench.lab.figures import percentile, table
-from tests.bench.relays import accounting, ground, own
-from tests.bench.relays.accounting import Receiver, draw_up, receiving, sending
+from tests.bench.relays import ground, own
+from tests.bench.relays.accounting import Receiver, Sent, draw_up, receiving, sending
 from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
@@ -79,8 +79,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:
     story, size_bytes = Story(), arguments.size_kib * 1024
     with receiving(folder / "received") as receiver, Relay(own.build(arguments.workers), folder / "relay") as relay:
         plan = Plan(PORT, size_bytes=size_bytes, seconds=MAXIMUM_S)
-        story.maximum, begun, first = measure_maximum(folder, receiver, plan)
-        story.maximum = arguments.rate or story.maximum
+        begun, first = 0, list[Sent]()
+        if arguments.rate:
+            story.maximum = arguments.rate
+        else:
+            story.maximum, begun, first = measure_maximum(folder, receiver, plan)
         story.rate = story.maximum * arguments.share
         print(f"maximum {story.maximum:.0f} messages/s, now {story.rate:.0f}", flush=True)
         plan = Plan(PORT, size_bytes=size_bytes, seconds=60 * arguments.minutes, rate=story.rate, first=begun)
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:
     return story, draw_up([*first, *steady], received)
 
 
-def measure_maximum(folder: Path, receiver: Receiver, plan: Plan) -> tuple[float, int, list[accounting.Sent]]:
+def measure_maximum(folder: Path, receiver: Receiver, plan: Plan) -> tuple[float, int, list[Sent]]:
     """Messages per second until all have arrived, how many were begun, and what became of them."""
     began = time.monotonic()
     with sending(plan, folder / "sent-first") as sender:
@@ -107,7 +110,7 @@ def measure_maximum(folder: Path, receiver: Receiver, plan: Plan) -> tuple[float
     return arrived / (time.monotonic() - began), begun, sent
 
 
-def note_latencies(story: Story, sent: list[accounting.Sent], received: list[tuple[int, float]]) -> None:
+def note_latencies(story: Story, sent: list[Sent], received: list[tuple[int, float]]) -> None:
     """Of the steady part."""
     arrived = dict(reversed(received))
     good = [one for one in sent if one.code == ACCEPTED]

@@ -110,6 +110,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """It runs: neither gone nor waited for."""
+    with contextlib.suppress(OSError):
+        return _fields(Path(f"/proc/{pid}/stat"))[0] != "Z"
+    return False
+
+
 def _used_s(pid: int) -> float:
     with contextlib.suppress(OSError):
         return sum(map(int, _fields(Path(f"/proc/{pid}/stat"))[11:15])) / TICKS_PER_S

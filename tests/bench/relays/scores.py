@@ -95,7 +95,7 @@ def show_runs(scores: Scores) -> str:
                     spread([run.cpu_ms or run.load_ms for run in runs]),
                     spread(ratios.rate),
                     spread(ratios.cpu),
-                    f"{max(run.others_cores + run.stolen_cores for run in runs):.2f}",
+                    f"{max(run.disturbed_cores for run in runs):.2f}",
                     f"{min(run.seconds for run in runs):.1f}",
                 ]
             )
@@ -105,7 +105,7 @@ def show_runs(scores: Scores) -> str:
 def show_noise(scores: Scores) -> str:
     """How often somebody else was at work; empty if nobody was."""
     runs = [score for score in scores.all if score.counts and score.syncs is None]
-    noisy = sum(score.others_cores + score.stolen_cores > QUIET_CORES for score in runs)
+    noisy = sum(score.disturbed_cores > QUIET_CORES for score in runs)
     if not noisy:
         return ""
     return (

@@ -66,6 +66,11 @@ class Score:
     round: int = 0
 
     @property
+    def disturbed_cores(self) -> float:
+        """That were not ours to use."""
+        return self.others_cores + self.stolen_cores
+
+    @property
     def counts(self) -> bool:
         """All that was sent has arrived."""
         return not self.error and self.sent > 0 and self.arrived == self.sent
