@@ -5,7 +5,8 @@
 
 `queue`: the store is filled, then nodes are started on it, three times (bench queue does the same, and more). `large`:
 the kernel's own mark of the most memory, over what an idle relay had after some mail. `idle`: connections that said
-EHLO and stay, fifty from each address; meanwhile others' mail goes through. Memory is of all processes of the relay.
+EHLO and stay, fifty from each address; meanwhile others' mail goes through. Memory is of all processes of the relay;
+`queue` is always one process.
 """
 
 from __future__ import annotations

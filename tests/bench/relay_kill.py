@@ -1,14 +1,14 @@
 """kill -9 of a relay at full speed, again and again: nothing that was answered with 250 is lost, doubles have reasons.
 
-    python3 deploy/run.py bench relay_kill [--kills 20] [--victims all,first,worker] [--workers N] [--size-kib 4]
+    python3 deploy/run.py bench relay_kill [--kills 20] [--victims all,supervisor,worker] [--workers N] [--size-kib 4]
         [--between 1-3] [--queue disk] [--seed N]
 
 A client that notes each reply sends over 20 sessions without a pause; the server behind the relay notes each message
-before it answers. Victims take turns: `all` processes of the relay at once, its `first` process (which the others must
-not outlive, if there are any), or one `worker` that it has started (nobody but the relay starts it again). After `all`
-and `first` the same command is started again. Random instants, from a seed that is printed. A second copy is explained
-if a process was killed between the receiver's note and the relay's record of its 250 (ARCHITECTURE.md, "Where a
-duplicate can arise").
+before it answers. Victims take turns: `all` processes of the relay at once, the `supervisor` alone (its workers must
+not outlive it; without workers it is the node), or one `worker`, which the supervisor has to start again. After the
+others the same command is started again. Random instants, from a seed that is printed. A second copy is explained if a
+process was killed between the receiver's note and the relay's record of its 250 (ARCHITECTURE.md, "Where a duplicate
+can arise").
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
 
-VICTIMS = ("all", "first", "worker")
+VICTIMS = ("all", "supervisor", "worker")
 WARM_UP_S = 2.0
 LEFT_ALONE_S = 20.0
-"""Processes that have lost their first one have ended their sessions by then."""
+"""Workers that have lost their supervisor have ended their sessions by then."""
 STALL_S = 60.0
 """A worker that dies again and again is started later each time."""
 QUIET_S = 3.0
@@ -56,7 +56,7 @@ def main() -> int:
     """See the module; 1 if a bar was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--victims", default="all")
+    parser.add_argument("--victims", help="all; with several workers: all,supervisor,worker")
     parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
     parser.add_argument("--size-kib", type=int, default=4)
     parser.add_argument("--between", default="1-3", help="seconds of work before each kill, from-to")
@@ -64,7 +64,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="on the disk that is meant")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     arguments = parser.parse_args()
-    victims = arguments.victims.split(",")
+    several = arguments.workers > 1
+    victims = arguments.victims.split(",") if arguments.victims else list(VICTIMS if several else VICTIMS[:1])
     if unknown := set(victims) - set(VICTIMS):
         parser.error(f"--victims: {min(unknown)!r} is not known; there are {', '.join(VICTIMS)}")
     ground.enter()
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace, victims: list[str], folder: Path) -> tupl
 
 def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
     """Kill, see it come back, note both."""
-    first, *others = relay.processes()
+    supervisor, *others = relay.processes()
     if victim == "worker" and not others:
         victim = "all"
     if victim == "worker":
@@ -110,7 +111,7 @@ def strike(relay: Relay, victim: str, rng: random.Random, story: Story) -> None:
         wait_gone([chosen])
         relay.wait_greeting()
     else:
-        at = relay.kill(*([first] if victim == "first" else []))
+        at = relay.kill(*([supervisor] if victim == "supervisor" else []))
         wait_gone(others)
         relay.start()
     back_at = time.monotonic()
