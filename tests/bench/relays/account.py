@@ -111,9 +111,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """It runs: neither gone nor waited for."""
+    """It runs, or some of its threads do: what they have open is closed with the last of them."""
     with contextlib.suppress(OSError):
-        return _fields(Path(f"/proc/{pid}/stat"))[0] != "Z"
+        return _fields(Path(f"/proc/{pid}/stat"))[0] != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     return False
 
 
