@@ -15,7 +15,7 @@ import pytest
 from smtp_edge.demo.cluster import SOURCE_ROOT, find_port
 from smtp_edge.demo.ledger import Kill
 from tests.bench.relays.accounting import RELAY, Sent, classes_of_doubles, draw_up, receiving, sending
-from tests.bench.relays.load import Mix, parse_mix
+from tests.bench.relays.load import Mix, Pulse, parse_mix
 from tests.bench.relays.scores import Scores, build_bars, find_failures
 from tests.bench.relays.sender import Plan
 from tests.bench.relays.trial import Score
@@ -65,6 +65,11 @@ def test_a_mix_is_named_as_it_is_parsed(text: str, mix: Mix) -> None:
 def test_what_is_no_mix_is_answered_with_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no mix: write 4k"):
         parse_mix(text)
+
+
+def test_the_middle_of_a_run_is_without_its_start_and_its_tail() -> None:
+    pulse = Pulse([(0.0, 5), (3.0, 5), (4.0, 25), (5.0, 55), (6.0, 85), (20.0, 105)])
+    assert pulse.middle_rate() == 30.0
 
 
 def test_the_account_tells_loss_and_explained_doubles_from_unexplained_ones() -> None:

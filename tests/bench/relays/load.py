@@ -12,9 +12,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.relays.account import own_s
@@ -25,6 +26,8 @@ SESSIONS = 20
 BACKLOG = 500
 TAIL_BYTES = 200
 POLL_S = 0.01
+MIDDLE = (0.2, 0.8)
+"""Shares of all messages."""
 KIB = 1024
 MIX = re.compile(r"(?P<kib>\d+)k(?P<single>1)?(?:x(?P<recipients>\d+))?(?P<tls>\+tls)?")
 
@@ -145,6 +148,43 @@ class Sink:
                 break
             time.sleep(POLL_S)
         return now
+
+
+@dataclass(slots=True)
+class Pulse:
+    """How a sink's count grew."""
+
+    rows: list[tuple[float, int]] = field(default_factory=list)
+    """Monotonic seconds and messages, in order."""
+
+    def middle_rate(self) -> float:
+        """Messages per second between a fifth and four fifths of them: without the start, and without the end."""
+        begin, end = self.rows[0][1], self.rows[-1][1]
+        low, high = begin + MIDDLE[0] * (end - begin), begin + MIDDLE[1] * (end - begin)
+        (first, had), (last, has) = (next(row for row in self.rows if row[1] >= bound) for bound in (low, high))
+        if last <= first:  # all of it came between two looks
+            (first, had), (last, has) = self.rows[0], self.rows[-1]
+        return (has - had) / max(POLL_S, last - first)
+
+
+@contextlib.contextmanager
+def feeling(end: Sink) -> Iterator[Pulse]:
+    """Look at a sink again and again, in a thread, for the time of the block."""
+    pulse, over = Pulse(), threading.Event()
+
+    def look() -> None:
+        while not over.wait(POLL_S):
+            pulse.rows.append((time.monotonic(), end.count()))
+
+    pulse.rows.append((time.monotonic(), end.count()))
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield pulse
+    finally:
+        over.set()
+        thread.join()
+        pulse.rows.append((time.monotonic(), end.count()))
 
 
 @contextlib.contextmanager

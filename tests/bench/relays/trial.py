@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from tests.bench.relays.contender import Contender, RelayError
 from tests.bench.relays.ground import Ground, Queue, read_moment, wait_quiet
-from tests.bench.relays.load import LoadError, Mix, Sink, send, sink
+from tests.bench.relays.load import LoadError, Mix, Sink, feeling, send, sink
 from tests.bench.relays.process import PORT, SINK_PORT, Relay
 
 STALL_S = 15.0
@@ -52,6 +52,8 @@ class Score:
     """Until the sink had all."""
     accept_rate: float = 0.0
     """Until the generator had its last 250."""
+    middle_rate: float = 0.0
+    """Of arrivals, without the start and the end."""
     cpu_ms: float = 0.0
     load_ms: float = 0.0
     """Of generator and sink."""
@@ -66,6 +68,11 @@ class Score:
     round: int = 0
 
     @property
+    def tail_s(self) -> float:
+        """From the last 250 until the last message was there."""
+        return max(0.0, self.seconds - self.sent / self.accept_rate) if self.accept_rate else 0.0
+
+    @property
     def disturbed_cores(self) -> float:
         """That were not ours to use."""
         return self.others_cores + self.stolen_cores
@@ -77,13 +84,14 @@ class Score:
 
 
 def pass_on(end: Sink, mix: Mix, count: int) -> float:
-    """Send so many and see them arrive; messages per second. RelayError if some do not."""
-    had, began = end.count(), time.monotonic()
-    send(PORT, mix, count)
-    arrived = end.wait(had + count, STALL_S) - had
+    """Send so many and see them arrive; messages per second in the middle of it. RelayError if some do not."""
+    had = end.count()
+    with feeling(end) as pulse:
+        send(PORT, mix, count)
+        arrived = end.wait(had + count, STALL_S) - had
     if arrived != count:
         raise RelayError(f"{arrived} of {count} arrived in the warm-up")
-    return count / (time.monotonic() - began)
+    return pulse.middle_rate()
 
 
 def play(trial: Trial, ground: Ground) -> Score:
@@ -110,10 +118,11 @@ def measure(mix: Mix, seconds: float, end: Sink, spent_s: Callable[[], float]) -
     rate = pass_on(end, mix, max(mix.first_count, int(rate * min(WARM_UP_S, seconds))))
     count = min(COUNT_MAX, max(mix.first_count, int(rate * seconds)))
     had, spent, sink_spent, before = end.count(), spent_s(), end.spent_s(), read_moment()
-    source_s = send(PORT, mix, count)
-    answered = time.monotonic()
-    arrived = end.wait(had + count, STALL_S) - had
-    after = read_moment()
+    with feeling(end) as pulse:
+        source_s = send(PORT, mix, count)
+        answered = time.monotonic()
+        arrived = end.wait(had + count, STALL_S) - had
+        after = read_moment()
     took = after.at - before.at
     relay_s, load_s = spent_s() - spent, source_s + end.spent_s() - sink_spent
     return Score(
@@ -125,6 +134,7 @@ def measure(mix: Mix, seconds: float, end: Sink, spent_s: Callable[[], float]) -
         seconds=took,
         rate=arrived / took,
         accept_rate=count / (answered - before.at),
+        middle_rate=pulse.middle_rate(),
         cpu_ms=1000 * relay_s / count,
         load_ms=1000 * load_s / count,
         others_cores=(after.busy_s - before.busy_s - relay_s - load_s) / took,
