@@ -22,7 +22,8 @@ STALL_S = 15.0
 WARM_UP_S = 1.0
 COUNT_MAX = 200_000
 SYNC_CALLS = ("fsync", "fdatasync", "sync_file_range", "syncfs", "sync", "msync")
-SYNC_COUNT = 400
+SYNC_SHARE = 4
+"""Syncs are counted over so many times the messages of a first warm-up."""
 SYNC_LINE = re.compile(rb"^\d+ +(?:%s)\(" % "|".join(SYNC_CALLS).encode(), re.MULTILINE)
 
 
@@ -155,13 +156,14 @@ def count_syncs(trial: Trial, ground: Ground) -> Score:
         with sink(SINK_PORT, ground.memory) as end, Relay(trial.contender, folder, tracer=tracer, tls=trial.mix.tls):
             pass_on(end, mix, mix.first_count)
             read_to = os.stat(calls).st_size
-            pass_on(end, mix, SYNC_COUNT)
+            count = SYNC_SHARE * mix.first_count
+            pass_on(end, mix, count)
         with calls.open("rb") as file:
             file.seek(read_to)
             found = len(SYNC_LINE.findall(file.read()))
     except (RelayError, LoadError, OSError) as error:
         return Score(name, mix.name, queue, error=f"counting syncs: {error}")
-    return Score(name, mix.name, queue, sent=SYNC_COUNT, arrived=SYNC_COUNT, syncs=found / SYNC_COUNT)
+    return Score(name, mix.name, queue, sent=count, arrived=count, syncs=found / count)
 
 
 def measure_limit(mix: Mix, ground: Ground, seconds: float) -> Score:
