@@ -313,6 +313,7 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
     info: NodeInfo | None = None
     links: tuple[LinkState, ...] = ()
     load = Load()
+    load_age_s = 0.0
     sessions: tuple[NodeId, ...] = ()
     for item in held:
         match item.record.payload:
@@ -321,7 +322,7 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
             case Links(links=found_links):
                 links = links + found_links if links else found_links  # the payload's own: readers know it again
             case Load() as found_load:
-                load = found_load
+                load, load_age_s = found_load, now - item.received
             case Sessions(peers=peers):
                 sessions = peers
             case _:
@@ -330,4 +331,4 @@ def _node_record(origin: NodeId, held: list[Held], now: float) -> NodeRecord | N
         return None
     age_s = now - max(item.received for item in held)
     newest = max(item.record.version for item in held)
-    return NodeRecord(origin, info, links, load, newest, age_s, sessions)
+    return NodeRecord(origin, info, links, load, newest, age_s, sessions, load_age_s)

@@ -194,6 +194,8 @@ class NodeRecord:
     """Seconds since the newest of the records was received (0 for the own node)."""
     sessions: tuple[NodeId, ...] = ()
     """Peers with which it has a gossip session, as it says itself."""
+    load_age_s: float = 0.0
+    """Seconds since `load` was received."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """What waits, by class: here, and at the neighbours as they told. Pure.
 
 A neighbour's figure on an acknowledgement is fresher than its advertised load, which was measured before it was sent
-around; so it counts for `fresh_s`. After that the advertised load counts again, even if it is older: a load that did
-not change is not advertised again, so what stands is what the neighbour stands for. A class that it does not name has
-nothing waiting there.
+around; so it counts for `fresh_s`, or until a load is heard that must have been measured later. After that the
+advertised load counts again, even if it is older: a load that did not change is not advertised again, so what stands is
+what the neighbour stands for. A class that it does not name has nothing waiting there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TOLD_RATIO = 1.2
 INGRESS_MIN_MPS = 0.4
 """Less is told as nothing: no plan is made for it, and single messages would be news to the whole cluster."""
 INGRESS_KEPT_MPS = 0.05
+UNDER_WAY_S = 0.3
+"""While the cluster is well, a load that is heard was measured so long before, at most."""
 HEARD_CLASSES_MAX = 10_000
 """Classes remembered of one neighbour; past it the oldest knowledge goes."""
 
@@ -89,6 +91,7 @@ class Backlogs:
         self._watched_s = 0.0
         self._acknowledged: dict[str, dict[str, Heard]] = {}
         self._advertised: dict[str, dict[str, Heard]] = {}
+        self._advertised_at: dict[str, float] = {}
 
     def set_own(self, class_id: str, count: int, oldest_s: float) -> None:
         """Own stored messages of a class."""
@@ -118,7 +121,8 @@ class Backlogs:
     def there(self, node_id: str, class_id: str, now: float) -> Heard:
         """What counts of a neighbour; unknown counts as nothing waiting."""
         told = self._acknowledged.get(node_id, {}).get(class_id)
-        if told is not None and told.at is not None and now - told.at < self._fresh_s:
+        advertised_at = self._advertised_at.get(node_id, -math.inf)
+        if told is not None and told.at is not None and advertised_at - UNDER_WAY_S < told.at > now - self._fresh_s:
             return told
         return self._advertised.get(node_id, {}).get(class_id, NOTHING_HEARD)
 
@@ -133,6 +137,7 @@ class Backlogs:
 
     def hear_gossip(self, node_id: str, load: Load, heard_at: float) -> None:
         """A peer's whole load, as advertised."""
+        self._advertised_at[node_id] = heard_at
         self._advertised[node_id] = {
             entry.class_id: Heard(entry.backlog_count, heard_at, GOSSIP) for entry in load.classes
         }
@@ -141,6 +146,7 @@ class Backlogs:
         """The neighbour left."""
         self._acknowledged.pop(node_id, None)
         self._advertised.pop(node_id, None)
+        self._advertised_at.pop(node_id, None)
 
     def load(self) -> tuple[ClassLoad, ...]:
         """Own backlogs and arrivals for an advertisement, sorted."""

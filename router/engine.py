@@ -139,7 +139,7 @@ class RoutingEngine:
         others = [node for node in snapshot.nodes if node.node_id != self._node_id]
         met = self._adjacency.meet(self._node_id, snapshot, now)
         for node in others:
-            self._backlogs.hear_gossip(node.node_id, node.load, now - node.age_s)
+            self._backlogs.hear_gossip(node.node_id, node.load, now - node.load_age_s)
         transitions = self._adjacency.hear_reports(others, now)
         key = rank_key(snapshot, self._digests)
         if met or key != self._rank_key:

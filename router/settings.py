@@ -58,7 +58,7 @@ class RouterSettings:
     flap_suppress: float = 2000
     """Penalty above which an edge gets one transaction at a time, until it is below `flap_reuse`."""
     flap_reuse: float = 750
-    backlog_fresh_s: float = 2
+    backlog_fresh_s: float = 1
     """A neighbour's backlog from an acknowledgement counts before gossip's for this long."""
     advertise_level: float = 0.1
     """Change of availability or reliability that is worth an advertisement."""

@@ -336,8 +336,8 @@ def test_a_drained_exit_says_so() -> None:
 def test_terms_of_a_peer_say_who_told_its_backlog_and_when() -> None:
     engine = with_peers(record(2, [link(host("a"))]))
     engine.hear_backlog(node_id(2), {CLASS: 5}, 1)
-    found = candidate(engine.decide(Query(CLASS), 2.5), peer(2))
-    assert (found.backlog_there, found.backlog_source, found.backlog_age_s) == (5, "acknowledgement", 1.5)
+    found = candidate(engine.decide(Query(CLASS), 1.5), peer(2))
+    assert (found.backlog_there, found.backlog_source, found.backlog_age_s) == (5, "acknowledgement", 0.5)
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------
