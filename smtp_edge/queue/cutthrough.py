@@ -126,8 +126,10 @@ class CutThrough:
         put: Callable[[NewEntry], Awaitable[object]],
         record: Callable[[Sequence[Passed]], Awaitable[object]],
         clock: Callable[[], datetime],
+        count: Callable[[str, int], None],
     ) -> None:
-        self._put, self._record, self._clock = put, record, clock
+        """`count` hears of each class how many more are passing."""
+        self._put, self._record, self._clock, self._count = put, record, clock, count
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, Passage] = {}
         self._ends: list[tuple[float, int, Passage]] = []
@@ -154,6 +156,7 @@ class CutThrough:
         ends_at = self._loop.time() + min(PASS_MAX_S, PASS_S + new.entry.data.size_bytes / PASS_BYTES_PER_S)
         passage = Passage(new, claims, self._loop.create_future())
         self._open[new.entry.queue_id] = passage
+        self._count(new.deliveries[0].class_id, 1)
         heapq.heappush(self._ends, (ends_at, next(self._numbers), passage))
         if self._timer is None or ends_at < self._looks_at:
             self._arm()
@@ -229,7 +232,8 @@ class CutThrough:
 
     def _end(self, passage: Passage, stage: Stage) -> None:
         passage.stage = stage
-        self._open.pop(passage.new.entry.queue_id, None)
+        if self._open.pop(passage.new.entry.queue_id, None) is not None:
+            self._count(passage.new.deliveries[0].class_id, -1)
 
     def _on_time(self) -> None:
         """Store those that have been passing too long, all in one commit."""

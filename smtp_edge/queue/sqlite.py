@@ -137,7 +137,7 @@ class SQLiteStore(MessageStore):
         wal = WriteAheadLog(connection, self._gate)
         self._writer = Writer(connection, wal, self._try_disk, self._reserve.release, self._tally.apply, self._unlink)
         self._writer.start()
-        self._cut = CutThrough(self._keep, self._record, self._clock)
+        self._cut = CutThrough(self._keep, self._record, self._clock, self._tally.note_passing)
         self._counting = asyncio.get_running_loop().create_task(self._count(snapshot, self._writer))
         await asyncio.wait({self._counting}, timeout=COUNT_WAIT_S)
 

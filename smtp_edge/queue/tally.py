@@ -119,6 +119,14 @@ class Tally:
         for class_id in touched:
             self._forget_empty(class_id)
 
+    def note_passing(self, class_id: str, count: int) -> None:
+        """More (or fewer) messages that are attempted without being here: what waits, for whoever routes by it."""
+        left = self._moving.get(class_id, 0) + count
+        if left:
+            self._moving[class_id] = left
+        else:
+            del self._moving[class_id]
+
     @property
     def queued(self) -> int:
         """Deliveries that could be claimed, whatever the time; before they are counted, it is as if there were one."""

@@ -80,6 +80,18 @@ async def test_relayed_in_time_it_is_never_on_disk_but_for_its_history(store: SQ
     assert await store.history(new.entry.queue_id) is None
 
 
+async def test_what_passes_counts_as_waiting(store: SQLiteStore) -> None:
+    passages = [begin(store) for _ in range(3)]
+    assert dict(store.moving()) == {"default": 3}
+    await store.settle([build_end(passages[0].claims[0])])
+    assert dict(store.moving()) == {"default": 2}
+    await store.settle([build_deferral(passages[1].claims[0], 10)])
+    assert dict(store.moving()) == {"default": 1}
+    await store.settle([build_end(passages[2].claims[0])])
+    await store.history("")
+    assert dict(store.moving()) == {}
+
+
 async def test_the_history_of_many_is_one_commit(
     store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
