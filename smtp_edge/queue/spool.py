@@ -32,6 +32,8 @@ from smtp_edge.queue.faults import FULL_ERRORS
 SPOOL = "spool"
 INCOMING = "incoming"
 TRIAL = "trial"
+BUFFER_BYTES = 32 * 1024
+"""Segments that are larger are written without being copied once more."""
 TRIAL_BYTES = 256 * 1024
 """As much must go for a disk to count as well again; more than a commit, so that a quota is noticed, too."""
 
@@ -64,7 +66,7 @@ class SpoolWriter:
     def __init__(self, incoming: Path, final: Path) -> None:
         self._incoming, self._final = incoming, final
         self.size_bytes = 0
-        self._file: BinaryIO = incoming.open("xb", buffering=256 * 1024)
+        self._file: BinaryIO = incoming.open("xb", buffering=BUFFER_BYTES)
 
     def write(self, chunk: bytes) -> None:
         """Append dot-stuffed mail data. StoreFull or StoreError; then `abort` is all that is left to do."""

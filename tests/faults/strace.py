@@ -26,7 +26,7 @@ FILE_CALLS = (
     "unlink",
 )
 """Whatever changes a file or makes it last; of the paths that are asked for."""
-READ_CALLS = ("read", "pread64")
+READ_CALLS = ("read", "pread64", "preadv2")
 BY_PATH = frozenset({"openat", "mkdir", "rename", "unlink"})
 NETWORK_CALLS = ("sendto", "sendmsg")
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
