@@ -3,6 +3,7 @@ exactly the domain that was asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import smtplib
 import subprocess
@@ -118,10 +119,11 @@ def test_etrn_has_mail_sent_in_a_session_of_ours(folder: Path) -> None:
             client.sendmail("sue@example.test", ["ann@one.test"], "Subject: to one.test\r\n\r\nhello\r\n")
             wait_until(lambda: len(waiting(calls, "deferred")) == 1, 30, "it is told to come back later")
             assert not cluster.arrivals()
-            # nothing that one ETRN starts is late for the next one: 251 while it is under way
-            wait_until(
-                lambda: client.docmd("ETRN", "one.test")[0] not in (251, 253) or cluster.arrivals(), 30, "the mail"
-            )
+            for _ in range(10):  # an ETRN may come while an attempt is under way; too many are no mail
+                assert client.docmd("ETRN", "one.test")[0] in (250, 251, 253)
+                with contextlib.suppress(AssertionError):
+                    wait_until(cluster.arrivals, 3, "the mail")
+                    break
             assert len(cluster.arrivals()) == 1, "five minutes early"
             assert client.noop() == (250, b"2.0.0 Ok"), "nothing but replies comes by the session that asked"
 
