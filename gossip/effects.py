@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gossip.frames import Frame
 from gossip.linkstate import NodeId
-from gossip.status import Event
+from gossip.status import Event, EventKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,7 @@ class Effects:
     events: list[Event] = field(default_factory=list)
     changed: bool = False
     """The database is different."""
+
+    def event(self, kind: EventKind, node: NodeId, text: str = "", peer: NodeId | None = None) -> None:
+        """One more line of the monitor."""
+        self.events.append(Event(kind, node, text, peer))

@@ -17,12 +17,12 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gossip.budget import Budget, Quarantine
+from gossip.budget import Budget
 from gossip.contacts import Contacts
-from gossip.damping import Damping
 from gossip.database import Database, Verdict, Verifier
 from gossip.detector import PEER_LAG_MAX_S, Patience, Silence
 from gossip.effects import Effects, PeerChange, Refusal
+from gossip.exclusion import REFUSALS_MAX, Exclusion, Revocation
 from gossip.frames import (
     Aged,
     Announce,
@@ -42,20 +42,19 @@ from gossip.frames import (
     Revocations,
 )
 from gossip.identity import IdentityError
-from gossip.linkstate import Key, Kind, Links, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
+from gossip.linkstate import Key, Kind, NodeId, NodeInfo, Payload, Sessions, Snapshot, Urgency
+from gossip.membership import Membership, RingsOf
 from gossip.origination import Origination
 from gossip.overlay import Rings
 from gossip.reach import path_to_neighbour, reachable
 from gossip.repair import CHUNK_BYTES_MAX, FETCH_ABOVE, buckets_frame, compare, differing, digests, request
-from gossip.scores import GOOD, TRIED
 from gossip.session import PUSH_MAX, Session
 from gossip.settings import GossipSettings
 from gossip.spread import Spread, announce
-from gossip.status import Event, EventKind, GossipStats
+from gossip.status import EventKind, GossipStats
 from gossip.suspicion import ASKED_MAX, FRESH_S, HOPS_MAX, Suspicion
+from gossip.telling import ToldLinks, ToldSessions
 
-REFUSALS_MAX = 20
-"""Refused advertisements after which a session is dropped and its peer shut out: a forger is not worth listening to."""
 MISMATCHES_BEFORE_REPAIR = 2
 REPAIR_FIRST_S = 2.0
 REPAIR_MAX_S = 30.0
@@ -67,13 +66,9 @@ CONTINUES_S = 2.5
 """How long a session that follows a broken one may take to show that it is two-way."""
 EXPIRE_S = 5.0
 ROOTS_KEPT = 128
-SENT_KEPT = 8
 REACH_MIN_S = 0.05
 REACH_S_PER_MEMBER = 0.001
 """The walk over all sessions costs about a microsecond for each session of each member; this keeps it below 2 %."""
-
-RingsOf = Callable[[int, dict[NodeId, str]], Rings]
-"""Rings of members by zone; the number names the set, for those who keep the last answer."""
 
 
 class Machine:
@@ -101,32 +96,18 @@ class Machine:
         self._own = Origination(node_id, cluster, certificate, sign, self.database, settings, epoch, rng)
         self._certificate = certificate
         self._sessions: dict[NodeId, Session] = {}
-        self._check_revocation = check_revocation
-        self.revocations: dict[NodeId, tuple[bytes, bytes]] = {}
-        """Body and signature of each."""
+        self._exclusion = Exclusion(settings, check_revocation)
         self._contacts = Contacts(node_id, settings, rng)
         self._spread = Spread(settings)
         self._suspicions: dict[NodeId, Suspicion] = {}
-        self._damping = Damping()
-        self._quarantine: dict[NodeId, Quarantine] = {}
         self._patience = Patience()
-        self._rings_of: RingsOf = rings_of or (lambda _, zones: Rings.of(zones))
-        self._rings = Rings.of({node_id: ""})
-        self._zones = zones if zones is not None else _zones_of(self.database)
-        self._zones_shared = zones is not None
-        self._own.members = max(1, len(self._zones))
-        self._rings_stale = True
+        self._members = Membership(node_id, self.database, zones, rings_of)
+        self._own.members = max(1, len(self._members))
         self._targets: frozenset[NodeId] = frozenset()
         self._aim_stale = True
         self._touched: dict[NodeId, None] = {}
         """Sessions with something to send at the end of this turn."""
-        self._listed: frozenset[NodeId] = frozenset()
-        self._lost_once: frozenset[NodeId] = frozenset()
-        self._link_damping = Damping()
-        self._links: tuple[Payload, ...] = ()
-        """Own links as measured."""
-        self._links_up: frozenset[str] = frozenset()
-        self._links_down: frozenset[str] = frozenset()
+        self._told_sessions, self._told_links = ToldSessions(), ToldLinks()
         self._paused_s = 0.0
         self._roots: deque[int] = deque(maxlen=ROOTS_KEPT)
         self._reached: frozenset[NodeId] = frozenset({node_id})
@@ -160,9 +141,10 @@ class Machine:
             )
             session.hello, session.hellos_sent, session.hello_at = Hello(1, 1, self.database.root()), 1, now
             session.heard_back, session.heard_back_at = 1, now
-        self._rings, self._rings_stale, self._reach_stale, self.synced = rings, False, False, True
-        self._listed = frozenset(sessions)
-        self._reached = frozenset(self._zones)
+        self._members.adopt(rings)
+        self._reach_stale, self.synced = False, True
+        self._told_sessions.listed = frozenset(sessions)
+        self._reached = frozenset(self._members)
         self._aim(now)
         self._plan_silence(now)
 
@@ -170,7 +152,7 @@ class Machine:
         """A record from before a restart: whom to dial, and what to believe while nobody answers yet."""
         self.database.offer(record, now, age_s)
         if self.database.get(record.key) is record and isinstance(record.payload, NodeInfo):
-            self._note_zone(record.key.origin, record.payload.zone)
+            self._note_member(record.key.origin, record.payload.zone)
 
     # -- in: own news --------------------------------------------------------------------------------------------------
 
@@ -178,10 +160,10 @@ class Machine:
         """Say something new about this node, at once or when its hold is over (`gossip.holds`)."""
         effects = Effects()
         if kind is Kind.LINKS:
-            payloads = self._damp_links(payloads, now)
+            payloads = self._told_links.tell(payloads, now)
         effects.complaints = self._own.publish(kind, payloads, now)
         if kind is Kind.NODE and payloads and isinstance(payloads[0], NodeInfo):
-            self._note_zone(self._node_id, payloads[0].zone)
+            self._note_member(self._node_id, payloads[0].zone)
         self._issue(effects, now, wall)
         return self._end(effects, now, wall)
 
@@ -193,37 +175,31 @@ class Machine:
         self._issue(effects, now, wall)
         return self._end(effects, now, wall)
 
-    def revoke(self, items: Sequence[tuple[bytes, bytes]], now: float, wall: int) -> Effects:
+    def revoke(self, items: Sequence[Revocation], now: float, wall: int) -> Effects:
         """Revocations from the operator. What is new is passed on to everybody."""
         effects = Effects()
         self._take_revocations(items, None, effects, now, wall)
         return self._end(effects, now, wall)
 
     def _take_revocations(
-        self, items: Sequence[tuple[bytes, bytes]], peer: NodeId | None, effects: Effects, now: float, wall: int
+        self, items: Sequence[Revocation], peer: NodeId | None, effects: Effects, now: float, wall: int
     ) -> None:
-        new: list[tuple[bytes, bytes]] = []
-        known = set(self.revocations.values())
-        for body, signature in items:
-            if self._check_revocation is None or (body, signature) in known:
-                continue
+        new: list[Revocation] = []
+        for item in self._exclusion.unknown(items):
             session = self._sessions.get(peer) if peer is not None else None
             if session is not None and not session.budget.take(now):
                 break
             try:
-                node = self._check_revocation(body, signature)
+                node = self._exclusion.revoke(item)
             except (ValueError, IdentityError) as error:
-                reason = str(error)
-            else:
-                if node not in self.revocations:
-                    self.revocations[node] = (body, signature)
-                    new.append((body, signature))
-                    self._remove_member(node, effects, now, wall)
+                if peer is None:
+                    effects.complaints.append(str(error))
+                elif session is not None:
+                    self._refuse(peer, session, "?", str(error), effects, now)
                 continue
-            if peer is None:
-                effects.complaints.append(reason)
-            elif session is not None:
-                self._refuse(peer, session, "?", reason, effects, now)
+            if node is not None:
+                new.append(item)
+                self._remove_member(node, effects, now, wall)
         if new:
             effects.frames += [(other, Revocations(tuple(new))) for other in self._sessions if other != peer]
 
@@ -231,10 +207,10 @@ class Machine:
         """An authority took its certificate back: forget its records, end its session. The shell refuses new ones."""
         if self.database.forget(node, now):
             effects.changed = True
-        self._forget_zone(node)
+        self._forget_member(node)
         self._contacts.by_node.pop(node, None)
         self._reach_stale = True
-        self._event(effects, EventKind.NODE_REVOKED, node)
+        effects.event(EventKind.NODE_REVOKED, node)
         if self._sessions.pop(node, None) is not None:
             effects.drops.append((node, "its certificate was revoked"))
         effects.peers.append(PeerChange(node, False, "its certificate was revoked"))
@@ -245,10 +221,7 @@ class Machine:
 
     def shut_out(self, peer: NodeId, now: float) -> bool:
         """True if a peer is in quarantine or revoked; the shell refuses its sessions."""
-        if peer in self.revocations:
-            return True
-        found = self._quarantine.get(peer)
-        return found is not None and now < found.until
+        return self._exclusion.shut_out(peer, now)
 
     def on_session(self, peer: NodeId, now: float, wall: int) -> Effects:
         """A session with an authenticated peer is up (or was replaced by a newer one)."""
@@ -261,17 +234,17 @@ class Machine:
             now,
             Budget.full(settings.verify_per_s, settings.verify_burst, now),
             Budget.full(CHECKS_PER_S, CHECKS_PER_S, now),
-            continues=peer in self._listed,
+            continues=peer in self._told_sessions.listed,
         )
         self._suspicions.pop(peer, None)
         news = self._contacts.record_session(peer)
         self._aim_stale = self._reach_stale = True
         self._send_hello(peer, effects, now)
-        if self.revocations:
-            effects.frames.append((peer, Revocations(tuple(self.revocations.values()))))
+        if self._exclusion.revocations:
+            effects.frames.append((peer, Revocations(tuple(self._exclusion.revocations.values()))))
         if news and not known:
             effects.peers.append(PeerChange(peer, True, "session up"))
-            self._event(effects, EventKind.SESSION_UP, peer)
+            effects.event(EventKind.SESSION_UP, peer)
         return self._end(effects, now, wall)
 
     def on_session_lost(self, peer: NodeId, now: float, wall: int, reason: str = "reset") -> Effects:
@@ -283,7 +256,7 @@ class Machine:
             return effects
         self._suspicions.pop(peer, None)
         self._aim_stale = self._reach_stale = True
-        if peer in self._targets or peer in self._listed:
+        if peer in self._targets or peer in self._told_sessions.listed:
             self._contacts.record_reset(peer, now, reason, grace_until=self._grace_until, was_up_s=now - session.since)
         self._expire_lingering(effects, now)
         self._list_sessions(now)
@@ -405,6 +378,11 @@ class Machine:
     # -- out -----------------------------------------------------------------------------------------------------------
 
     @property
+    def revocations(self) -> dict[NodeId, Revocation]:
+        """Of all removed members."""
+        return self._exclusion.revocations
+
+    @property
     def epoch(self) -> int:
         """Of the own records."""
         return self._own.epoch
@@ -458,9 +436,8 @@ class Machine:
             eager_sessions=sum(session.eager for session in self._sessions.values()),
             own_lag_s=self._patience.lag_s if self._patience.factor(now) > 1 else 0.0,
             patience=self._patience.factor(now),
-            damped=len(self._damping.hidden([str(peer) for peer in self._sessions], now))
-            + len(self._link_damping.hidden(self._links_up, now)),
-            quarantined=sum(now < item.until for item in self._quarantine.values()),
+            damped=self._told_sessions.damped_count(self._sessions, now) + self._told_links.damped_count(now),
+            quarantined=self._exclusion.quarantined_count(now),
             epoch=self.epoch,
             root=f"{self.database.root():016x}",
         )
@@ -475,77 +452,36 @@ class Machine:
             self._pass_on(record)
             self._remember_root()
 
-    def _damp_links(self, payloads: Sequence[Payload], now: float) -> list[Payload]:
-        """Links that go down and up again and again are told as down until they are calm (`gossip.damping`).
-
-        Only those: a way that loses every seventh connection is suspected once a minute, and a drain is an order.
-        """
-        self._links = tuple(payloads)
-        links = [link for payload in payloads if isinstance(payload, Links) for link in payload.links]
-        up = frozenset(link.hop for link in links if link.status in GOOD)
-        for hop in up & self._links_down:
-            self._link_damping.record_recovery(hop, now)
-        self._links_up, self._links_down = up, frozenset(link.hop for link in links if link.status in TRIED)
-        shown = {link.hop: link for link in self._link_damping.hide_links(links, now)}
-        return [
-            Links(tuple(shown[link.hop] for link in payload.links)) if isinstance(payload, Links) else payload
-            for payload in payloads
-        ]
-
     def _list_sessions(self, now: float) -> None:
         """Tell which sessions are two-way, wanted by one end at least, and not flapping."""
-        up = {
+        up = [
             peer
             for peer, session in self._sessions.items()
             if session.two_way() and (peer in self._targets or session.hello is None or session.hello.wanted)
-        }
-        for peer in up - self._listed:
-            if self._listed and peer in self._lost_once:
-                self._damping.record_recovery(peer, now)
-        up |= {peer for peer in self._contacts.lingering() if peer in self._listed}
-        self._lost_once |= self._listed - up
-        self._listed = frozenset(up)
-        shown = up - self._damping.hidden([str(peer) for peer in up], now)
+        ]
+        shown = self._told_sessions.tell(up, self._contacts.lingering(), now)
         calm = all(peer in self._sessions for peer in self._own.told_sessions() - shown)  # superfluous, not lost
         self._own.publish(Kind.SESSIONS, [Sessions(tuple(sorted(shown)))], now, calm=calm)
 
     # -- membership ----------------------------------------------------------------------------------------------------
 
-    def _note_zone(self, node: NodeId, zone: str) -> bool:
-        if self._zones.get(node) == zone:
-            return False
-        new = node not in self._zones
-        self._own_zones()[node] = zone
-        self._own.members = len(self._zones)
-        self._rings_stale = self._aim_stale = True
+    def _note_member(self, node: NodeId, zone: str) -> bool:
+        new = self._members.record(node, zone)
+        self._own.members = len(self._members)
         return new
 
-    def _forget_zone(self, node: NodeId) -> bool:
-        if self._own_zones().pop(node, None) is None:
-            return False
-        self._own.members = max(1, len(self._zones))
-        self._rings_stale = self._aim_stale = True
-        return True
-
-    def _own_zones(self) -> dict[NodeId, str]:
-        """The zones, to be changed: no longer shared with other machines of a simulation."""
-        if self._zones_shared:
-            self._zones_shared, self._zones = False, dict(self._zones)
-        return self._zones
+    def _forget_member(self, node: NodeId) -> bool:
+        was = self._members.remove(node)
+        self._own.members = max(1, len(self._members))
+        return was
 
     def _aim(self, now: float) -> None:
-        """Compute the neighbours anew: those that can be had, and those lost ones whose places they take."""
+        """Compute the neighbours anew."""
         self._aim_stale = False
-        if self._rings_stale:
-            self._rings_stale = False
-            self._rings = self._rings_of(hash(frozenset(self._zones.items())), self._zones)
-        zone = self._zones.get(self._node_id, "")
-        if self._node_id not in self._zones:
-            return  # not published yet
-        named = self._rings.neighbours(self._node_id, zone, lambda _: False)
-        have = self._rings.neighbours(self._node_id, zone, self._steps_over)
-        self._targets = frozenset(named) | frozenset(have)
-        self._contacts.aim(self._targets, self._sessions, now)
+        targets = self._members.neighbours(self._steps_over)
+        if targets is not None:
+            self._targets = targets
+            self._contacts.aim(targets, self._sessions, now)
 
     def _steps_over(self, node: NodeId) -> bool:
         if node in self._sessions:
@@ -555,7 +491,7 @@ class Machine:
     def _try_silent_node(self, now: float) -> None:
         silent = [
             node
-            for node in self._zones
+            for node in self._members
             if node != self._node_id and node not in self._sessions and node not in self._contacts.by_node
         ]
         lost = [
@@ -569,15 +505,15 @@ class Machine:
     def _walk(self, effects: Effects, now: float) -> None:
         """Who can be reached, and who no more."""
         self._reach_stale = False
-        self._reach_at = now + max(REACH_MIN_S, REACH_S_PER_MEMBER * len(self._zones))
+        self._reach_at = now + max(REACH_MIN_S, REACH_S_PER_MEMBER * len(self._members))
         own = [*self._sessions, *self._contacts.lingering()]
         found = reachable(self._node_id, own, self.database.sessions)
         for node in sorted(found - self._reached):
-            self._event(effects, EventKind.NODE_REACHABLE, node)
+            effects.event(EventKind.NODE_REACHABLE, node)
             if node not in self._sessions:
                 effects.peers.append(PeerChange(node, True, "reachable through others"))
         for node in sorted(self._reached - found):
-            self._event(effects, EventKind.NODE_UNREACHABLE, node)
+            effects.event(EventKind.NODE_UNREACHABLE, node)
             effects.peers.append(PeerChange(node, False, "its neighbours have lost it"))
         self._reached = found
 
@@ -600,8 +536,9 @@ class Machine:
                 continue
             self._send_hello(peer, effects, now, lag_ms=int(late_s * 1000))
         self._list_sessions(now)
-        if self._link_damping.next_change() <= now:
-            self._own.publish(Kind.LINKS, self._damp_links(self._links, now), now)
+        links = self._told_links.tell_again(now)
+        if links is not None:
+            self._own.publish(Kind.LINKS, links, now)
         self._plan_silence(now)
 
     def _plan_silence(self, now: float) -> None:
@@ -621,7 +558,7 @@ class Machine:
             if silent_s <= limit_s:
                 if suspicion is not None:
                     del self._suspicions[peer]
-                    self._event(effects, EventKind.CLEARED, peer)
+                    effects.event(EventKind.CLEARED, peer)
                 if one_way and now >= self._grace_until:
                     self._drop_lost(peer, "it does not hear us", effects, now)
                 continue
@@ -629,7 +566,7 @@ class Machine:
                 continue
             if suspicion is None:
                 suspicion = self._suspicions[peer] = self._ask(peer, effects, now)
-                self._event(effects, EventKind.SUSPECT, peer, f"silent for {silent_s:.1f} s")
+                effects.event(EventKind.SUSPECT, peer, f"silent for {silent_s:.1f} s")
             if not suspicion.decided(now):
                 continue
             if suspicion.vouched and silent_s <= 2 * limit_s:
@@ -703,51 +640,27 @@ class Machine:
     def _tell_lost(self, peer: NodeId, reason: str, effects: Effects, now: float) -> None:
         self._aim_stale = self._reach_stale = True
         effects.peers.append(PeerChange(peer, False, reason))
-        self._event(effects, EventKind.SESSION_DOWN, peer, reason)
+        effects.event(EventKind.SESSION_DOWN, peer, reason)
         self._list_sessions(now)
 
     def _send_hello(self, peer: NodeId, effects: Effects, now: float, *, lag_ms: int = 0) -> None:
         session = self._sessions[peer]
-        session.hellos_sent += 1
-        session.sent_at[session.hellos_sent] = now
-        if len(session.sent_at) > SENT_KEPT:
-            del session.sent_at[next(iter(session.sent_at))]
-        heard, held_ms = 0, 0
-        if session.hello is not None:
-            heard, held_ms = session.hello.sequence, int(1000 * (now - session.hello_at))
-        hello = Hello(
-            session.hellos_sent,
-            heard,
-            self.database.root(),
-            lag_ms,
-            peer in self._targets or session.fetching,
-            len(self.database),
-            held_ms=held_ms,
-        )
+        wanted = peer in self._targets or session.fetching
+        hello = session.next_hello(self.database.root(), len(self.database), now, lag_ms=lag_ms, wanted=wanted)
         effects.frames.append((peer, hello))
 
     def _on_hello(self, peer: NodeId, session: Session, hello: Hello, effects: Effects, now: float) -> None:
-        first = session.hello is None
-        session.silence.hear(now)
-        new_two_way = hello.heard > 0 and (first or (session.hello is not None and session.hello.heard == 0))
-        session.hello, session.hello_at = hello, now
-        sent_at = session.sent_at.get(hello.heard)
-        if hello.heard > session.heard_back:
-            session.heard_back, session.heard_back_at = hello.heard, now
-            if sent_at is not None:
-                trip_s = max(0.0, now - sent_at - hello.held_ms / 1000)
-                before = session.round_trip_s
-                session.round_trip_s = trip_s if before is None else before + (trip_s - before) / 8
+        first, now_two_way = session.hello is None, session.hear_hello(hello, now)
         if first:
             self._send_hello(peer, effects, now)
-        if new_two_way or first:
+        if now_two_way or first:
             self._list_sessions(now)
         if hello.root == self.database.root() or hello.root in self._roots:
             session.mismatches, session.repair_pause_s = 0, 0.0
             session.fetching = False
             if not self.synced:
                 self.synced = True
-                self._event(effects, EventKind.IN_SYNC, self._node_id, peer=peer)
+                effects.event(EventKind.IN_SYNC, self._node_id, peer=peer)
             return
         session.mismatches += 1
         stranger = first and (not self.synced or hello.records != len(self.database))
@@ -803,7 +716,7 @@ class Machine:
                 effects.refusals.append(Refusal(peer, record.key.origin, reason))
             case Verdict.CONFLICT:
                 effects.refusals.append(Refusal(peer, record.key.origin, reason))
-                self._event(effects, EventKind.CONFLICT, record.key.origin, reason, peer)
+                effects.event(EventKind.CONFLICT, record.key.origin, reason, peer)
             case Verdict.STORED | Verdict.KNOWN | Verdict.UNKNOWN_ORIGIN:
                 pass
         if self.database.get(record.key) is record:
@@ -814,8 +727,8 @@ class Machine:
         self._remember_root()
         origin, kind = record.key.origin, record.key.kind
         if kind == Kind.NODE and isinstance(record.payload, NodeInfo):
-            if self._note_zone(origin, record.payload.zone):
-                self._event(effects, EventKind.NODE_JOINED, origin, record.payload.name, peer)
+            if self._note_member(origin, record.payload.zone):
+                effects.event(EventKind.NODE_JOINED, origin, record.payload.name, peer)
         elif kind == Kind.SESSIONS:
             self._reach_stale = True
             was = old.payload.peers if old is not None and isinstance(old.payload, Sessions) else ()
@@ -825,9 +738,7 @@ class Machine:
             if origin in self._targets and origin not in self._sessions:
                 self._aim_stale = True
         if record.urgency < Urgency.REFRESH and kind in (Kind.LINKS, Kind.SESSIONS) and old is not None:
-            self._event(
-                effects, EventKind.CHANGED, origin, f"{Kind(kind).name.lower()} {record.urgency.name.lower()}", peer
-            )
+            effects.event(EventKind.CHANGED, origin, f"{Kind(kind).name.lower()} {record.urgency.name.lower()}", peer)
         self._pass_on(record)
 
     def _on_own_record(
@@ -848,7 +759,7 @@ class Machine:
         self._own.cover(record.key)
         began, duplicate = self._own.fight_back(record.version, now, wall)
         if duplicate:
-            self._event(effects, EventKind.DUPLICATE_IDENTITY, self._node_id, "another machine uses our key", peer)
+            effects.event(EventKind.DUPLICATE_IDENTITY, self._node_id, "another machine uses our key", peer)
             effects.complaints.append(
                 "another machine uses this node's key: stop one of them, and issue it a key of its own"
             )
@@ -856,14 +767,14 @@ class Machine:
             self._issue(effects, now, wall)
 
     def _pass_on(self, record: Record) -> None:
-        tree = len(self._zones) > self._settings.tree_above
+        tree = len(self._members) > self._settings.tree_above
         self._touched.update(dict.fromkeys(self._spread.queue(record, self._sessions, tree=tree)))
 
     def _on_tree(self, record: Record) -> bool:
         """Its body travels on the tree: a second copy is a session too many."""
         if record.urgency <= Urgency.DEGRADE:
             return False
-        return record.urgency is Urgency.REFRESH or len(self._zones) > self._settings.tree_above
+        return record.urgency is Urgency.REFRESH or len(self._members) > self._settings.tree_above
 
     def _prune(self, peer: NodeId, session: Session, effects: Effects, now: float) -> None:
         if now - session.pruned_at > self._settings.graft_s:
@@ -873,13 +784,11 @@ class Machine:
     def _refuse(self, peer: NodeId, session: Session, origin: str, reason: str, effects: Effects, now: float) -> None:
         session.refusals += 1
         effects.refusals.append(Refusal(peer, origin, reason))
-        self._event(effects, EventKind.REFUSED, peer, reason)
+        effects.event(EventKind.REFUSED, peer, reason)
         if session.refusals < REFUSALS_MAX or peer not in self._sessions:
             return
-        settings = self._settings
-        found = self._quarantine.setdefault(peer, Quarantine(settings.quarantine_first_s, settings.quarantine_max_s))
-        length_s = found.begin(now)
-        self._event(effects, EventKind.QUARANTINED, peer, f"for {length_s:.0f} s")
+        length_s = self._exclusion.begin_quarantine(peer, now)
+        effects.event(EventKind.QUARANTINED, peer, f"for {length_s:.0f} s")
         self._drop_lost(peer, "too many refused advertisements", effects, now)
         self._contacts.by_node.pop(peer, None)
 
@@ -932,8 +841,8 @@ class Machine:
         gone = self.database.expire(now, self._node_id)
         for key in gone:
             effects.changed = self._reach_stale = True
-            if key.kind == Kind.NODE and self._forget_zone(key.origin):
-                self._event(effects, EventKind.NODE_EXPIRED, key.origin)
+            if key.kind == Kind.NODE and self._forget_member(key.origin):
+                effects.event(EventKind.NODE_EXPIRED, key.origin)
         if gone:
             self._remember_root()
 
@@ -958,11 +867,11 @@ class Machine:
     def _end(self, effects: Effects, now: float, wall: int) -> Effects:
         """Send what may go now, dial whom the overlay wants, and look who can be reached."""
         if self._paused_s:
-            self._event(effects, EventKind.PAUSED, self._node_id, f"for {self._paused_s:.1f} s")
+            effects.event(EventKind.PAUSED, self._node_id, f"for {self._paused_s:.1f} s")
             self._paused_s = 0.0
         if self._reach_stale and now >= self._reach_at and self._settings.track_reach:
             self._walk(effects, now)
-        if self._aim_stale:
+        if self._aim_stale or self._members.stale:
             self._aim(now)
             self._list_sessions(now)
             self._issue(effects, now, wall)
@@ -978,6 +887,8 @@ class Machine:
             if session is not None and session.due(settings.batch_s, settings.batch_busy_s) <= now:
                 self._flush(peer, session, effects, now)
         self._touched.clear()
+        for event in effects.events:
+            self.event_counts[event.kind.value] = self.event_counts.get(event.kind.value, 0) + 1
         return effects
 
     def _flush(self, peer: NodeId, session: Session, effects: Effects, now: float) -> None:
@@ -998,14 +909,3 @@ class Machine:
 
     def _count(self, verdict: str) -> None:
         self.counts[verdict] = self.counts.get(verdict, 0) + 1
-
-    def _event(
-        self, effects: Effects, kind: EventKind, node: NodeId, text: str = "", peer: NodeId | None = None
-    ) -> None:
-        self.event_counts[kind.value] = self.event_counts.get(kind.value, 0) + 1
-        effects.events.append(Event(kind, node, text, peer))
-
-
-def _zones_of(database: Database) -> dict[NodeId, str]:
-    infos = ((node, database.info(node)) for node in database.nodes())
-    return {node: info.zone for node, info in infos if info is not None}

@@ -19,6 +19,8 @@ FLUSH_MAX = 256
 """Advertisements of one turn; the rest waits for the next one."""
 BUSY = 16
 """Advertisements of one turn after which the next one may wait for company."""
+SENT_KEPT = 8
+"""Hellos of which the time is kept, for the round trip."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,31 @@ class Session:
     def has(self, key: Key, mark: int) -> bool:
         """The peer has exactly this content already."""
         return self.known.get(key) == mark or self.known_before.get(key) == mark
+
+    def next_hello(self, root: int, records: int, now: float, *, lag_ms: int, wanted: bool) -> Hello:
+        """The next hello to this peer: what was heard of it, and what is held here."""
+        self.hellos_sent += 1
+        self.sent_at[self.hellos_sent] = now
+        if len(self.sent_at) > SENT_KEPT:
+            del self.sent_at[next(iter(self.sent_at))]
+        heard, held_ms = 0, 0
+        if self.hello is not None:
+            heard, held_ms = self.hello.sequence, int(1000 * (now - self.hello_at))
+        return Hello(self.hellos_sent, heard, root, lag_ms, wanted, records, held_ms=held_ms)
+
+    def hear_hello(self, hello: Hello, now: float) -> bool:
+        """The peer's next hello; True if it is the first one that shows that the peer hears us."""
+        self.silence.hear(now)
+        now_two_way = hello.heard > 0 and (self.hello is None or self.hello.heard == 0)
+        self.hello, self.hello_at = hello, now
+        sent_at = self.sent_at.get(hello.heard)
+        if hello.heard > self.heard_back:
+            self.heard_back, self.heard_back_at = hello.heard, now
+            if sent_at is not None:
+                trip_s = max(0.0, now - sent_at - hello.held_ms / 1000)
+                before = self.round_trip_s
+                self.round_trip_s = trip_s if before is None else before + (trip_s - before) / 8
+        return now_two_way
 
     def two_way(self) -> bool:
         """The peer hears us, too."""

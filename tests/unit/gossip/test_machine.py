@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gossip.exclusion import REFUSALS_MAX
 from gossip.frames import Digest, Held, Hello, Push, Request
 from gossip.linkstate import ClassLoad, Key, Kind, Links, Load, NodeId, NodeInfo, Version
-from gossip.machine import REFUSALS_MAX
 from gossip.settings import GossipSettings
 from tests.unit.gossip.worlds import IDENTITIES, WALL, World, info_of, link, new_identity, push_of, record_of
 
