@@ -150,7 +150,7 @@ class Node:
             entries=lambda: self.store.entries_count,
             trouble=lambda: self.store.trouble.reason if self.store.trouble is not None else "",
             on_change=self._apply_pressure,
-            now=self.now,
+            now=time.monotonic,
         )
 
     def _build_routing(self) -> None:
@@ -184,7 +184,7 @@ class Node:
             self._client,
             backlogs=self.store.moving,
             classes_of=lambda hop: find_classes(self.table, hop, self.store.backlog_counts()),
-            now=self.now,
+            now=time.monotonic,
         )
         gossip = settings.gossip
         self.operations = Operations(
@@ -194,7 +194,7 @@ class Node:
             act=self._routing.act,
             on_drain=self._apply_drain,
             tell=self._tell_order,
-            now=self.now,
+            now=time.monotonic,
         )
         self._gossip = GossipService(
             self.identity,
@@ -207,7 +207,7 @@ class Node:
 
     def _build_edge(self) -> None:
         settings, queue = self.settings, self.settings.queue
-        self._own_binding = Binding("mesh", MeshRouter(self.engine, self.now))
+        self._own_binding = Binding("mesh", MeshRouter(self.engine, time.monotonic))
         self._sinks = _blame("sink", lambda: self._build_sinks(settings))
         reporting = self._build_reporting()
         self._dispatcher = Dispatcher(
@@ -220,7 +220,7 @@ class Node:
             reporting=reporting,
             limits=build_dispatcher_limits(queue),
             counters=self.counters,
-            now=self.now,
+            now=time.monotonic,
             rng=random.Random(),
             on_late=self._on_late,
         )
@@ -243,7 +243,7 @@ class Node:
             backlogs=self.store.moving,
             new_queue_id=self._ids.new,
             refuse=self.room.refuse,
-            now=self.now,
+            now=time.monotonic,
             on_late=self._on_late,
         )
         self._rerouter = Rerouter(
@@ -252,7 +252,7 @@ class Node:
             sorter=lambda: self._acceptor.sorter,
             path=settings.node.data_dir / ROUTES_FILE,
             doubt_s=lambda: self.settings.queue.in_doubt_hold_s,
-            now=self.now,
+            now=time.monotonic,
         )
         self._inbound = Inbound(
             settings,

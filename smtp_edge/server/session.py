@@ -333,12 +333,10 @@ class Session(SMTP):
         inbox, conversation, line_max = self.inbox, self.conversation, self.options.limits.command_line_bytes_max
         if self._owed is not None or self.writer_stuck:
             return True
-        if inbox.peek_line() is None:
+        line = inbox.peek_line()
+        if line is None:
             return len(inbox) > line_max
         for _ in range(QUICK_MAX):
-            line = inbox.peek_line()
-            if line is None:
-                break
             verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
             verb = verb.upper()
             answer = conversation.verbs.get(verb)
@@ -359,6 +357,9 @@ class Session(SMTP):
                 inbox.fail(goodbye)
                 return True
             if not good or self.receiver.stale:
+                break
+            line = inbox.peek_line() if len(inbox) else None
+            if line is None:
                 break
         self.pace.between_transactions = conversation.transaction is None
         self.pace.await_client(time.monotonic())
