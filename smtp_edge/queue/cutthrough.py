@@ -5,8 +5,8 @@
                 ├──time is up, or it is not relayed, or regrouped, or the store closes
                 v
              storing ──committed────────────> its client hears 250: this store has it, as after `put`
-                └──the disk refuses─────────> nothing of it is here. If the next hop takes it yet, its client hears
-                                              250, else 4yz: it is answered when that is known
+                └──the disk refuses─────────> nothing of it is here. If the next hop takes all of it yet, its client
+                                              hears 250, else 4yz: it is answered when that is known
 
 What it saves is a commit for each message, and the space; what it costs is that a client waits for a slow next hop
 `PASS_S` longer than for the disk (and in proportion for large mail, which the disk takes longer for, too). A class
@@ -198,16 +198,13 @@ class CutThrough:
         passage = self._open.get(settlement.queue_id)
         if passage is None:
             return False
-        relayed = settlement.state is DeliveryState.RELAYED
-        if passage.stage is Stage.PASSING:
-            if relayed and not settlement.reports:
-                self._relay(passage, settlement)
-                return True
+        passes = settlement.state is DeliveryState.RELAYED and not settlement.reports
+        if passage.stage is Stage.PASSING and not passes:
             self._begin_storing(passage)
         await _keep(passage)
         if passage.stage is Stage.STORED:
             return False
-        if relayed:
+        if passes:
             self._relay(passage, settlement)
         else:
             assert passage.error is not None

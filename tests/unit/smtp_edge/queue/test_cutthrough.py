@@ -197,6 +197,18 @@ async def test_refused_by_the_disk_and_relayed_yet_it_is_the_next_hops(
     assert await passage.end() is True
 
 
+async def test_refused_by_the_disk_with_its_report_it_is_nobodys(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some recipients were refused, and nothing would tell the sender: the client keeps the message."""
+    refuse(monkeypatch, "put")
+    passage = begin(store)
+    await store.settle([build_end(passage.claims[0], reports=(build_new("reports"),))])
+    with pytest.raises(StoreError):
+        await passage.end()
+    assert rows(tmp_path) == []
+
+
 async def test_refused_by_the_disk_it_is_not_regrouped(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, "put")
     passage = begin(store)
