@@ -30,7 +30,7 @@ from datetime import datetime
 
 import structlog
 
-from smtp_edge.queue.entry import Claim, DeliveryState, NewEntry, Settlement
+from smtp_edge.queue.entry import Claim, DeliveryState, NewEntry, Settlement, claim_fresh
 from smtp_edge.queue.errors import StoreError
 
 log = structlog.get_logger()
@@ -147,14 +147,14 @@ class CutThrough:
     def __len__(self) -> int:
         return len(self._open)
 
-    def begin(self, new: NewEntry, claims: tuple[Claim, ...]) -> Passage | None:
+    def begin(self, new: NewEntry) -> Passage | None:
         """Take a message of one delivery; None if it is better stored at once."""
         if self._pauses.take(new.deliveries[0].class_id):
             return None
         if len(self._unwritten) + self._being_written >= UNWRITTEN_COUNT_MAX:
             return None
         ends_at = self._loop.time() + min(PASS_MAX_S, PASS_S + new.entry.data.size_bytes / PASS_BYTES_PER_S)
-        passage = Passage(new, claims, self._loop.create_future())
+        passage = Passage(new, claim_fresh(new), self._loop.create_future())
         self._open[new.entry.queue_id] = passage
         self._count(new.deliveries[0].class_id, 1)
         heapq.heappush(self._ends, (ends_at, next(self._numbers), passage))

@@ -88,23 +88,6 @@ class Delivery:
     transfer_token: str = ""
     """Token between peers; stays the same across hops for an unchanged recipient set."""
 
-    def claimed(self) -> Delivery:
-        """A copy in that state; each fresh message needs one, and `replace` looks at every field."""
-        return Delivery(
-            self.queue_id,
-            self.copy,
-            self.class_id,
-            self.recipients,
-            DeliveryState.CLAIMED,
-            self.attempts,
-            self.next_attempt_at,
-            self.last_hop,
-            self.last_reply,
-            self.in_doubt_hop,
-            self.delay_notified,
-            self.transfer_token,
-        )
-
     def but(self, **changes: object) -> Delivery:
         """A copy with changes."""
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -131,6 +114,10 @@ class Claim:
     delivery: Delivery
     token: int
     """Fencing token; raised by each claim."""
+
+
+FRESH_TOKEN = 1
+"""Fencing token of a delivery that is born claimed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -250,6 +237,12 @@ class NewEntry:
 
     entry: Entry
     deliveries: tuple[Delivery, ...]
+
+
+def claim_fresh(new: NewEntry) -> tuple[Claim, ...]:
+    """The claims of an entry that was never unclaimed."""
+    born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
+    return tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born)
 
 
 @dataclass(frozen=True, slots=True)

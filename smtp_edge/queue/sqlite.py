@@ -284,7 +284,7 @@ class SQLiteStore(MessageStore):
         path = new.entry.data.path
         if path is not None and path.parent != self._spool:
             return None
-        return cut.begin(new, statements.born_claimed(new))
+        return cut.begin(new)
 
     async def _record(self, passed: Sequence[Passed]) -> None:
         try:

@@ -18,6 +18,7 @@ import structlog
 
 from smtp_edge.queue.cutthrough import Passed
 from smtp_edge.queue.entry import (
+    FRESH_TOKEN,
     Claim,
     Delivery,
     DeliveryState,
@@ -29,6 +30,7 @@ from smtp_edge.queue.entry import (
     Settlement,
     Stored,
     as_sent,
+    claim_fresh,
 )
 from smtp_edge.queue.picking import Pick
 from smtp_edge.queue.rows import (
@@ -54,8 +56,6 @@ from smtp_edge.queue.tally import Changes
 log = structlog.get_logger()
 
 Connection = sqlite3.Connection
-FRESH_TOKEN = 1
-"""Fencing token of a delivery that is born claimed."""
 NOTE_CHARACTERS_MAX = 1000
 QUEUED, CLAIMED, DEFERRED = (
     state.value for state in (DeliveryState.QUEUED, DeliveryState.CLAIMED, DeliveryState.DEFERRED)
@@ -84,13 +84,7 @@ def put(
         if row is not None:
             return Stored(duplicate_of=row[0])
     insert(connection, changes, new, key=key, incarnation=incarnation, at=at)
-    return Stored(born_claimed(new)) if incarnation else Stored()
-
-
-def born_claimed(new: NewEntry) -> tuple[Claim, ...]:
-    """The claims of an entry that was never unclaimed."""
-    born = [delivery.claimed() for delivery in new.deliveries]
-    return tuple([Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born])
+    return Stored(claim_fresh(new)) if incarnation else Stored()
 
 
 def accept_key(accept_token: str, new: NewEntry) -> str:
