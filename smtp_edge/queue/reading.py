@@ -28,23 +28,22 @@ async def read_spooled(data: MailData, path: Path, chunk_bytes: int) -> AsyncGen
             number, at = file.fileno(), 0
             whole = os.fstat(number).st_size == data.size_bytes
             while whole and at < data.size_bytes:
-                chunk = _read_cached(number, chunk_bytes, at) or await asyncio.to_thread(
-                    os.pread, number, chunk_bytes, at
-                )
+                size = min(chunk_bytes, data.size_bytes - at)
+                chunk = _read_cached(number, size, at) or await asyncio.to_thread(os.pread, number, size, at)
                 at += len(chunk)
                 whole = bool(chunk)
                 if chunk:
                     yield chunk
     except OSError as error:
         raise MailDataLost(f"its mail data cannot be read: {path.name}: {error.strerror}") from error
-    if not whole or at > data.size_bytes:
+    if not whole:
         damage = f"{path.name} has not the {data.size_bytes} bytes that were stored"
         raise MailDataLost(f"its mail data is damaged: {damage}")
 
 
-def _read_cached(number: int, chunk_bytes: int, at: int) -> bytes:
+def _read_cached(number: int, size: int, at: int) -> bytes:
     """What is in memory of a file behind an offset; empty if nothing is, or at the end."""
-    chunk = bytearray(chunk_bytes)
+    chunk = bytearray(size)
     try:
         count = os.preadv(number, [chunk], at, os.RWF_NOWAIT)
     except OSError:  # EAGAIN: the disk would be waited for; EOPNOTSUPP: this file system cannot tell

@@ -100,55 +100,29 @@ def accept_key(accept_token: str, new: NewEntry) -> str:
 
 def record(connection: Connection, changes: Changes, passed: Sequence[Passed]) -> None:
     """Insert what is remembered of messages that were relayed without having been here."""
-    connection.executemany(
-        "INSERT INTO entry (queue_id, origin, stored_at, received_at, expires_at, finished_at, size_bytes, document)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [_finished_entry(item) for item in passed],
-    )
-    connection.executemany(
-        "INSERT INTO delivery (queue_id, copy, class_id, received_at, state, token, claimed_by, attempts,"
-        " last_hop, last_reply, in_doubt_hop, delay_notified, transfer_token, recipients)"
-        " VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, '', 0, ?, ?)",
-        [_finished_delivery(item) for item in passed],
-    )
-    notes = [note_row(item.new.entry.queue_id, note) for item in passed for note in item.settlement.notes]
-    connection.executemany("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", notes)
-    changes.finished += len(passed)
+    entries, deliveries, notes = [], [], []
     for item in passed:
-        path = item.new.entry.data.path
-        if path is not None:
-            changes.unlinked.append(path.name)
-        changes.add(item.new.deliveries[0].class_id, to_us(item.new.entry.received_at), "", item.settlement.state.value)
+        entry, settlement, at_us = item.new.entry, item.settlement, to_us(item.at)
+        ended = _end_in_memory(item.new.deliveries[0], settlement)
+        entries.append(_entry_row(entry, key=None, stored_us=at_us, finished_us=at_us))
+        deliveries.append(_delivery_row(entry, ended, ended.state.value, settlement.token, ""))
+        notes += [_note_row(entry.queue_id, note) for note in settlement.notes]
+        changes.add(ended.class_id, to_us(entry.received_at), "", ended.state.value)
+        if entry.data.path is not None:
+            changes.unlinked.append(entry.data.path.name)
+    connection.executemany(_INSERT_ENTRY, entries)
+    connection.executemany(_INSERT_DELIVERY, deliveries)
+    connection.executemany(_INSERT_NOTE, notes)
+    changes.finished += len(passed)
 
 
-def _finished_entry(item: Passed) -> Row:
-    entry, at_us = item.new.entry, to_us(item.at)
-    return (
-        entry.queue_id,
-        clean_text(entry.origin),
-        at_us,
-        to_us(entry.received_at),
-        to_us(entry.expires_at),
-        at_us,
-        entry.data.size_bytes,
-        encode_entry(entry),
-    )
-
-
-def _finished_delivery(item: Passed) -> Row:
-    delivery, settlement = item.new.deliveries[0], item.settlement
-    return (
-        delivery.queue_id,
-        delivery.copy,
-        settlement.class_id or delivery.class_id,
-        to_us(item.new.entry.received_at),
-        settlement.state.value,
-        settlement.token,
-        delivery.attempts + int(settlement.attempted),
-        settlement.hop,
-        clean_text(settlement.reply)[:NOTE_CHARACTERS_MAX],
-        clean_text(delivery.transfer_token),
-        encode_recipients(delivery.recipients),
+def _end_in_memory(delivery: Delivery, settlement: Settlement) -> Delivery:
+    return delivery.but(
+        class_id=settlement.class_id or delivery.class_id,
+        state=settlement.state,
+        attempts=delivery.attempts + int(settlement.attempted),
+        last_hop=settlement.hop,
+        last_reply=settlement.reply[:NOTE_CHARACTERS_MAX],
     )
 
 
@@ -157,56 +131,64 @@ def insert(
 ) -> None:
     """Insert the rows of an entry."""
     entry = new.entry
-    header_bytes, content = encode_body(entry.data)
-    connection.execute(
-        "INSERT INTO entry"
-        " (queue_id, origin, accept_key, stored_at, received_at, expires_at, size_bytes, spool, document)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            entry.queue_id,
-            clean_text(entry.origin),
-            key,
-            to_us(at),
-            to_us(entry.received_at),
-            to_us(entry.expires_at),
-            entry.data.size_bytes,
-            entry.data.path.name if entry.data.path is not None else None,
-            encode_entry(entry),
-        ),
-    )
-    connection.execute("INSERT INTO body VALUES (?, ?, ?)", (entry.queue_id, header_bytes, content))
+    connection.execute(_INSERT_ENTRY, _entry_row(entry, key=key, stored_us=to_us(at)))
+    connection.execute("INSERT INTO body VALUES (?, ?, ?)", (entry.queue_id, *encode_body(entry.data)))
     changes.entries += 1
     changes.bytes_stored += entry.data.size_bytes
+    token = FRESH_TOKEN if incarnation else 0
     for delivery in new.deliveries:
         state = CLAIMED if incarnation else delivery.state.value
-        _insert_delivery(connection, entry.received_at, delivery, state, incarnation)
+        connection.execute(_INSERT_DELIVERY, _delivery_row(entry, delivery, state, token, incarnation))
         changes.add(delivery.class_id, to_us(entry.received_at), "", state)
 
 
-def _insert_delivery(
-    connection: Connection, received_at: datetime, delivery: Delivery, state: str, incarnation: str
-) -> None:
-    connection.execute(
-        "INSERT INTO delivery (queue_id, copy, class_id, received_at, state, token, claimed_by, attempts, due_at,"
-        " last_hop, last_reply, in_doubt_hop, delay_notified, transfer_token, recipients)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            delivery.queue_id,
-            delivery.copy,
-            delivery.class_id,
-            to_us(received_at),
-            state,
-            FRESH_TOKEN if incarnation else 0,
-            incarnation,
-            delivery.attempts,
-            to_us(delivery.next_attempt_at) if delivery.next_attempt_at else None,
-            delivery.last_hop,
-            clean_text(delivery.last_reply),
-            delivery.in_doubt_hop,
-            delivery.delay_notified,
-            clean_text(delivery.transfer_token),
-            encode_recipients(delivery.recipients),
-        ),
+_INSERT_ENTRY = (
+    "INSERT INTO entry (queue_id, origin, accept_key, stored_at, received_at, expires_at, finished_at, size_bytes,"
+    " spool, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def _entry_row(entry: Entry, *, key: str | None, stored_us: int, finished_us: int | None = None) -> Row:
+    """One that is finished has no file any more."""
+    path = entry.data.path if finished_us is None else None
+    return (
+        entry.queue_id,
+        clean_text(entry.origin),
+        key,
+        stored_us,
+        to_us(entry.received_at),
+        to_us(entry.expires_at),
+        finished_us,
+        entry.data.size_bytes,
+        path.name if path is not None else None,
+        encode_entry(entry),
+    )
+
+
+_INSERT_DELIVERY = (
+    "INSERT INTO delivery (queue_id, copy, class_id, received_at, state, token, claimed_by, attempts, due_at,"
+    " last_hop, last_reply, in_doubt_hop, delay_notified, transfer_token, recipients)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def _delivery_row(entry: Entry, delivery: Delivery, state: str, token: int, claimed_by: str) -> Row:
+    return (
+        delivery.queue_id,
+        delivery.copy,
+        delivery.class_id,
+        to_us(entry.received_at),
+        state,
+        token,
+        claimed_by,
+        delivery.attempts,
+        to_us(delivery.next_attempt_at) if delivery.next_attempt_at else None,
+        delivery.last_hop,
+        clean_text(delivery.last_reply),
+        delivery.in_doubt_hop,
+        delivery.delay_notified,
+        clean_text(delivery.transfer_token),
+        encode_recipients(delivery.recipients),
     )
 
 
@@ -403,11 +385,13 @@ def finish_if_done(connection: Connection, changes: Changes, queue_id: str, at: 
 
 def add_note(connection: Connection, queue_id: str, note: HistoryNote) -> None:
     """Append a line of history."""
-    connection.execute("INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)", note_row(queue_id, note))
+    connection.execute(_INSERT_NOTE, _note_row(queue_id, note))
 
 
-def note_row(queue_id: str, note: HistoryNote) -> Row:
-    """A line of history."""
+_INSERT_NOTE = "INSERT INTO note VALUES (?, ?, ?, ?, ?, ?)"
+
+
+def _note_row(queue_id: str, note: HistoryNote) -> Row:
     texts = (clean_text(text)[:NOTE_CHARACTERS_MAX] for text in (note.event, note.hop, note.reply, note.detail))
     return (queue_id, to_us(note.at), *texts)
 
