@@ -22,7 +22,7 @@ from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.originator import group
 from smtp_edge.queue.cutthrough import Passage
-from smtp_edge.queue.entry import Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
+from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.reply import LOCAL_ERROR, NO_SPACE, Reply
@@ -134,10 +134,11 @@ class QueueAcceptor:
             if closed is not None and not await self._is_repeat(new, message.transfer):
                 await self._spool.discard(message.data)
                 return closed
-            passage = self._store.begin(new) if self._may_pass(new, message) else None
+            at_once = self._may_be_claimed(new, message.transfer)
+            passage = self._store.begin(new) if at_once and self._may_pass(new, message) else None
             if passage is not None:
                 return await self._pass(passage, message)
-            stored = await self._put(new, message.transfer)
+            stored = await self._put(new, message.transfer, claim=at_once)
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
             await self._spool.discard(message.data)
@@ -155,31 +156,27 @@ class QueueAcceptor:
             self._counters.duplicates_dropped += 1
             log.info("transfer.repeated", queue_id=stored.duplicate_of, peer=message.client.peer_id)
             return self._reply(message, new, "already have it as", stored.duplicate_of)
-        self._take_over(new, stored, submitted=message.transfer is None)
+        self._counters.accepted += 1
+        self._take_over(new, stored.claims, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 
-    def _may_pass(self, new: NewEntry, message: ReceivedMessage) -> bool:
-        """A client's message for one class that may be attempted at once. A peer's is remembered by its token."""
-        if message.transfer is not None or len(new.deliveries) != 1:
-            return False
-        delivery = new.deliveries[0]
-        if delivery.state is not DeliveryState.QUEUED or delivery.class_id in OWN_CLASSES:
-            return False
-        return self._dispatcher.has_room((delivery.class_id,))
+    def _may_be_claimed(self, new: NewEntry, transfer: Transfer | None) -> bool:
+        """It may be attempted as soon as it is stored, or before."""
+        due = transfer is None or not transfer.due_s
+        held = any(delivery.state is DeliveryState.HELD for delivery in new.deliveries)
+        return due and not held and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries)
+
+    @staticmethod
+    def _may_pass(new: NewEntry, message: ReceivedMessage) -> bool:
+        """A client's message for a next hop. A peer's is remembered by its token."""
+        return message.transfer is None and new.deliveries[0].class_id not in OWN_CLASSES
 
     async def _pass(self, passage: Passage, message: ReceivedMessage) -> Reply:
-        new, observer = passage.new, self._observer
-        class_id = new.deliveries[0].class_id
-        observer.backlog_changed(class_id)
-        observer.arrived(class_id)
-        self._dispatcher.submit(passage.claims)
+        self._take_over(passage.new, passage.claims, submitted=True)
         relayed = await passage.end()
         self._counters.accepted += 1
-        if relayed:
-            self._counters.passed += 1
-        else:
-            observer.backlog_changed(class_id)
-        return self._reply(message, new, "queued as", new.entry.queue_id)
+        self._counters.passed += relayed
+        return self._reply(message, passage.new, "queued as", passage.new.entry.queue_id)
 
     async def originate(self, mail: Mail, client: str) -> str:
         """Store a message that begins here; its queue id. StoreError: nothing was stored."""
@@ -187,12 +184,13 @@ class QueueAcceptor:
         assert dispatcher.originator is not None
         new = await dispatcher.originator.make(mail, dispatcher.sinks, self._clock(), client)
         try:
-            stored = await self._put(new, None)
+            stored = await self._put(new, None, claim=self._may_be_claimed(new, None))
         except StoreError as error:
             if not isinstance(error, StoreDoubt):
                 await self._spool.discard(new.entry.data)
             raise
-        self._take_over(new, stored, submitted=True)
+        self._counters.accepted += 1
+        self._take_over(new, stored.claims, submitted=True)
         return new.entry.queue_id
 
     def _close_to_peers(self, message: ReceivedMessage) -> Reply | None:
@@ -207,23 +205,16 @@ class QueueAcceptor:
     def _token(self, transfer: Transfer | None) -> str:
         return accept_token(transfer, self._node_id) if transfer else ""
 
-    async def _put(self, new: NewEntry, transfer: Transfer | None) -> Stored:
-        at_once = transfer is None or not transfer.due_s
-        at_once &= all(delivery.state is not DeliveryState.HELD for delivery in new.deliveries)
-        return await self._store.put(
-            new,
-            accept_token=self._token(transfer),
-            claim=at_once and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries),
-        )
+    async def _put(self, new: NewEntry, transfer: Transfer | None, *, claim: bool) -> Stored:
+        return await self._store.put(new, accept_token=self._token(transfer), claim=claim)
 
-    def _take_over(self, new: NewEntry, stored: Stored, *, submitted: bool) -> None:
-        self._counters.accepted += 1
+    def _take_over(self, new: NewEntry, claims: Sequence[Claim], *, submitted: bool) -> None:
         for delivery in new.deliveries:
             self._observer.backlog_changed(delivery.class_id)
             if submitted:
                 self._observer.arrived(delivery.class_id)
-        if stored.claims:
-            self._dispatcher.submit(stored.claims)
+        if claims:
+            self._dispatcher.submit(claims)
         else:
             self._dispatcher.note_unclaimed()
 
