@@ -41,6 +41,12 @@ class UnknownParameter(SyntaxFault):
         super().__init__("parameter not recognised", code=555)
 
 
+def split_line(line: bytes) -> tuple[bytes, bytes]:
+    """The verb of a command line, in upper case, and its argument without the blanks around it."""
+    verb, _, argument = line.rstrip(b"\r\n").partition(b" ")
+    return verb.upper(), argument.strip(b" ")
+
+
 def decode_line(line: bytes) -> str:
     """A command line without its line end, as text. SyntaxFault for control characters and for what is not UTF-8."""
     if _FORBIDDEN_BYTES.search(line):

@@ -75,16 +75,11 @@ class Inbox:
 
     def take_line(self, bytes_max: int) -> bytes | None:
         """A line with its LF; None if there is no whole one. EndlessLine if there will never be one."""
-        end = self._buffer.find(b"\n", self._searched)
-        if end < 0:
-            self._searched = len(self._buffer)
-            if self._searched > bytes_max + OVERLONG_BYTES_MAX:
-                raise EndlessLine
-            return None
-        line = bytes(self._buffer[: end + 1])
-        del self._buffer[: end + 1]
-        self._searched = 0
-        self._resume()
+        line = self.peek_line()
+        if line is not None:
+            self.drop_line(len(line))
+        elif self._searched > bytes_max + OVERLONG_BYTES_MAX:
+            raise EndlessLine
         return line
 
     def peek_line(self) -> bytes | None:

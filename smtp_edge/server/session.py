@@ -30,7 +30,7 @@ from smtp_edge.address import SyntaxFault
 from smtp_edge.envelope import Client
 from smtp_edge.reply import LOCAL_ERROR, Goodbye, Reply
 from smtp_edge.server.access import at_greeting
-from smtp_edge.server.commands import decode_line
+from smtp_edge.server.commands import decode_line, split_line
 from smtp_edge.server.conversation import BAD_SEQUENCE, Conversation
 from smtp_edge.server.crowd import Event
 from smtp_edge.server.inbox import EndlessLine, Inbox
@@ -337,8 +337,7 @@ class Session(SMTP):
         if line is None:
             return len(inbox) > line_max
         for _ in range(QUICK_MAX):
-            verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
-            verb = verb.upper()
+            verb, argument = split_line(line)
             answer = conversation.verbs.get(verb)
             if answer is None or len(line) > line_max or not line.endswith(b"\r\n"):
                 return True
@@ -346,7 +345,7 @@ class Session(SMTP):
                 return True
             inbox.drop_line(len(line))
             try:
-                reply = self._try(answer, rest)
+                reply = self._try(answer, argument)
                 if self.screen is not None and self._asks_sinks(self.screen, verb, reply):
                     self._owed = verb, reply
                     return True
@@ -366,28 +365,20 @@ class Session(SMTP):
         self._write_out()
         return len(inbox) > 0 or self.receiver.stale or self.writer_stuck
 
-    def _try(self, answer: Callable[[str], Reply], rest: bytes) -> Reply:
+    def _try(self, answer: Callable[[str], Reply], argument: bytes) -> Reply:
         """A command that needs no waiting. Goodbye."""
         try:
-            return answer(decode_line(rest).strip(" "))
-        except SyntaxFault as fault:
-            return Reply(fault.code, str(fault), fault.status)
-        except Goodbye:
-            raise
+            return answer(decode_line(argument))
         except Exception as error:
-            return self._handle_bug(error)
+            return self._excuse(error)
 
     async def _answer(self, line: bytes, line_max: int) -> bool:
         """False if the command was refused."""
         self._busy = True
         try:
             reply = await self._reply(line, line_max)
-        except SyntaxFault as fault:
-            reply = Reply(fault.code, str(fault), fault.status)
-        except (Goodbye, TooSlow, ConnectionError):
-            raise
         except Exception as error:
-            reply = self._handle_bug(error)
+            reply = self._excuse(error)
         finally:
             self._busy = False
         good = reply is None or self._conclude(reply)
@@ -412,19 +403,18 @@ class Session(SMTP):
             return LINE_TOO_LONG
         if not line.endswith(b"\r\n") and self.options.intake.bare_newlines == "refuse":
             return BARE_LF
-        verb, _, rest = line.rstrip(b"\r\n").partition(b" ")
-        verb = verb.upper()
+        verb, argument = split_line(line)
         if verb in LAST_IN_GROUP and len(self.inbox) and self.options.pipelining == "strict":
             raise self._out_of_turn(verb.decode("ascii"))
         answer = self.conversation.verbs.get(verb)
         if answer is not None:
-            reply = self._try(answer, rest)
+            reply = answer(decode_line(argument))
             if self.screen is not None and self._asks_sinks(self.screen, verb, reply):
                 return await self._ask_sinks(self.screen, verb, reply)
             return reply
         later = self._later.get(verb)
         if later is not None:
-            return await later(decode_line(rest).strip(" "))
+            return await later(decode_line(argument))
         if verb in NOT_SMTP:
             raise Goodbye(UNKNOWN_VERB)
         return UNKNOWN_VERB
@@ -433,8 +423,15 @@ class Session(SMTP):
         log.info("session.out_of_turn", client=self.address, verb=verb)
         return Goodbye(OUT_OF_TURN)
 
-    def _handle_bug(self, error: Exception) -> Reply:
-        """Our own fault is never the client's: it keeps the message and tries again."""
+    def _excuse(self, error: Exception) -> Reply:
+        """The reply to a command that could not be carried out. What ends the session is raised again.
+
+        Our own fault is never the client's: it keeps the message and tries again.
+        """
+        if isinstance(error, SyntaxFault):
+            return Reply(error.code, str(error), error.status)
+        if isinstance(error, Goodbye | TooSlow | ConnectionError):
+            raise error
         log.exception("session.bug", client=self.address, exc_info=error)
         self.conversation.end_transaction()
         return LOCAL_ERROR
