@@ -147,7 +147,7 @@ class Screen:
         facts, fate = Facts(client, envelope.sender, (recipient,)), Fate()
         verdict = await self._ask("rcpt", facts, lambda sink: sink.rcpt(client, envelope, recipient))
         refusal = self._take(fate, verdict)
-        if refusal is None and (fate.discard or fate.quarantine):
+        if refusal is None and fate.acts:
             self._recipients[recipient.address], self.asked = fate, self._chain.asked | {b"MAIL"}
         return refusal
 
@@ -182,7 +182,7 @@ class Screen:
     # -- the message ---------------------------------------------------------------------------------------------------
 
     async def data(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-        """All mail data is there: the message as it is to be stored, or the reply to it. Goodbye.
+        """All mail data is there, and it `concerns` somebody: as it is to be stored, or the reply to it. Goodbye.
 
         A file that is no longer wanted is removed.
         """
@@ -196,8 +196,6 @@ class Screen:
         return result
 
     async def _screen(self, message: ReceivedMessage, begin_file: Callable[[], Writer]) -> ReceivedMessage | Reply:
-        if not self.concerns(message):
-            return message
         scratch = Scratch(begin_file)
         try:
             work = await self._begin(message, scratch)
@@ -216,7 +214,8 @@ class Screen:
             await scratch.close()
 
     def concerns(self, message: ReceivedMessage) -> bool:
-        """Somebody has said something about it, or will be asked. The header is not taken apart for that."""
+        """Somebody has said something about it, or will be asked: else `data` is not needed. The header is not taken
+        apart for that."""
         if self._fated and (self._recipients or self._transaction.acts or self._session.acts):
             return True
         if not self._chain.of("data"):
