@@ -1,4 +1,5 @@
-"""Networks of clients: is an address in a list of them, and which addresses count as one client. Pure."""
+"""Networks of clients: is an address in a list of them, and which addresses count as one client. And where
+this machine's own addresses are dialled. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +19,15 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         return parsed.ipv4_mapped
     return parsed
+
+
+def from_here(listen: str) -> str:
+    """Where a process of this machine dials what listens on `host:port`: at loopback, if that is all its addresses."""
+    host, _, port = listen.rpartition(":")
+    address = parse_address(host.strip("[]"))
+    if address is None or not address.is_unspecified:
+        return listen
+    return f"127.0.0.1:{port}" if address.version == 4 else f"[::1]:{port}"
 
 
 class Networks:

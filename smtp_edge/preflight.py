@@ -40,7 +40,7 @@ def load_identity(settings: Settings) -> Identity:
 def load_identities(settings: Settings) -> dict[str, Identity]:
     """Name -> identity, of each worker. IdentityError."""
     workers = list_workers(settings.node.workers)
-    return {worker.name(settings): load_identity(worker.derive(settings)) for worker in workers}
+    return {worker.name_of(settings.node.name): load_identity(worker.derive(settings)) for worker in workers}
 
 
 def find_mistakes(settings: Settings) -> list[Mistake]:

@@ -15,6 +15,7 @@ from router.policy import MX_VIA
 from router.terms import KEEPS_ANY_FLOOR, Terms
 from smtp_edge import relations_inbound, relations_workers
 from smtp_edge.mistake import Mistake
+from smtp_edge.relations_workers import MEMORY_BYTES_MIN
 from smtp_edge.routes import TRACE_ROOM_BYTES, build_policy, build_table, build_terms
 from smtp_edge.settings import RouteSettings, Settings, SmartHostSettings, sink_names
 
@@ -23,7 +24,6 @@ SMTP_PORT = 25
 DANE_NEEDS_TRUST = '"dane" needs a resolver that validates DNSSEC: name it in dns.servers and set dns.trust_ad = true'
 SIZE_BYTES_MIN = 65536
 """RFC 5321 section 4.5.3.1.7 asks every server for as much."""
-MEMORY_BYTES_MIN = 128 * 1024 * 1024
 
 
 def find_mistakes(settings: Settings, *, files: bool) -> Iterator[Mistake]:

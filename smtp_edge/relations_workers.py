@@ -11,12 +11,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from smtp_edge.mistake import Mistake
+from smtp_edge.setting_kinds import NAME_CHARACTERS_MAX
 from smtp_edge.settings import Settings
 from smtp_edge.workers import Worker, list_workers, number_file
 
 PORT_MAX = 65535
-NAME_CHARACTERS_MAX = 63
 MEMORY_BYTES_MIN = 128 * 1024 * 1024
+"""What a process needs for itself."""
 OWN_DOORS = ("gossip", "mesh", "metrics", "admin")
 
 
@@ -44,7 +45,7 @@ def find_warnings(settings: Settings) -> Iterator[str]:
 
 
 def _check_name(settings: Settings) -> Iterator[Mistake]:
-    last = list_workers(settings.node.workers)[-1].name(settings)
+    last = list_workers(settings.node.workers)[-1].name_of(settings.node.name)
     if len(last) > NAME_CHARACTERS_MAX:
         text = f"is too long for {settings.node.workers} workers: {last} has more than {NAME_CHARACTERS_MAX} characters"
         yield Mistake("node.name", text)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-import socket
 import tomllib
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,15 +26,15 @@ from gossip.identity import Authority, IdentityError, TrustBundle, certificate_d
 from gossip.linkstate import NodeId
 from gossip.revocation import SUFFIX, Revocation, RevocationError, build_text
 from smtp_edge.admin.address import is_loopback
-from smtp_edge.setting_kinds import NAME_PATTERN
-from smtp_edge.workers import number_file
+from smtp_edge.server.listening import try_address
+from smtp_edge.setting_kinds import NAME_CHARACTERS_MAX, NAME_PATTERN
+from smtp_edge.workers import Worker, list_workers, number_file
 
 PORTS = {"gossip": 7946, "mesh": 7925, "smtp": 2525}
 PORT_STEP = 10
 PORT_TRIES_MAX = 100
 CORES_SHOWN = 4
 """In the comment of a node with one process."""
-NAME_CHARACTERS_MAX = 63
 FILES = ("node.toml", "node.key", "node.crt", "ca.crt", "ca.key")
 
 
@@ -63,7 +62,7 @@ def create_node(plan: Plan, *, at: datetime) -> list[str]:
     folder, authority = plan.folder, _find_authority(plan, at)
     join = _seed_of(plan.parent) if plan.parent is not None else ""
     configuration = _configuration(plan, _free_ports(plan), join)
-    identities = [authority.issue(name, at=at) for name in _worker_names(plan.name, plan.workers)]
+    identities = [authority.issue(worker.name_of(plan.name), at=at) for worker in list_workers(plan.workers)]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if plan.parent is None:
@@ -77,11 +76,6 @@ def create_node(plan: Plan, *, at: datetime) -> list[str]:
     except OSError as error:
         raise SetupError(f"{error.filename or folder}: {error.strerror}") from error
     return _next_steps(plan, join)
-
-
-def _worker_names(name: str, count: int) -> list[str]:
-    """What stands in the certificates: as the workers are called."""
-    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +146,7 @@ def set_workers(config: Path, parent: Path | None, count: int, *, at: datetime) 
         authority = _find_parent_authority(config, parent, missing)
         _check_same_cluster(authority, first)
         for number in missing:
-            certificate, key = authority.issue(f"{name}-{number}", at=at)
+            certificate, key = authority.issue(Worker(number, count).name_of(name), at=at)
             made += _write_identity(number_file(first, number), certificate, number_file(first_key, number), key)
     if changed != text:
         try:
@@ -288,7 +282,7 @@ def _check_plan(plan: Plan) -> None:
         raise SetupError(f"--address {plan.address} is not an IP address of this machine") from None
     if unspecified:
         raise SetupError(f"--address {plan.address} is no address that peers can dial; name one of this machine")
-    if len(_worker_names(plan.name, plan.workers)[-1]) > NAME_CHARACTERS_MAX:
+    if len(list_workers(plan.workers)[-1].name_of(plan.name)) > NAME_CHARACTERS_MAX:
         raise SetupError(f"{plan.name!r} is too long for {plan.workers} workers; choose a shorter one with --name")
     further = [number_file(Path(f"node.{kind}"), n).name for n in range(2, plan.workers + 1) for kind in ("key", "crt")]
     for name in (*FILES, *further):
@@ -358,13 +352,10 @@ def _ports_of_siblings(plan: Plan) -> set[int]:
 
 def _is_free(address: str, port: int) -> bool:
     """False if somebody listens there. An address of another machine cannot be tried: the folder will move there."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE
+    try:
+        try_address(address, port)
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
     return True
 
 

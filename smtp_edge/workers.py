@@ -22,10 +22,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
+from smtp_edge.networks import from_here
 from smtp_edge.setting_kinds import Section
 from smtp_edge.settings import Settings
 
@@ -72,9 +72,10 @@ class Worker:
             return settings
         shared = share(settings, self.count)
         ahead = self.number - 1
-        gossip, mesh, admin, metrics = settings.gossip, settings.mesh, settings.admin, settings.metrics
+        node, gossip, mesh = settings.node, settings.gossip, settings.mesh
+        admin, metrics = settings.admin, settings.metrics
         updates = {
-            "node": settings.node.model_copy(update={"name": self.name(settings), "data_dir": self.data_dir(settings)}),
+            "node": node.model_copy(update={"name": self.name_of(node.name), "data_dir": self.data_dir(settings)}),
             "cluster": _own_identity(settings, self.number),
             "gossip": gossip.model_copy(
                 update={
@@ -95,10 +96,9 @@ class Worker:
             updates["listener"] = ()  # type: ignore[assignment]
         return shared.model_copy(update=updates)
 
-    def name(self, settings: Settings) -> str:
-        """`mx1-2`; a node of one process is called as it always was."""
-        name = settings.node.name
-        return name if (self.number, self.count) == (1, 1) else f"{name}-{self.number}"
+    def name_of(self, node: str) -> str:
+        """`mx1-2` for the node mx1; one of one process is called as it always was."""
+        return node if (self.number, self.count) == (1, 1) else f"{node}-{self.number}"
 
     def data_dir(self, settings: Settings) -> Path:
         """Where its queue and state are."""
@@ -109,7 +109,7 @@ class Worker:
         """Where gossip of the others is dialled from this machine."""
         for number in range(1, self.count + 1):
             if number != self.number:
-                yield _from_here(move_port(settings.gossip.listen, number - 1))
+                yield from_here(move_port(settings.gossip.listen, number - 1))
 
     def _admin_listen(self, settings: Settings) -> str:
         """A path that leads out of data_dir is the same for all: it gets the number."""
@@ -184,15 +184,3 @@ def _own_identity(settings: Settings, number: int) -> Section:
     cluster = settings.cluster
     files = {name: number_file(getattr(cluster, name), number) for name in ("certificate", "key")}
     return cluster.model_copy(update=files)
-
-
-def _from_here(address: str) -> str:
-    """An address that listens on all of this machine's is dialled at its loopback."""
-    host, _, port = address.rpartition(":")
-    try:
-        found = ip_address(host.strip("[]"))
-    except ValueError:
-        return address
-    if not found.is_unspecified:
-        return address
-    return f"127.0.0.1:{port}" if found.version == 4 else f"[::1]:{port}"

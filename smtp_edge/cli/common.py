@@ -92,8 +92,15 @@ def show(
         fail(str(error), EXIT_UNREACHABLE)
     except CallError as error:
         fail(str(error), EXIT_NOT_DONE)
-    chosen: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
-    click.echo(tables.to_json(answer) if as_json else chosen(answer))
+    click.echo(tables.to_json(answer) if as_json else find_shower(shower)(answer))
+
+
+def find_shower(shower: str | Shower) -> Shower:
+    """A function, or the one of that name in tables.py."""
+    from smtp_edge.cli import tables
+
+    found: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +159,12 @@ def _find_doors(settings: Any, chosen: int | None) -> list[Door]:
 
 def admin_address(settings: Any) -> str:
     """Where the node of a configuration listens, as seen from its own machine."""
+    from smtp_edge.networks import from_here
+
     listen: str = settings.admin.listen
     if listen.startswith("unix:"):
         return f"unix:{settings.node.data_dir / listen.removeprefix('unix:')}"
-    host, _, port = listen.rpartition(":")
-    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"
+    return from_here(listen)
 
 
 def load_settings(config: Path, *, warn: bool = True) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from smtp_edge.cli.common import EXIT_NOT_DONE, EXIT_TRY_AGAIN, EXIT_UNREACHABLE, Door, Shower, find_doors
+from smtp_edge.cli.common import EXIT_NOT_DONE, EXIT_TRY_AGAIN, EXIT_UNREACHABLE, Door, Shower, find_doors, find_shower
 
 ABORTED = "ABORTED"
 """gRPC's status of what may be tried again."""
@@ -65,11 +65,8 @@ def show_all(
     headings: bool = True,
 ) -> None:
     """One call to each; `headings`: the answers are tables, which do not say whose they are."""
-    from smtp_edge.cli import tables
-
     answers = ask_all(config, admin, lambda client: client.call(method, request))
-    chosen: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
-    show_answers(answers, as_json, chosen, headings=headings)
+    show_answers(answers, as_json, find_shower(shower), headings=headings)
 
 
 def show_answers(answers: list[Answer], as_json: bool, shower: Shower, *, headings: bool = True) -> None:
@@ -109,8 +106,7 @@ def show_found(
     from smtp_edge.cli import tables
 
     answer = find_holder(config, admin, method, request)[1]
-    chosen: Shower = getattr(tables, shower) if isinstance(shower, str) else shower
-    click.echo(tables.to_json(answer) if as_json else chosen(answer))
+    click.echo(tables.to_json(answer) if as_json else find_shower(shower)(answer))
 
 
 def find_holder(config: Path, admin: str | None, method: str, request: dict[str, Any]) -> tuple[Door, Any]:

@@ -14,11 +14,12 @@ from email.utils import format_datetime, make_msgid
 from pathlib import Path
 from typing import Any
 
+from smtp_edge.networks import from_here
+
 TIMEOUT_S = 30.0
 BODY = "This is a test message of `smtpmesh send`."
 _LINE_END = re.compile(rb"\r?\n")
 _QUEUED = re.compile(r"queued as (\S+)")
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 class DoorError(ValueError):
@@ -116,8 +117,8 @@ def find_door(settings: Any, server: str | None, tls: str | None) -> Door:
     if not settings.listener:
         raise DoorError("the configuration has no [[listener]]; say --server HOST:PORT")
     listener = settings.listener[0]
-    host, _, port = listener.listen.rpartition(":")
-    return Door(WILDCARDS.get(host, host), int(port), tls or listener.tls, _trust(listener.certificate))
+    host, _, port = from_here(listener.listen).rpartition(":")
+    return Door(host, int(port), tls or listener.tls, _trust(listener.certificate))
 
 
 def _trust(certificate: Path | None) -> ssl.SSLContext | None:

@@ -386,8 +386,7 @@ def find_port(taken: set[int]) -> int:
         port = random.choice(own)
         if port in taken or port in _given:
             continue
-        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+        if _is_free(port):
             _given.append(port)
             return port
     raise ClusterError(f"no free port on 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1}")

@@ -22,16 +22,20 @@ def listen_on(listen: str, *, backlog: int, shared: bool = False) -> socket.sock
 
 def demand_free(listen: str) -> None:
     """ListenerError if anybody listens there, or if this process may not. Nobody is kept from calling meanwhile."""
-    host, port = split_address(listen)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((host, port))
+        try_address(*split_address(listen))
     except OSError as error:
         raise ListenerError(f"cannot listen on {listen}: {_explain(error)}") from error
+
+
+def try_address(host: str, port: int) -> None:
+    """Take it for a moment. OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not count
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind((host, port))
 
 
 def split_address(text: str) -> tuple[str, int]:
