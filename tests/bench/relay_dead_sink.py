@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtp_edge.demo.ledger import Kill, Ledger
-from tests.bench.lab.bars import MISSED, bar, show
+from tests.bench.lab.bars import Row, bar, exit_code, show
 from tests.bench.relays import accounting, ground, own
-from tests.bench.relays.accounting import Receiver, Sender, classes_of_doubles, draw_up, receiving, sending
-from tests.bench.relays.ground import Queue
+from tests.bench.relays.accounting import Receiver, Sender, add_options, describe_doubles, draw_up, receiving, sending
 from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
 from tests.bench.relays.watch import Samples, watching
@@ -55,10 +54,7 @@ def main() -> int:
     """See the module; 1 if a bar was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
-    parser.add_argument("--size-kib", type=int, default=4)
-    parser.add_argument("--queue", type=Queue, default=Queue.DISK)
-    parser.add_argument("--folder", type=Path, help="on the disk that is meant")
+    add_options(parser)
     arguments = parser.parse_args()
     ground.enter()
     with ground.folders(arguments.folder) as place:
@@ -66,7 +62,7 @@ def main() -> int:
     rows = build_rows(story, ledger)
     print(show(rows))
     print(describe(story, ledger))
-    return 1 if any(MISSED in row[2] for row in rows) else 0
+    return exit_code(rows)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:
@@ -114,27 +110,23 @@ def drain(receiver: Receiver, accepted: int, story: Story) -> None:
     receiver.settle(QUIET_S)
 
 
-def build_rows(story: Story, ledger: Ledger) -> list[list[str]]:
+def build_rows(story: Story, ledger: Ledger) -> list[Row]:
     """The bars."""
-    lost, unexplained, peak = len(ledger.lost), ledger.doubled_in_mesh, story.samples.peak_mb
+    peak = story.samples.peak_mb
     return [
-        bar(f"lost of {ledger.accepted} that were answered 250", "0", str(lost), met=not lost),
-        bar("doubled without a reason", "0", str(unexplained), met=not unexplained),
-        bar("came, and were never sent", "0", str(len(ledger.strangers)), met=not ledger.strangers),
+        *accounting.build_rows(ledger),
         bar(f"memory with {story.queued} queued", f"< {MEMORY_MB:.0f} MB", f"{peak:.0f} MB", met=peak < MEMORY_MB),
     ]
 
 
 def describe(story: Story, ledger: Ledger) -> str:
     """What is no bar."""
-    doubles = classes_of_doubles(ledger)
     first = "never" if story.first_s is None else f"{story.first_s:.1f} s"
     lines = [
         f"{story.before_rate:.0f} messages/s through it before, {story.queueing_rate:.0f} into the queue meanwhile",
         f"the next hop is back: first message after {first}, then {story.drain_rate:.0f} messages/s",
         f"memory: {story.idle_mb:.0f} MB idle at first, {story.samples.rows[-1].memory_mb:.0f} MB at the end",
-        f"doubled: {sum(doubles.values())}",
-        *(f"  {count} {reason}" for reason, count in doubles.most_common()),
+        *describe_doubles(ledger),
     ]
     return "\n".join(lines)
 

@@ -21,13 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtp_edge.demo.ledger import Kill, Ledger
-from tests.bench.lab.bars import bar, show
+from tests.bench.lab.bars import exit_code, show
 from tests.bench.lab.figures import spread
 from tests.bench.relays import accounting, ground, own
 from tests.bench.relays.account import is_alive
-from tests.bench.relays.accounting import classes_of_doubles, draw_up, receiving, sending
+from tests.bench.relays.accounting import add_options, describe_doubles, draw_up, receiving, sending
 from tests.bench.relays.contender import RelayError
-from tests.bench.relays.ground import Queue
 from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
 
@@ -55,13 +54,10 @@ class Story:
 def main() -> int:
     """See the module; 1 if a bar was missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--victims", help="all; with several workers: all,supervisor,worker")
-    parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
-    parser.add_argument("--size-kib", type=int, default=4)
     parser.add_argument("--between", default="1-3", help="seconds of work before each kill, from-to")
-    parser.add_argument("--queue", type=Queue, default=Queue.DISK)
-    parser.add_argument("--folder", type=Path, help="on the disk that is meant")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     arguments = parser.parse_args()
     several = arguments.workers > 1
@@ -71,11 +67,11 @@ def main() -> int:
     ground.enter()
     with ground.folders(arguments.folder) as place:
         story, ledger = run(arguments, victims, place.folder(arguments.queue))
-    rows = build_rows(story, ledger)
+    rows = accounting.build_rows(ledger)
     print(show(rows))
     print(describe(story, ledger))
     print(f"again with --seed {arguments.seed}")
-    return 1 if any("MISSED" in row[2] for row in rows) else 0
+    return exit_code(rows)
 
 
 def run(arguments: argparse.Namespace, victims: list[str], folder: Path) -> tuple[Story, Ledger]:
@@ -129,25 +125,13 @@ def wait_gone(pids: list[int]) -> None:
         time.sleep(0.01)
 
 
-def build_rows(story: Story, ledger: Ledger) -> list[list[str]]:
-    """The bars."""
-    lost, unexplained = len(ledger.lost), ledger.doubled_in_mesh
-    return [
-        bar(f"lost of {ledger.accepted} that were answered 250", "0", str(lost), met=not lost),
-        bar("doubled without a reason", "0", str(unexplained), met=not unexplained),
-        bar("came, and were never sent", "0", str(len(ledger.strangers)), met=not ledger.strangers),
-    ]
-
-
 def describe(story: Story, ledger: Ledger) -> str:
     """What is no bar."""
-    doubles = classes_of_doubles(ledger)
     lines = [
         f"{len(story.kills)} kills in {story.seconds:.0f} s; {ledger.accepted / story.seconds:.0f} messages/s in all",
         f"from a kill until it greets: {spread(story.back_s, 's')}",
         f"sent to the final dot and never answered: {ledger.unanswered}",
-        f"doubled: {sum(doubles.values())}",
-        *(f"  {count} {reason}" for reason, count in doubles.most_common()),
+        *describe_doubles(ledger),
     ]
     return "\n".join(lines)
 

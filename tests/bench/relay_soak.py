@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtp_edge.demo.ledger import Ledger
-from tests.bench.lab.bars import MISSED, Row, bar, show
+from tests.bench.lab.bars import Row, bar, exit_code, show
 from tests.bench.lab.figures import percentile, table
 from tests.bench.relays import ground, own
-from tests.bench.relays.accounting import Receiver, Sent, draw_up, receiving, sending
-from tests.bench.relays.ground import Queue
+from tests.bench.relays.accounting import Receiver, Sent, add_options, draw_up, receiving, sending
 from tests.bench.relays.process import PORT, Relay
 from tests.bench.relays.sender import ACCEPTED, Plan
 from tests.bench.relays.watch import Sample, Samples, watching
@@ -60,10 +59,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--share", type=float, default=0.7)
     parser.add_argument("--rate", type=float, default=0, help="the maximum, messages per second; 0 = measure it")
-    parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
-    parser.add_argument("--size-kib", type=int, default=4)
-    parser.add_argument("--queue", type=Queue, default=Queue.DISK)
-    parser.add_argument("--folder", type=Path, help="on the disk that is meant")
+    add_options(parser)
     arguments = parser.parse_args()
     ground.enter()
     with ground.folders(arguments.folder) as place:
@@ -71,7 +67,7 @@ def main() -> int:
     rows = build_rows(story, ledger)
     print(show(rows))
     print(describe(story))
-    return 1 if any(MISSED in row[2] for row in rows) else 0
+    return exit_code(rows)
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> tuple[Story, Ledger]:

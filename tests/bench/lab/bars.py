@@ -31,6 +31,11 @@ def show(rows: Iterable[Row]) -> str:
     return f"{table([['bar', 'wanted', 'measured'], *ordered])}\n{len(ordered) - missed} of {len(ordered)} met"
 
 
+def exit_code(rows: Iterable[Row]) -> int:
+    """Of a command: 1 if a bar was missed."""
+    return int(any(MISSED in row[2] for row in rows))
+
+
 def median_and_worst(values: Sequence[float], *, best: float = math.inf, digits: int = 2) -> str:
     """`median (worst)`: the worst is the smallest, or with `best=0` the largest."""
     worst = max(values) if best == 0 else min(values)

@@ -6,6 +6,7 @@ copy has a reason (who was killed between which two things), or it is unexplaine
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import signal
@@ -18,6 +19,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from smtp_edge.demo.ledger import Arrival, Kill, Ledger, Submission, build_ledger
+from tests.bench.lab.bars import Row, bar
+from tests.bench.relays.ground import Queue
 from tests.bench.relays.own import environment
 from tests.bench.relays.process import SINK_PORT
 from tests.bench.relays.sender import ACCEPTED, Plan
@@ -63,9 +66,7 @@ class Sender:
         """Tell it to stop if it has not; what it says of itself."""
         if self.running:
             self._process.send_signal(signal.SIGTERM)
-        out, _ = self._process.communicate()
-        assert self._process.returncode == 0, f"the sender ended with {self._process.returncode}"
-        return dict(json.loads(out))
+        return self.wait()
 
     def wait(self) -> dict[str, float]:
         """Until it has sent all; what it says of itself."""
@@ -174,6 +175,14 @@ def receiving(notes: Path, port: int = SINK_PORT) -> Iterator[Receiver]:
         receiver.kill()
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every command with an account can be told."""
+    parser.add_argument("--workers", type=int, default=0, help="0 = as it comes")
+    parser.add_argument("--size-kib", type=int, default=4)
+    parser.add_argument("--queue", type=Queue, default=Queue.DISK)
+    parser.add_argument("--folder", type=Path, help="on the disk that is meant")
+
+
 def draw_up(sent: Iterable[Sent], received: Iterable[tuple[int, float]], kills: Sequence[Kill] = ()) -> Ledger:
     """The account. Kills are of `RELAY` or `RECEIVER`."""
     submissions = [
@@ -188,3 +197,19 @@ def draw_up(sent: Iterable[Sent], received: Iterable[tuple[int, float]], kills: 
 def classes_of_doubles(ledger: Ledger) -> Counter[str]:
     """Reasons without their figures -> how many messages."""
     return Counter(double.reason.partition("wrote the message: ")[2] or "unexplained" for double in ledger.doubled)
+
+
+def build_rows(ledger: Ledger) -> list[Row]:
+    """The bars of an account in which doubles may have reasons."""
+    lost, unexplained, strangers = len(ledger.lost), ledger.doubled_in_mesh, len(ledger.strangers)
+    return [
+        bar(f"lost of {ledger.accepted} that were answered 250", "0", str(lost), met=not lost),
+        bar("doubled without a reason", "0", str(unexplained), met=not unexplained),
+        bar("came, and were never sent", "0", str(strangers), met=not strangers),
+    ]
+
+
+def describe_doubles(ledger: Ledger) -> list[str]:
+    """Lines: how many, and how many for each reason."""
+    doubles = classes_of_doubles(ledger)
+    return [f"doubled: {sum(doubles.values())}", *(f"  {count} {reason}" for reason, count in doubles.most_common())]
