@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtp_edge.demo.ledger import Kill, Ledger
+from tests.bench.lab.account import is_alive
 from tests.bench.lab.bars import exit_code, show
 from tests.bench.lab.figures import spread
 from tests.bench.relays import accounting, ground, own
-from tests.bench.relays.account import is_alive
 from tests.bench.relays.accounting import add_options, describe_doubles, draw_up, receiving, sending
 from tests.bench.relays.contender import RelayError
 from tests.bench.relays.process import PORT, Relay

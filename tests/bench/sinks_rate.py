@@ -26,6 +26,7 @@ from pathlib import Path
 from smtp_edge.demo.cluster import Cluster, Relay, find_port
 from smtp_edge.envelope import Client, Envelope, Recipient
 from smtp_edge.sinks.api import Message, Sink, Verdict
+from tests.bench.lab.account import own_s
 from tests.bench.lab.figures import table
 
 BOUND = (0, 1, 10)
@@ -51,8 +52,7 @@ class Nobody(Sink):
 def processor_s(relay: Relay) -> float:
     """User and system time of its process so far."""
     assert relay.server.process is not None
-    fields = Path(f"/proc/{relay.server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own_s(relay.server.process.pid)
 
 
 def run_once(source: str, relay: Relay, messages: int, size: int) -> tuple[float, float]:

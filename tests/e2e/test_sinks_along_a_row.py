@@ -25,7 +25,7 @@ from smtp_edge.demo.cluster import SMART_HOST, Cluster, Relay
 from tests.bench.lab.namespaces import Row, call_inside, unavailable
 from tests.e2e.keeper import Keeper, Kept
 from tests.e2e.scene import admin_calls, wait_until
-from tests.e2e.test_sinks_in_mesh import MEMBERS, SINKS, Scene, expanded, kill_while_scanning
+from tests.e2e.test_sinks_in_mesh import MEMBERS, SINKS, Scene, expanded, kill_at_the_question, kill_at_the_scan
 
 pytestmark = pytest.mark.peer("ip")
 MORE_SINKS = """\
@@ -141,23 +141,8 @@ def test_a_list_that_all_three_know_posts_once(way: Way) -> None:
 
 
 def test_the_same_when_the_first_or_the_second_is_killed_between_any_two_steps(way: Way) -> None:
-    # A scans: the client still has the message, and comes again
-    gate = way.gate("scan")
-    kill_while_scanning(way)
-    gate.unlink()
-    way.restart_a()
-    assert not way.reached("scanning")
-    way.submit("scanning")
-    way.check("scanning")
-
-    # A is asked for the expansion
-    gate = way.gate("expand")
-    way.submit("expanding")
-    wait_until(lambda: way.noted("expand", "expanding"), 20, "the question")
-    way.cluster.kill("relay A")
-    gate.unlink()
-    way.restart_a()
-    way.check("expanding")
+    kill_at_the_scan(way)
+    kill_at_the_question(way)
     assert len(way.noted("scan", "expanding")) == len(way.noted("mark", "expanding")) == 1
 
     # A has expanded it, and B takes nothing

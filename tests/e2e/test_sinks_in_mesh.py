@@ -108,23 +108,8 @@ def test_a_message_is_scanned_expanded_and_marked_once_on_its_way_through_the_me
 
 
 def test_the_same_when_the_first_relay_is_killed_between_any_two_steps(scene: Scene) -> None:
-    # before the 250: the client still has it, and comes again
-    gate = scene.gate("scan")
-    kill_while_scanning(scene)
-    gate.unlink()
-    scene.restart_a()
-    assert not scene.reached("scanning")
-    scene.submit("scanning")
-    scene.check("scanning")
-
-    # after the 250, while the expansion is being asked for
-    gate = scene.gate("expand")
-    scene.submit("expanding")
-    wait_until(lambda: scene.noted("expand", "expanding"), 20, "the question")
-    scene.cluster.kill("relay A")
-    gate.unlink()
-    scene.restart_a()
-    scene.check("expanding")
+    kill_at_the_scan(scene)
+    kill_at_the_question(scene)
     assert len(scene.noted("scan", "expanding")) == 1
 
     # when it was expanded, and nobody has taken it yet
@@ -143,6 +128,28 @@ def test_the_same_when_the_first_relay_is_killed_between_any_two_steps(scene: Sc
     scene.cluster.kill("relay A")
     scene.restart_a()
     scene.check("gone")
+
+
+def kill_at_the_scan(scene: Scene) -> None:
+    """Before the 250: the client still has the message, and comes again."""
+    gate = scene.gate("scan")
+    kill_while_scanning(scene)
+    gate.unlink()
+    scene.restart_a()
+    assert not scene.reached("scanning")
+    scene.submit("scanning")
+    scene.check("scanning")
+
+
+def kill_at_the_question(scene: Scene) -> None:
+    """After the 250, while A is asked for the expansion."""
+    gate = scene.gate("expand")
+    scene.submit("expanding")
+    wait_until(lambda: scene.noted("expand", "expanding"), 20, "the question")
+    scene.cluster.kill("relay A")
+    gate.unlink()
+    scene.restart_a()
+    scene.check("expanding")
 
 
 def kill_while_scanning(scene: Scene) -> None:

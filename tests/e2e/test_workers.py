@@ -16,6 +16,7 @@ from smtp_edge.demo.cluster import Cluster, HostPlan, Relay, find_port, is_servi
 from smtp_edge.demo.ledger import Kill, Ledger, to_text
 from smtp_edge.demo.submit import Connections, Submitter
 from smtp_edge.demo.watch import AdminCalls
+from tests.bench.lab.account import is_alive
 from tests.e2e.scene import account, cut_off, events, wait_until
 from tests.e2e.test_drain import smtpmesh
 
@@ -46,14 +47,6 @@ def pid_of(relay: Relay, worker: int) -> int:
     return int(started[-1]["pid"])
 
 
-def is_alive(pid: int) -> bool:
-    """It runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 class Anew(Submitter):
     """Clients that come anew for each message: the kernel chooses a worker each time."""
 
@@ -65,6 +58,14 @@ class Anew(Submitter):
 
 def hurry(relay: Relay) -> Submitter:
     return Anew({"relay A": relay.smtp}, rate_mps=60, thread_count=12)
+
+
+def submit(relay: Relay, count: int) -> Submitter:
+    """So many messages, until all are answered."""
+    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=count, thread_count=12)
+    load.start()
+    assert load.join(30)
+    return load
 
 
 def accepted(calls: AdminCalls, worker: int) -> int:
@@ -131,9 +132,7 @@ def test_mail_that_a_dead_worker_held_is_delivered_when_it_is_back(cluster: Clus
     cut_off(cluster, relay.name)
     cluster.start()
     calls = calls_of(relay)
-    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
-    load.start()
-    assert load.join(30)
+    load = submit(relay, 60)
     held = {number: calls.waiting(str(number)) or 0 for number in (1, 2)}
     assert sum(held.values()) == 60
     victim = max(held, key=lambda number: held[number])
@@ -242,9 +241,7 @@ def dial(port: int, patience_s: float = 0.3) -> str:
 def test_a_message_is_found_in_the_worker_that_has_it(cluster: Cluster, relay: Relay) -> None:
     cut_off(cluster, relay.name)
     cluster.start()
-    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=40, thread_count=12)
-    load.start()
-    assert load.join(30)
+    submit(relay, 40)
     shown = json.loads(smtpmesh(relay, "queue", "--json").stdout)["workers"]
     ids = {name: [item["queue_id"] for item in answer["deliveries"]] for name, answer in shown.items()}
     assert sum(len(found) for found in ids.values()) == 40
@@ -266,9 +263,7 @@ def test_mail_of_a_worker_that_is_no_more_is_brought_out(cluster: Cluster, relay
     cut_off(cluster, relay.name)
     cluster.start()
     calls = calls_of(relay)
-    load = Anew({"relay A": relay.smtp}, rate_mps=200, count_max=60, thread_count=12)
-    load.start()
-    assert load.join(30)
+    load = submit(relay, 60)
     count = calls.waiting("2") or 0
     assert count
     relay.server.stop()

@@ -117,22 +117,22 @@ async def dry_run(nursery: Nursery, folder: Path, story: Story) -> list[Call]:
     host = SmartHost()
     await host.start()
     try:
-        if not story.fresh:
-            await make_queue(nursery, folder, host)
-        life = await Process.start(
-            nursery,
-            folder / "queue",
-            host,
-            names="a",
-            tracer=story.tracer(folder),
-            errors=folder / "errors",
-            cut_through=story.cut_through,
-        )
+        life = await begin(nursery, folder, host, story, story.tracer(folder))
         await live(life, host, story.letters, {})
         assert await life.wait() == 0, (folder / "errors").read_text()
     finally:
         host.close()
     return read_calls(folder / "log")
+
+
+async def begin(nursery: Nursery, folder: Path, host: SmartHost, story: Story, tracer: list[str]) -> Process:
+    """The first life of a trial."""
+    if not story.fresh:
+        await make_queue(nursery, folder, host)
+    queue, errors = folder / "queue", folder / "errors"
+    return await Process.start(
+        nursery, queue, host, names="a", tracer=tracer, errors=errors, cut_through=story.cut_through
+    )
 
 
 async def make_queue(nursery: Nursery, folder: Path, host: SmartHost) -> None:
@@ -167,22 +167,10 @@ async def wait_for(life: Process, host: SmartHost, name: str, timeout_s: float |
 async def kill_at(nursery: Nursery, folder: Path, story: Story, point: Point) -> Trial:
     """One life that is killed, and the next one."""
     trial = Trial(point)
-    queue = folder / "queue"
     host = SmartHost()
     await host.start()
     try:
-        if not story.fresh:
-            await make_queue(nursery, folder, host)
-        tracer = story.tracer(folder, point)
-        life = await Process.start(
-            nursery,
-            queue,
-            host,
-            names="a",
-            tracer=tracer,
-            errors=folder / "errors",
-            cut_through=story.cut_through,
-        )
+        life = await begin(nursery, folder, host, story, story.tracer(folder, point))
         await live(life, host, story.letters, trial.replies)
         trial.struck = await life.wait() == -signal.SIGKILL
         await find_consequences(nursery, folder, host, trial)
@@ -197,18 +185,7 @@ async def fail_at(nursery: Nursery, folder: Path, story: Story, point: Point, er
     host = SmartHost()
     await host.start()
     try:
-        if not story.fresh:
-            await make_queue(nursery, folder, host)
-        tracer = story.tracer(folder, point, error)
-        life = await Process.start(
-            nursery,
-            folder / "queue",
-            host,
-            names="a",
-            tracer=tracer,
-            errors=folder / "errors",
-            cut_through=story.cut_through,
-        )
+        life = await begin(nursery, folder, host, story, story.tracer(folder, point, error))
         if life.port:
             for letter in story.letters:
                 await insist(life, letter, trial.replies, trial.refusals)
@@ -231,18 +208,7 @@ async def fail_for_good(nursery: Nursery, folder: Path, story: Story, point: Poi
     host = SmartHost()
     await host.start()
     try:
-        if not story.fresh:
-            await make_queue(nursery, folder, host)
-        tracer = story.tracer(folder, point, error, lasting=True)
-        life = await Process.start(
-            nursery,
-            folder / "queue",
-            host,
-            names="a",
-            tracer=tracer,
-            errors=folder / "errors",
-            cut_through=story.cut_through,
-        )
+        life = await begin(nursery, folder, host, story, story.tracer(folder, point, error, lasting=True))
         for letter in story.letters if life.port else ():
             await insist(life, letter, trial.replies, trial.refusals, tries_max=2)
             if trial.replies[letter.name].startswith("2"):

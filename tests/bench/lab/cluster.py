@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from gossip.identity import Authority, write_new
+from tests.bench.lab.account import own_s
 
 ROOT = Path(__file__).resolve().parents[3]
 PORTS = range(20_000, 30_000)
@@ -156,13 +157,11 @@ class Process:
 
     def usage(self) -> Usage:
         """CPU time and memory. PSS shares the pages of libraries among those who map them."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         sizes = {}
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()[1:]:
             key, _, rest = line.partition(":")
             sizes[key] = int(rest.split()[0]) * 1024
-        return Usage(time.monotonic(), cpu_s, sizes["Rss"], sizes["Pss"])
+        return Usage(time.monotonic(), own_s(self.pid), sizes["Rss"], sizes["Pss"])
 
     def loopback_bytes(self) -> int:
         """All bytes that went over loopback in the namespace of this process, with IP headers."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench.relays.account import own_s
+from tests.bench.lab.account import own_s
 from tests.bench.relays.own import environment
 from tests.conftest import find_command
 

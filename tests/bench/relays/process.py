@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.bench.relays.account import descendants, open_account
+from tests.bench.lab.account import descendants, open_account
 from tests.bench.relays.contender import Contender, Place, RelayError
 from tests.bench.relays.own import environment
 from tests.unit.smtp_edge.client.certificates import issue
