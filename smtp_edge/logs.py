@@ -16,9 +16,10 @@ import asyncio
 import atexit
 import json
 import logging
+import re
 import sys
 import threading
-from datetime import UTC, datetime
+import time
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -26,6 +27,8 @@ import structlog
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 GATHER_S = 0.02
 GATHER_LINES_MAX = 500
+EVENT_WIDTH = 24
+"""Columns of an event's name, so that what follows begins at the same one."""
 
 
 class Lossy:
@@ -113,8 +116,12 @@ def escape(_logger: object, _method: str, event: structlog.typing.EventDict) -> 
     """No control character reaches a line, whoever let it through: what others say could move a terminal's cursor."""
     for key, value in event.items():
         if type(value) is str and not value.isprintable():
-            event[key] = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in value)
+            event[key] = _printable(value)
     return event
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 class Leveled(structlog.BoundLoggerBase):
@@ -134,13 +141,27 @@ def flush_logs() -> None:
 atexit.register(flush_logs)
 
 
+class Stamp:
+    """The time of a line, in UTC (RFC 3339), to the microsecond; what is the same for all of a second is made once."""
+
+    def __init__(self) -> None:
+        self._second, self._text = -1, ""
+
+    def at(self, now: float) -> str:
+        """Seconds since 1970, as text."""
+        second = int(now)
+        if second != self._second:
+            self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._text}.{int((now - second) * 1_000_000):06d}Z"
+
+
 def _finish_json(node: str) -> structlog.typing.Processor:
     """All steps of a line in one: each message costs two lines."""
-    encode = json.JSONEncoder(default=repr).encode
+    encode, stamp = json.JSONEncoder(default=repr).encode, Stamp()
 
     def finish(logger: object, method: str, event: structlog.typing.EventDict) -> str:
         event["level"] = method
-        event["timestamp"] = f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+        event["timestamp"] = stamp.at(time.time())
         event["node"] = node
         exception = event.pop("exc_info", None)
         line = encode(event)
@@ -154,10 +175,30 @@ def _finish_json(node: str) -> structlog.typing.Processor:
     return finish
 
 
+def _finish_text(node: str) -> structlog.typing.Processor:
+    """As `_finish_for_people`, without colours: what a pipe or a file gets, in a twelfth of the time."""
+    stamp, quoted = Stamp(), re.compile(r"[\s=\"']").search
+
+    def finish(logger: object, method: str, event: structlog.typing.EventDict) -> str:
+        at, name, exception = stamp.at(time.time()), event.pop("event", ""), event.pop("exc_info", None)
+        event["node"] = node
+        line = f"{at} [{method:<9}] {name:<{EVENT_WIDTH}}"
+        for key, value in event.items():
+            line += f" {key}={value if isinstance(value, str) and not quoted(value) else repr(value)}"
+        if not line.isprintable():
+            line = _printable(line)
+        if exception:
+            told = structlog.processors.format_exc_info(logger, method, {"exc_info": exception})
+            line = "\n".join([line, *map(_printable, told["exception"].split("\n"))])
+        return line
+
+    return finish
+
+
 def _finish_for_people(node: str) -> structlog.typing.Processor:
     """With colours, where somebody looks at them."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+    render = structlog.dev.ConsoleRenderer(pad_event_to=EVENT_WIDTH, sort_keys=False)
 
     def finish(logger: object, method: str, event: structlog.typing.EventDict) -> str:
         event["node"] = node
@@ -167,10 +208,15 @@ def _finish_for_people(node: str) -> structlog.typing.Processor:
     return finish
 
 
+def _finisher(form: Literal["json", "console"], node: str) -> structlog.typing.Processor:
+    if form == "json":
+        return _finish_json(node)
+    return _finish_for_people(node) if sys.stderr.isatty() else _finish_text(node)
+
+
 def configure_logs(form: Literal["json", "console"], level: str, node: str) -> None:
     """Set up both for the process, or change them; `node` stands on every line."""
-    finish = _finish_json(node) if form == "json" else _finish_for_people(node)
-    _STEPS[:] = [finish]
+    _STEPS[:] = [_finisher(form, node)]
     _OUTLET.flush()
     _OUTLET.stream = Lossy(sys.stderr)
     for name, method in vars(structlog.make_filtering_bound_logger(LEVELS[level])).items():

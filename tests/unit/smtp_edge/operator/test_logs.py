@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pytest
 import structlog
 
-from smtp_edge.logs import GATHER_LINES_MAX, GATHER_S, Lossy, Outlet, configure_logs, escape
+from smtp_edge.logs import GATHER_LINES_MAX, GATHER_S, Lossy, Outlet, Stamp, configure_logs, escape
 
 
 class FullDisk(io.StringIO):
@@ -124,6 +124,56 @@ def test_an_exception_stands_in_its_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (line["event"], line["level"], line["node"], line["thing"]) == ("bad", "error", "mx1", "b'x'")
     assert "ValueError: no\nway" in line["exception"]
     assert datetime.fromisoformat(line["timestamp"]).tzinfo is UTC
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_line_for_a_file_is_text_that_people_and_programs_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs("console", "info", "mx1")
+    log = structlog.get_logger()
+    log.info("attempt", queue_id="Q1", tls="", reply="250 2.0.0 Ok", count=3, said="a\x1b[2Jb\u202e", pair='a="b"')
+    try:
+        raise ValueError("no \x1b[2J way")
+    except ValueError:
+        log.exception("bad")
+    first, second, *trace = stream.getvalue().splitlines()
+    stamp, _, told = first.partition(" ")
+    assert datetime.fromisoformat(stamp).tzinfo is UTC
+    words = "queue_id=Q1 tls= reply='250 2.0.0 Ok' count=3 said=a\\x1b[2Jb\\u202e pair='a=\"b\"' node=mx1"
+    assert told == f"[info     ] attempt                  {words}"
+    assert "[error    ] bad " in second
+    assert trace[0].startswith("Traceback")
+    assert trace[-1] == "ValueError: no \\x1b[2J way"
+
+
+@pytest.mark.usefixtures("as_before")
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logs("console", "info", "mx1")
+    structlog.get_logger().info("attempt", reply="250\x1b[2J")
+    assert "\x1b[" in stream.getvalue()
+    assert "250\\x1b[2J" in stream.getvalue()
+
+
+@pytest.mark.parametrize("now", [0.0, 1_764_139_165.0, 1_764_139_165.999_999_9, 1_764_139_166.25])
+def test_a_stamp_is_the_time_to_the_microsecond(now: float) -> None:
+    assert abs(datetime.fromisoformat(Stamp().at(now)).timestamp() - now) <= 1e-6
+
+
+def test_a_stamp_follows_the_seconds_in_both_directions() -> None:
+    stamp = Stamp()
+    assert [stamp.at(now)[17:] for now in (1.5, 1.75, 2.0, 1.0)] == [
+        "01.500000Z",
+        "01.750000Z",
+        "02.000000Z",
+        "01.000000Z",
+    ]
 
 
 @pytest.fixture
