@@ -65,6 +65,8 @@ ENTRY_WIDTH, BODY_WIDTH, DELIVERY_WIDTH = 7, 2, 12
 _EPOCH_AT = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
 Row = Sequence[Any]
 
 
@@ -87,13 +89,13 @@ def from_us(number: int) -> datetime:
 
 def clean_text(text: str) -> str:
     """Text of a remote as SQLite can bind it: what UTF-8 cannot carry becomes `?`."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def encode_entry(entry: Entry) -> str:
     """The document of an entry."""
     envelope = entry.envelope
-    return json.dumps(
+    return _to_json(
         {
             "sender": envelope.sender,
             "recipients": _pack_recipients(envelope.recipients),
@@ -107,14 +109,13 @@ def encode_entry(entry: Entry) -> str:
             "trace": entry.trace,
             "received_field": entry.received_field.decode("latin-1"),
             "client": entry.client,
-        },
-        separators=(",", ":"),
+        }
     )
 
 
 def encode_recipients(recipients: Sequence[Recipient]) -> str:
     """The recipients of a delivery."""
-    return json.dumps(_pack_recipients(recipients), separators=(",", ":"))
+    return _to_json(_pack_recipients(recipients))
 
 
 def decode_recipients(text: str) -> tuple[Recipient, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from smtp_edge.address import LABEL, SyntaxFault, parse_mailbox
+from smtp_edge.address import LABEL, LOCAL_PART_MAX, SyntaxFault, parse_mailbox
 from smtp_edge.envelope import NOTIFY_DEFAULT, BodyType, Notify
 
 PATH_MAX = 256
@@ -22,6 +22,11 @@ BODY_TYPES = {body_type.value: body_type for body_type in BodyType}
 NOTIFY_WORDS = {"SUCCESS": Notify.SUCCESS, "FAILURE": Notify.FAILURE, "DELAY": Notify.DELAY}
 
 _ROUTE = re.compile(rf"@{LABEL}(?:\.{LABEL})*(?:,@{LABEL}(?:\.{LABEL})*)*:")
+PLAIN_PATH = re.compile(
+    r"([A-Za-z]{2,4}):<(([a-z0-9_+=-]+(?:\.[a-z0-9_+=-]+)*)@[a-z0-9][a-z0-9-]{0,62}(?<!-)(?:\.[a-z0-9][a-z0-9-]{0,62}(?<!-)){1,3})>",
+    re.IGNORECASE | re.ASCII,
+)
+"""A path as nearly all are, without parameters: what is left of the grammar has no say in it."""
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _VALUE = re.compile(r"[!-<>-~\x80-\U0010ffff]+")
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-Fa-f]{2})+")
@@ -70,6 +75,14 @@ class PathArgument:
 
 def parse_path_argument(argument: str, keyword: str, *, null_allowed: bool) -> PathArgument:
     """Parse `FROM:<path> params` or `TO:<path> params`. SyntaxFault if it is neither."""
+    plain = PLAIN_PATH.fullmatch(argument)
+    if (
+        plain is not None
+        and plain[1].upper() == keyword
+        and len(plain[3]) <= LOCAL_PART_MAX
+        and len(plain[2]) <= PATH_MAX - 2
+    ):
+        return PathArgument(plain[2])
     head, colon, rest = argument.partition(":")
     if not colon or head.strip().upper() != keyword:
         raise SyntaxFault(f"syntax: {keyword}:<address>")

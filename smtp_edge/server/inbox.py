@@ -19,6 +19,9 @@ OVERLONG_BYTES_MAX = 16 * 1024
 Taker = Callable[[bytes], bytes | None]
 """Takes bytes; None for "go on", else what it does not want."""
 
+Quick = Callable[[bytes], tuple[int, bool]]
+"""Looks at bytes; how many it has dealt with, and False if the reader may go on waiting."""
+
 
 class EndlessLine(Exception):
     """A line without end."""
@@ -37,8 +40,8 @@ class Inbox:
         self._ended = self._paused = False
         self._turn_bytes = 0
         self.transport: asyncio.Transport | None = None
-        self.quick: Callable[[], bool] | None = None
-        """Looks at what has come before the reader is woken; False: the reader goes on waiting."""
+        self.quick: Quick | None = None
+        """Looks at what has come before the reader is woken."""
 
     def __len__(self) -> int:
         """Bytes that nobody has read."""
@@ -54,11 +57,20 @@ class Inbox:
             if self._turn_bytes > TURN_BYTES and self.transport is not None:
                 self._rest(self.transport)
             return
-        self._buffer += data
-        if len(self._buffer) > PAUSE_BYTES and not self._paused and self.transport is not None:
-            self._paused = True
-            self.transport.pause_reading()
-        if self.quick is None or self.quick():
+        buffer, wanted = self._buffer, True
+        if self.quick is not None:
+            if buffer:
+                data = bytes(buffer) + data
+                buffer.clear()
+                self._searched = 0
+            done, wanted = self.quick(data)
+            data = data[done:]
+        if data:
+            buffer += data
+            if len(buffer) > PAUSE_BYTES and not self._paused and self.transport is not None:
+                self._paused = True
+                self.transport.pause_reading()
+        if wanted:
             self._wake()
 
     def feed_eof(self) -> None:
@@ -75,26 +87,21 @@ class Inbox:
 
     def take_line(self, bytes_max: int) -> bytes | None:
         """A line with its LF; None if there is no whole one. EndlessLine if there will never be one."""
-        line = self.peek_line()
-        if line is not None:
-            self.drop_line(len(line))
-        elif self._searched > bytes_max + OVERLONG_BYTES_MAX:
-            raise EndlessLine
-        return line
-
-    def peek_line(self) -> bytes | None:
-        """A whole line, which stays; None if there is none."""
-        end = self._buffer.find(b"\n", self._searched)
-        if end < 0:
-            self._searched = len(self._buffer)
+        buffer = self._buffer
+        if not buffer:
             return None
-        return bytes(self._buffer[: end + 1])
-
-    def drop_line(self, size: int) -> None:
-        """Take what was peeked."""
-        del self._buffer[:size]
+        end = buffer.find(b"\n", self._searched) + 1
+        if not end:
+            self._searched = len(buffer)
+            if self._searched > bytes_max + OVERLONG_BYTES_MAX:
+                raise EndlessLine
+            return None
+        line = bytes(buffer[:end])
+        del buffer[:end]
         self._searched = 0
-        self._resume()
+        if self._paused:
+            self._resume()
+        return line
 
     async def more(self) -> None:
         """Wait until something has come. ConnectionError at the end, or what `fail` said."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -64,6 +65,8 @@ BAD_CODES = frozenset({500, 501, 502, 503, 504, 555})
 UNKNOWN_VERB = Reply(500, "command not recognised", "5.5.1")
 LINE_TOO_LONG = Reply(500, "line too long", "5.5.2")
 BARE_LF = Reply(500, "lines end in CRLF", "5.5.2")
+PLAIN_COMMAND = re.compile(rb"([A-Za-z]+)(|(?: [ -~]*))\r\n")
+"""A command as all but a few are: a word, visible ASCII, CRLF."""
 OUT_OF_TURN = Reply(554, "talking before your turn", "5.5.0")
 
 
@@ -120,7 +123,7 @@ class Session(SMTP):
         self.conversation: Conversation
         """From `connection_made` on."""
         self._failed_auth_count = 0
-        self._out = bytearray()
+        self._out = b""
         self._busy = self._ending = self._leaving = False
         self.screen: Screen | None = None
         """Where sinks are asked; None = nobody is."""
@@ -325,50 +328,50 @@ class Session(SMTP):
         self.pace.work()
         return line or b""
 
-    def _answer_quickly(self) -> bool:
-        """Answer what needs no waiting as it comes, without waking the task of the session. False if that was all.
+    def _answer_quickly(self, data: bytes) -> tuple[int, bool]:
+        """Answer what needs no waiting as it comes, without waking the task of the session.
 
-        Whatever is not as simple as that is left where it is, for the task: long and broken lines, commands that wait.
+        How many bytes are dealt with, and whether the task has to look at the others. Whatever is not as simple as that
+        is left for it: long and broken lines, commands that wait.
         """
-        inbox, conversation, line_max = self.inbox, self.conversation, self.options.limits.command_line_bytes_max
         if self._owed is not None or self.writer_stuck:
-            return True
-        line = inbox.peek_line()
-        if line is None:
-            return len(inbox) > line_max
+            return 0, True
+        conversation, receiver, line_max = self.conversation, self.receiver, self.options.limits.command_line_bytes_max
+        at, size = 0, len(data)
         for _ in range(QUICK_MAX):
-            verb, argument = split_line(line)
+            command = PLAIN_COMMAND.match(data, at)
+            if command is None:
+                break
+            verb, end = command[1].upper(), command.end()
             answer = conversation.verbs.get(verb)
-            if answer is None or len(line) > line_max or not line.endswith(b"\r\n"):
-                return True
-            if verb in LAST_IN_GROUP and len(inbox) > len(line):
-                return True
-            inbox.drop_line(len(line))
+            if answer is None or end - at > line_max or (end < size and verb in LAST_IN_GROUP):
+                break
+            at = end
             try:
-                reply = self._try(answer, argument)
+                reply = self._try(answer, command[2])
                 if self.screen is not None and self._asks_sinks(self.screen, verb, reply):
                     self._owed = verb, reply
-                    return True
+                    return at, True
                 good = self._conclude(reply)
                 if self._ending or (self._leaving and conversation.transaction is None):
                     raise Goodbye(self._closing())
             except Goodbye as goodbye:
-                inbox.fail(goodbye)
-                return True
-            if not good or self.receiver.stale:
+                self.inbox.fail(goodbye)
+                return at, True
+            if not good or end == size or receiver.stale:
                 break
-            line = inbox.peek_line() if len(inbox) else None
-            if line is None:
-                break
-        self.pace.between_transactions = conversation.transaction is None
-        self.pace.await_client(time.monotonic())
-        self._write_out()
-        return len(inbox) > 0 or self.receiver.stale or self.writer_stuck
+        if at:
+            self.pace.between_transactions = conversation.transaction is None
+            self.pace.await_client(time.monotonic())
+            self._write_out()
+        left = size - at
+        wanted = left > line_max or (left > 0 and data.find(b"\n", at) >= 0)
+        return at, wanted or receiver.stale or self.writer_stuck
 
     def _try(self, answer: Callable[[str], Reply], argument: bytes) -> Reply:
         """A command that needs no waiting. Goodbye."""
         try:
-            return answer(decode_line(argument))
+            return answer(argument.strip(b" ").decode("ascii"))
         except Exception as error:
             return self._excuse(error)
 
@@ -523,15 +526,17 @@ class Session(SMTP):
         await self._flush()
 
     async def _flush(self) -> None:
-        if self._out:
-            self._write_out()
+        self._write_out()
+        if self.writer_stuck:
             await self._writer.drain()
 
     def _write_out(self) -> None:
         """Hand over what there is to say. Nobody hears it once the client is gone; uvloop would raise RuntimeError."""
-        out, self._out = bytes(self._out), bytearray()
-        if out and not self._writer.transport.is_closing():
-            self._writer.write(out)
+        if self._out:
+            out, self._out = self._out, b""
+            transport = self._writer.transport
+            if not transport.is_closing():
+                transport.write(out)
 
     # -- TLS and AUTH --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from smtp_edge.queue import cutthrough, statements
 from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import DeliveryState, Group, NewEntry, Regrouping
 from smtp_edge.queue.sqlite import SQLiteStore
+from smtp_edge.queue.statements import ROWS_TOGETHER
 from smtp_edge.queue.store import StoreError
 from tests.unit.smtp_edge.queue.builders import AT, build_deferral, build_end, build_new, build_note
 from tests.unit.smtp_edge.queue.test_sqlite_store import spooled
@@ -103,6 +104,20 @@ async def test_the_history_of_many_is_one_commit(
         while store.commits_count == commits:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert (store.commits_count, len(rows(tmp_path))) == (commits + 1, 50)
+
+
+@pytest.mark.parametrize("count", [1, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 1])
+async def test_the_history_of_each_of_many_is_its_own(store: SQLiteStore, count: int) -> None:
+    entries = [build_new() for _ in range(count)]
+    for number, new in enumerate(entries):
+        passage = begin(store, new)
+        await store.settle([build_end(passage.claims[0], reply=f"250 {number}", notes=(build_note(f"{number}"),))])
+    for number, new in enumerate(entries):
+        history = await store.history(new.entry.queue_id)
+        assert history is not None
+        assert [delivery.last_reply for delivery in history.deliveries] == [f"250 {number}"]
+        assert [note.event for note in history.notes] == ["received", f"{number}"]
+    assert (await store.summary()).relayed == count
 
 
 async def test_what_takes_too_long_is_stored_and_goes_on(

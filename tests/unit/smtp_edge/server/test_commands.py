@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtp_edge.address import SyntaxFault, parse_mailbox
 from smtp_edge.envelope import BodyType, Notify
 from smtp_edge.server.commands import (
+    PLAIN_PATH,
     MailParameters,
     decode_line,
     parse_path_argument,
@@ -164,3 +165,19 @@ def test_whatever_comes_is_an_address_or_a_fault(line: bytes, beginning: bytes) 
 @given(st.from_regex(r"[a-z]{1,5}(\.[a-z]{1,5})?@[a-z]{1,5}(\.[a-z]{2,5}){1,2}", fullmatch=True))
 def test_ordinary_addresses_are_kept_as_written(address: str) -> None:
     assert parse_path_argument(f"TO:<{address}>", "TO", null_allowed=False).address == address
+
+
+@given(st.from_regex(PLAIN_PATH, fullmatch=True))
+@example(f"TO:<{'a' * 64}@b.test>")
+@example(f"TO:<{'a' * 65}@b.test>")
+@example(f"TO:<a@{'b' * 63}.{'c' * 63}.{'d' * 63}.{'e' * 60}>")
+@example(f"TO:<a@{'b' * 63}.{'c' * 63}.{'d' * 63}.{'e' * 61}>")
+def test_the_short_way_through_the_grammar_ends_where_the_long_one_does(argument: str) -> None:
+    def parse(text: str) -> object:
+        try:
+            return parse_path_argument(text, "TO", null_allowed=False)
+        except SyntaxFault as fault:
+            return str(fault)
+
+    assert parse(argument) == parse(f"{argument} ")
+    assert PLAIN_PATH.fullmatch(f"{argument} ") is None
