@@ -56,7 +56,7 @@ class Recipient:
         return self.address.rpartition("@")[2].lower() if "@" in self.address else ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class MailData:
     """Dot-stuffed mail data; exactly one of `inline` and `path` is set."""
 

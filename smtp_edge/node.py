@@ -141,6 +141,7 @@ class Node:
             entries_max=queue.entries_max,
             history_max=queue.history_max,
             cut_through=queue.cut_through,
+            inline_bytes_max=queue.inline_bytes_max,
             clock=lambda: datetime.now(UTC),
         )
         self.room = Room(
@@ -448,6 +449,7 @@ class Node:
             entries_max=queue.entries_max,
             history_max=queue.history_max,
             cut_through=queue.cut_through,
+            inline_bytes_max=queue.inline_bytes_max,
         )
         self.room.configure(queue)
         self.postmaster.reporting = reporting = self._build_reporting()

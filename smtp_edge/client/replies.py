@@ -120,7 +120,7 @@ class ReplyStream(asyncio.Protocol):
             and not (self._replies or self._lines or self._buffer)
         )
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, *parts: bytes | memoryview) -> None:
         """Send. ConnectionLost if the connection is known to be gone."""
         if self._lost is not None or self._transport.is_closing():
             raise ConnectionLost(self._lost or "connection closed")

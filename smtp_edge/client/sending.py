@@ -32,7 +32,7 @@ async def send_stuffed(stream: ReplyStream, job: Job, on_doubt: Callable[[], Non
     A refusal that came before, after which nothing was sent any more. ConnectionLost, also for what is no refusal.
     """
     data = job.data
-    if data.path is None:
+    if data.path is None and data.size_bytes <= CHUNK_BYTES:
         if stream.waiting:
             return await _read_early(stream)
         stream.write(job.prefix, data.inline or b"", b".\r\n")
@@ -41,7 +41,7 @@ async def send_stuffed(stream: ReplyStream, job: Job, on_doubt: Callable[[], Non
         return None
     try:
         stream.write(job.prefix)
-        async with aclosing(read_spooled(data, data.path, CHUNK_BYTES)) as chunks:
+        async with aclosing(_chunks(data)) as chunks:
             async for chunk in chunks:
                 if stream.waiting:
                     return await _read_early(stream)
@@ -100,6 +100,18 @@ async def _read_early(stream: ReplyStream) -> Reply:
     if reply.transient or reply.permanent:
         return reply
     raise ConnectionLost(OUT_OF_TURN)
+
+
+async def _chunks(data: MailData) -> AsyncGenerator[bytes | memoryview, None]:
+    """As it is stored. MailDataLost."""
+    if data.path is None:
+        whole = memoryview(data.inline or b"")
+        for start in range(0, len(whole), CHUNK_BYTES):
+            yield whole[start : start + CHUNK_BYTES]
+        return
+    async with aclosing(read_spooled(data, data.path, CHUNK_BYTES)) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
 async def _unstuffed(data: MailData) -> AsyncGenerator[bytes, None]:

@@ -25,7 +25,7 @@ import enum
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import structlog
@@ -37,6 +37,10 @@ log = structlog.get_logger()
 
 PASS_S, PASS_BYTES_PER_S, PASS_MAX_S = 0.05, 2 * 1024 * 1024, 1.0
 """So long a client may wait for the next hop instead of the disk: at least, more for large mail, and at most."""
+PASS_BYTES_MAX = 1024 * 1024
+"""Mail up to this size passes from memory; larger mail is written to its file as it arrives, and passes from there."""
+LARGE_BYTES = 64 * 1024
+"""A body that is let go as soon as the next hop has it; a smaller one goes with its history."""
 PAUSE_COUNT_MAX = 64
 PAUSED_CLASSES_MAX = 10_000
 HISTORY_S = 0.5
@@ -212,6 +216,7 @@ class CutThrough:
         return True
 
     def _relay(self, passage: Passage, settlement: Settlement) -> None:
+        passage.new, passage.claims = _without_large_body(passage.new), ()
         self._end(passage, Stage.OVER)
         self._pauses.of.pop(passage.new.deliveries[0].class_id, None)
         self._unwritten.append(Passed(passage.new, settlement, self._clock()))
@@ -295,6 +300,14 @@ class CutThrough:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _without_large_body(new: NewEntry) -> NewEntry:
+    """What is to be remembered of an entry: it stays for a while, in the heap of ends and in the history to come."""
+    data = new.entry.data
+    if data.inline is None or data.size_bytes < LARGE_BYTES:
+        return new
+    return replace(new, entry=replace(new.entry, data=replace(data, inline=b"")))
 
 
 async def _keep(passage: Passage) -> None:

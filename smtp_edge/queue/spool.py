@@ -100,6 +100,17 @@ class SpoolWriter:
         _unlink(self._final)
 
 
+async def write_whole(directory: Path, data: MailData) -> MailData:
+    """Mail data that is in memory, as a file that is whole. StoreFull or StoreError: nothing is left behind."""
+    writer = Spool(directory).begin()
+    try:
+        writer.write(data.inline or b"")
+    except StoreError:
+        await writer.abort()
+        raise
+    return await writer.commit(data.header)
+
+
 def read_whole(data: MailData, bytes_max: int) -> bytes | None:
     """All of some mail data, dot-stuffed; None if it is larger than that, or its file cannot be read."""
     if data.size_bytes > bytes_max:

@@ -21,6 +21,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,10 @@ from smtp_edge.queue.spool import (
     sync_directory,
     translate_os_error,
     try_disk,
+    write_whole,
 )
 from smtp_edge.queue.statements import Claimant
-from smtp_edge.queue.store import MessageStore, StoreError, StoreFull
+from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
 from smtp_edge.queue.survey import FIRST, Damaged, Page, Place
 from smtp_edge.queue.tally import Changes, Tally
 from smtp_edge.queue.wal import WriteAheadLog
@@ -83,6 +85,7 @@ PRUNE_STEPS_MAX = 5000
 """Steps of one `prune`; the rest waits for the next."""
 HISTORY_MAX = 1_000_000
 BUSY_TIMEOUT_S = 5.0
+INLINE_BYTES_MAX = 100 * 1024
 COUNT_WAIT_S = 0.2
 """So long a start waits for the totals; small queues are counted by then."""
 
@@ -100,13 +103,20 @@ class SQLiteStore(MessageStore):
         clock: Callable[[], datetime],
         history_max: int = HISTORY_MAX,
         cut_through: bool = False,
+        inline_bytes_max: int = INLINE_BYTES_MAX,
     ) -> None:
         self._directory = directory.absolute()
         self._spool = self._directory / SPOOL
         self._incarnation = incarnation
         self._asked: dict[str, str] = {}
         """Of `pick`: how far the classes were asked. The writer's."""
-        self.configure(history_s=history_s, entries_max=entries_max, history_max=history_max, cut_through=cut_through)
+        self.configure(
+            history_s=history_s,
+            entries_max=entries_max,
+            history_max=history_max,
+            cut_through=cut_through,
+            inline_bytes_max=inline_bytes_max,
+        )
         self._clock = clock
         self._lock = DirectoryLock(self._directory)
         self._reserve = Reserve(self._directory)
@@ -121,9 +131,17 @@ class SQLiteStore(MessageStore):
         self._reading = ThreadPoolExecutor(1, "queue-reader")
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    def configure(self, *, history_s: float, entries_max: int, history_max: int, cut_through: bool = False) -> None:
-        """Go by these from now on."""
-        self._cuts_through = cut_through
+    def configure(
+        self,
+        *,
+        history_s: float,
+        entries_max: int,
+        history_max: int,
+        cut_through: bool = False,
+        inline_bytes_max: int = INLINE_BYTES_MAX,
+    ) -> None:
+        """Go by these from now on. `inline_bytes_max`: larger mail data is no row, it goes to a file."""
+        self._cuts_through, self._inline_bytes_max = cut_through, inline_bytes_max
         self._history = timedelta(seconds=history_s)
         self._entries_max, self._history_max = entries_max, history_max
 
@@ -255,6 +273,26 @@ class SQLiteStore(MessageStore):
         return await self._keep(new, accept_token=accept_token, claim=claim)
 
     async def _keep(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
+        data = new.entry.data
+        if data.inline is None or data.size_bytes <= self._inline_bytes_max:
+            return await self._keep_as_it_is(new, accept_token=accept_token, claim=claim)
+        data = await write_whole(self._directory, data)
+        try:
+            entry = replace(new.entry, data=data)
+            stored = await self._keep_as_it_is(replace(new, entry=entry), accept_token=accept_token, claim=claim)
+        except StoreError as error:
+            if not isinstance(error, StoreDoubt):
+                await self._unlink_soon(data)
+            raise
+        if stored.duplicate_of:
+            await self._unlink_soon(data)
+        return stored
+
+    async def _unlink_soon(self, data: MailData) -> None:
+        if data.path is not None:
+            await asyncio.to_thread(self._unlink, data.path.name)
+
+    async def _keep_as_it_is(self, new: NewEntry, *, accept_token: str = "", claim: bool = True) -> Stored:
         path, at = new.entry.data.path, self._clock()
         if path is not None and path.parent != self._spool:
             raise StoreError(f"{path} is not a spool file of {self._directory}")
@@ -293,8 +331,7 @@ class SQLiteStore(MessageStore):
             )
         except StoreError:
             for item in passed:
-                if item.new.entry.data.path is not None:
-                    await asyncio.to_thread(self._unlink, item.new.entry.data.path.name)
+                await self._unlink_soon(item.new.entry.data)
             raise
 
     async def claim(self, limit: int, now_at: datetime, *, shares: Shares | None = None) -> list[Claim]:

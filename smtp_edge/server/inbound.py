@@ -13,6 +13,7 @@ from gossip.identity import Identity
 from router.policy import RouteTable
 from smtp_edge.auth.api import Authenticator
 from smtp_edge.auth.lifecycle import start_authenticators, stop_authenticators
+from smtp_edge.queue.cutthrough import PASS_BYTES_MAX
 from smtp_edge.routes import limit_sizes
 from smtp_edge.server.listener import MeshListener, Surroundings
 from smtp_edge.server.listeners import Listeners, Plan
@@ -85,6 +86,7 @@ class Inbound:
         around = Surroundings(
             hostname=hostname,
             inline_bytes_max=settings.queue.inline_bytes_max,
+            kept_bytes_max=PASS_BYTES_MAX if settings.queue.cut_through else 0,
             limits=settings.limits,
             access=settings.access,
             authenticators=authenticators,

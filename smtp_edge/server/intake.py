@@ -1,4 +1,7 @@
-"""Mail data on its way in: to memory, and to a spool file once it is larger than the inline bound or memory is short.
+"""Mail data on its way in: to memory, and to a spool file once it is larger than its bound or memory is short.
+
+Mail that may pass without being stored stays in memory beyond what a row of the queue takes (`kept_bytes_max`): written
+to a file and read back, a large message costs half as much again. What it takes counts until nobody has it any more.
 
 Size, lines, header and line ends are judged while the data streams by; after a refusal the rest is only counted, so
 that the client gets its proper reply at the end. Nothing is decoded, and only line ends are changed (`bare_newlines`).
@@ -6,6 +9,7 @@ that the client gets its proper reply at the end. Nothing is decoded, and only l
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -56,13 +60,15 @@ class IntakeOptions:
 
     size_bytes_max: int
     inline_bytes_max: int
-    """Larger mail data goes to a spool file."""
+    """Larger mail data is stored in a spool file."""
     bare_newlines: Literal["refuse", "normalise"] = "refuse"
     line_bytes_max: int = 0
     """0 = any."""
     header_bytes_max: int = 16 * 1024 * 1024
     header_fields_max: int = 1_000_000
     hops_max: int = 50
+    kept_bytes_max: int = 0
+    """Up to here it becomes a spool file when it has to be stored, not before; 0 = `inline_bytes_max`."""
 
     def conversion(self) -> Conversion:
         """For mail data by DATA."""
@@ -84,6 +90,8 @@ class Intake:
         self._header = HeaderScan(bytes_max=options.header_bytes_max)
         self._parts: list[bytes] = []
         self._taken_bytes = 0
+        self._large = False
+        """What was taken is of the share for large mail."""
         self._size_bytes = 0
         self._dots: DotCount | None = None
         """Of a message that goes to a file."""
@@ -110,12 +118,19 @@ class Intake:
             return self.refusal
         header = self._header.kept
         if self._writer is None:
-            return MailData(self._size_bytes, inline=b"".join(self._parts), header=header)
+            return self._hand_over(MailData(self._size_bytes, inline=b"".join(self._parts), header=header))
         writer, self._writer = self._writer, None  # from here the file is not ours to remove: an entry may name it
         try:
             return await writer.commit(header)
         except StoreError as error:
             return _refuse(error)
+
+    def _hand_over(self, data: MailData) -> MailData:
+        """Large data outlives its intake, for as long as the next hop lets it wait."""
+        if self._size_bytes > self._options.inline_bytes_max:
+            weakref.finalize(data, self._memory.give_back_large, self._taken_bytes).atexit = False
+            self._taken_bytes = 0
+        return data
 
     async def abort(self) -> None:
         """Forget it all."""
@@ -183,8 +198,7 @@ class Intake:
 
     def _keep(self, chunk: bytes) -> None:
         if self._writer is None:
-            if self._size_bytes <= self._options.inline_bytes_max and self._memory.take(len(chunk)):
-                self._taken_bytes += len(chunk)
+            if self._find_room(len(chunk)):
                 self._parts.append(chunk)
                 if len(self._parts) > PARTS_MAX:  # a client of tiny segments must not make the list cost more than they
                     self._parts = [b"".join(self._parts)]
@@ -195,6 +209,21 @@ class Intake:
         self._dots.feed(chunk)
         self._writer.write(chunk)
 
+    def _find_room(self, size_bytes: int) -> bool:
+        """In memory, for so much more."""
+        options, memory = self._options, self._memory
+        if self._size_bytes <= options.inline_bytes_max:
+            found = memory.take(size_bytes)
+        elif self._size_bytes > options.kept_bytes_max:
+            return False
+        elif self._large:
+            found = memory.take_large(size_bytes)
+        else:
+            found = self._large = memory.take_large(self._taken_bytes + size_bytes)
+            memory.give_back(self._taken_bytes if found else 0)
+        self._taken_bytes += size_bytes if found else 0
+        return found
+
     def _begin_file(self) -> None:
         self._writer, self._dots = self._begin_spool(), DotCount()
         for part in self._parts:
@@ -204,7 +233,8 @@ class Intake:
 
     def _drop_parts(self) -> None:
         self._parts.clear()
-        self._memory.give_back(self._taken_bytes)
+        give_back = self._memory.give_back_large if self._large else self._memory.give_back
+        give_back(self._taken_bytes)
         self._taken_bytes = 0
 
 

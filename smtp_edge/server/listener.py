@@ -53,6 +53,8 @@ class Surroundings:
 
     hostname: str
     inline_bytes_max: int
+    kept_bytes_max: int = 0
+    """See IntakeOptions."""
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     access: Sequence[AccessSettings] = ()
     authenticators: Mapping[str, Authenticator] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Listener:
             listener=settings.name,
             hostname=surroundings.hostname,
             policy=RelayPolicy(settings, surroundings.hostname),
-            intake=build_intake(settings, limits, surroundings.inline_bytes_max),
+            intake=build_intake(settings, limits, surroundings),
             limits=limits,
             recipients_max=settings.recipients_max,
             pace=build_pace(settings.idle_timeout_s, limits),
@@ -217,16 +219,17 @@ def load_context(settings: ListenerSettings) -> ssl.SSLContext | None:
     return context
 
 
-def build_intake(settings: ListenerSettings, limits: LimitsSettings, inline_bytes_max: int) -> IntakeOptions:
+def build_intake(settings: ListenerSettings, limits: LimitsSettings, surroundings: Surroundings) -> IntakeOptions:
     """The bounds of mail data."""
     return IntakeOptions(
         settings.size_bytes_max,
-        inline_bytes_max,
+        surroundings.inline_bytes_max,
         settings.bare_newlines,
         line_bytes_max=limits.mail_line_bytes_max,
         header_bytes_max=limits.header_bytes_max,
         header_fields_max=limits.header_fields_max,
         hops_max=limits.hops_max,
+        kept_bytes_max=surroundings.kept_bytes_max,
     )
 
 

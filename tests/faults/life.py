@@ -51,7 +51,7 @@ from smtp_edge.settings import ListenerSettings, QueueSettings
 from smtp_edge.sinks.api import NextHop, Route, RouteRequest, Sink
 from smtp_edge.sinks.chain import Binding, SinkChain
 
-INLINE_BYTES_MAX = 4096
+INLINE_BYTES_MAX, KEPT_BYTES_MAX = 4096, 16_384
 HOP = Hop(HopKind.SMART_HOST, "out")
 POLL_S = 0.01
 TRIAL_S = 0.1
@@ -119,6 +119,7 @@ class Life:
             directory,
             incarnation=uuid.uuid4().hex,
             history_s=0,
+            inline_bytes_max=INLINE_BYTES_MAX,
             entries_max=1000,
             cut_through=cut_through,
             clock=lambda: datetime.now(UTC),
@@ -164,7 +165,9 @@ class Life:
             now=time.monotonic,
         )
         settings = ListenerSettings(listen="127.0.0.1:0", allow_networks=(ip_network("127.0.0.0/8"),))
-        surroundings = Surroundings(hostname="life.test", inline_bytes_max=QUEUE.inline_bytes_max)
+        surroundings = Surroundings(
+            hostname="life.test", inline_bytes_max=QUEUE.inline_bytes_max, kept_bytes_max=KEPT_BYTES_MAX
+        )
         self._listener = Listener(settings, self._acceptor, surroundings)
         self._mesh: MeshListener | None = None
         if identity is not None and mesh is not None:

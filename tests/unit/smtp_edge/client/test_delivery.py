@@ -185,13 +185,15 @@ async def test_control_characters_of_a_remote_reach_no_log(client: DeliveryClien
         assert result.reply.text == "a?[31mred?"
 
 
-async def test_a_spool_file_is_streamed(client: DeliveryClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_file", [False, True])
+async def test_large_mail_is_streamed(client: DeliveryClient, tmp_path: Path, in_file: bool) -> None:
     body = b"Subject: large\r\n\r\n" + b"0123456789\r\n" * 60_000
     path = tmp_path / "spooled"
     path.write_bytes(body)
-    large = replace(job(), data=MailData(len(body), path=path, header=b"Subject: large\r\n\r\n"))
+    header = b"Subject: large\r\n\r\n"
+    data = MailData(len(body), path=path, header=header) if in_file else MailData(len(body), body, header=header)
     async with smtp_server() as server:
-        result = await client.attempt(target(server), large)
+        result = await client.attempt(target(server), replace(job(), data=data))
         assert result.kind is OutcomeKind.ACCEPTED
         assert server.seen.bodies == [PREFIX + body]
 

@@ -39,10 +39,13 @@ async def client() -> AsyncIterator[DeliveryClient]:
     await made.close()
 
 
-def spooled(tmp_path: Path) -> Job:
+@pytest.fixture(params=["in a file", "in memory"])
+def large(tmp_path: Path, request: pytest.FixtureRequest) -> Job:
     path = tmp_path / "spooled"
     path.write_bytes(LARGE)
-    return replace(job(), data=MailData(len(LARGE), path=path, header=b"Subject: large\r\n\r\n"))
+    header = b"Subject: large\r\n\r\n"
+    in_file, in_memory = MailData(len(LARGE), path=path, header=header), MailData(len(LARGE), LARGE, header=header)
+    return replace(job(), data=in_file if request.param == "in a file" else in_memory)
 
 
 # -- a remote that speaks out of turn ----------------------------------------------------------------------------------
@@ -110,20 +113,20 @@ async def test_a_remote_that_will_not_begin_afresh_is_left_for_a_new_connection(
 
 @pytest.mark.parametrize("code", [552, 451])
 async def test_a_refusal_in_the_middle_of_the_mail_data_counts_and_the_session_is_over(
-    client: DeliveryClient, tmp_path: Path, code: int
+    client: DeliveryClient, large: Job, code: int
 ) -> None:
     script = Script(body=f"{code} {code // 100}.3.4 enough", keywords=UNBOUND)
     async with smtp_server(script) as server:
-        result = await client.attempt(target(server), spooled(tmp_path))
+        result = await client.attempt(target(server), large)
         assert (codes(result), server.seen.bodies) == ([code], [])
         script.body = ""
         assert (await client.attempt(target(server), job())).kind is OutcomeKind.ACCEPTED
         assert (server.seen.connections, server.seen.bodies) == (2, [PREFIX + BODY])
 
 
-async def test_an_acceptance_in_the_middle_of_the_mail_data_is_none(client: DeliveryClient, tmp_path: Path) -> None:
+async def test_an_acceptance_in_the_middle_of_the_mail_data_is_none(client: DeliveryClient, large: Job) -> None:
     async with smtp_server(Script(body="250 2.0.0 taken", keywords=UNBOUND)) as server:
-        result = await client.attempt(target(server), spooled(tmp_path))
+        result = await client.attempt(target(server), large)
         assert (result.kind, result.replies) == (OutcomeKind.DISCONNECTED, ())
         assert server.seen.accepted == []
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import uuid
+import weakref
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from smtp_edge.envelope import MailData
 from smtp_edge.queue import cutthrough, statements
 from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import DeliveryState, Group, NewEntry, Regrouping
+from smtp_edge.queue.spool import SpoolWriter
 from smtp_edge.queue.sqlite import SQLiteStore
 from smtp_edge.queue.statements import ROWS_TOGETHER
-from smtp_edge.queue.store import StoreError
+from smtp_edge.queue.store import StoreDoubt, StoreError, StoreFull
 from tests.unit.smtp_edge.queue.builders import AT, build_deferral, build_end, build_new, build_note
 from tests.unit.smtp_edge.queue.test_sqlite_store import spooled
 
@@ -281,6 +285,67 @@ async def test_a_file_passes_without_a_sync_and_is_stored_with_one(
     await store.close()
     assert not passing.path.exists()
     assert staying.path.exists()
+
+
+def in_memory(size_bytes: int = 300_000) -> MailData:
+    return MailData(size_bytes, inline=b"x" * size_bytes, header=b"")
+
+
+async def test_large_mail_passes_from_memory_and_is_let_go(store: SQLiteStore, tmp_path: Path) -> None:
+    new = build_new(data=in_memory())
+    gone = weakref.ref(new.entry.data)
+    passage = begin(store, new)
+    await store.settle([build_end(passage.claims[0])])
+    assert await passage.end() is True
+    del new
+    gc.collect()
+    assert gone() is None, "its history is not written yet, and has no need of it"
+    assert list((tmp_path / "spool").glob("*")) == [tmp_path / "spool" / "incoming"]
+    history = await store.history(passage.new.entry.queue_id)
+    assert history is not None
+    assert history.entry.data.size_bytes == 300_000
+
+
+async def test_large_mail_in_memory_that_is_stored_becomes_a_file(store: SQLiteStore, tmp_path: Path) -> None:
+    passage = begin(store, build_new(data=in_memory()))
+    await store.settle([build_deferral(passage.claims[0], 10)])
+    assert await passage.end() is False
+    (file,) = (path for path in (tmp_path / "spool").glob("*") if path.is_file())
+    assert (await store.data(passage.new.entry.queue_id)).path == file
+    assert file.read_bytes() == b"x" * 300_000
+
+
+@pytest.mark.parametrize("error", [StoreError("no"), StoreDoubt("who knows")])
+async def test_the_file_of_large_mail_that_is_refused_goes_unless_the_disk_may_name_it(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    def put(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(statements, "put", put)
+    with pytest.raises(StoreError):
+        await store.put(build_new(data=in_memory()))
+    files = [path for path in (tmp_path / "spool").glob("*") if path.is_file()]
+    assert len(files) == isinstance(error, StoreDoubt)
+
+
+async def test_a_repeat_of_large_mail_leaves_one_file(store: SQLiteStore, tmp_path: Path) -> None:
+    new = build_new(data=in_memory())
+    assert not (await store.put(new, accept_token="t")).duplicate_of
+    assert (await store.put(build_new(data=in_memory()), accept_token="t")).duplicate_of == new.entry.queue_id
+    assert len([path for path in (tmp_path / "spool").glob("*") if path.is_file()]) == 1
+
+
+async def test_a_disk_that_takes_no_file_has_nothing_of_it(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_writer: SpoolWriter, _chunk: bytes) -> None:
+        raise StoreFull("no space")
+
+    monkeypatch.setattr(SpoolWriter, "write", write)
+    with pytest.raises(StoreFull):
+        await store.put(build_new(data=in_memory()))
+    assert [path for path in (tmp_path / "spool").rglob("*") if path.is_file()] == []
 
 
 async def test_a_class_that_was_too_slow_pauses_longer_each_time(

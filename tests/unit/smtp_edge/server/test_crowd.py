@@ -108,3 +108,14 @@ def test_memory_is_given_up_to_nine_tenths_and_counts_what_is_unread() -> None:
     memory.unread_bytes[1] = 1000
     assert memory.full
     assert memory.take(1)  # what is unread is short-lived; mail that arrives makes room in it
+
+
+def test_large_mail_has_a_quarter_of_the_memory_and_counts_as_any_other() -> None:
+    memory = Memory(1000)
+    assert memory.take_large(250)
+    assert not memory.take_large(1)
+    assert memory.take(650)
+    memory.give_back_large(250)
+    assert (memory.kept_bytes, memory.large_bytes) == (650, 0)
+    assert memory.take(250)
+    assert not memory.take_large(1), "there is a share, and no room"

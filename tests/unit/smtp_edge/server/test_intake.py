@@ -61,6 +61,38 @@ async def test_large_mail_goes_to_a_file_and_counts_no_more(room: Room) -> None:
     assert room.memory.kept_bytes == 0
 
 
+async def test_large_mail_that_may_pass_stays_in_memory_and_counts_there_as_long_as_somebody_has_it(room: Room) -> None:
+    intake = room.intake(kept_bytes_max=50_000)
+    data = await take(intake, HEADER, *[b"x" * 998 + b"\r\n"] * 40)
+    intake.close()
+    assert isinstance(data, MailData)
+    assert (data.path, data.size_bytes) == (None, len(HEADER) + 40_000)
+    assert (room.memory.kept_bytes, room.memory.large_bytes) == (data.size_bytes, data.size_bytes)
+    del data
+    assert (room.memory.kept_bytes, room.memory.large_bytes) == (0, 0)
+    assert room.files() == []
+
+
+@pytest.mark.parametrize(("count", "taken_bytes"), [(51, 0), (40, 240_000)])
+async def test_past_that_bound_or_past_its_share_of_the_memory_it_goes_to_a_file(
+    room: Room, count: int, taken_bytes: int
+) -> None:
+    assert room.memory.take_large(taken_bytes)
+    body = [b"x" * 998 + b"\r\n"] * count
+    data = await take(room.intake(kept_bytes_max=50_000), HEADER, *body)
+    assert isinstance(data, MailData)
+    assert data.path is not None
+    assert data.path.read_bytes() == HEADER + b"".join(body)
+    assert (room.memory.kept_bytes, room.memory.large_bytes) == (taken_bytes, taken_bytes)
+
+
+async def test_large_mail_that_is_given_up_counts_no_more(room: Room) -> None:
+    intake = room.intake(kept_bytes_max=50_000)
+    intake.feed(b"x" * 40_000)
+    await intake.abort()
+    assert (room.memory.kept_bytes, room.memory.large_bytes) == (0, 0)
+
+
 async def test_small_mail_goes_to_a_file_when_memory_is_short(room: Room) -> None:
     assert room.memory.take(899_990)
     data = await take(room.intake(), HEADER, b"body\r\n")
