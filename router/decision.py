@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from router.terms import NO_TERMS, Terms
 
@@ -33,13 +34,14 @@ class Hop:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", f"{self.kind.value}:{self.name}")
 
-    @classmethod
-    def parse(cls, text: str) -> Hop:
-        """Inverse of `id`; ValueError for anything else."""
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def parse(text: str) -> Hop:
+        """Inverse of `id`; ValueError for anything else. The same few are asked for all the time."""
         kind, separator, name = text.partition(":")
         if not separator or not name:
             raise ValueError(f"not a hop id: {text!r}")
-        return cls(HopKind(kind), name)
+        return Hop(HopKind(kind), name)
 
 
 class EdgeState(enum.StrEnum):

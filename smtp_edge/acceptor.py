@@ -19,7 +19,7 @@ from router.policy import DestinationClass, RouteTable
 from smtp_edge.counters import Counters
 from smtp_edge.dispatch.attempts import AttemptObserver
 from smtp_edge.dispatch.dispatcher import Dispatcher
-from smtp_edge.envelope import Client, ReceivedMessage, Recipient, Transfer
+from smtp_edge.envelope import NOT_FORWARDED, Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.originator import group
 from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
@@ -115,7 +115,8 @@ class QueueAcceptor:
         return EXPANSION if self._may_expand(recipient) else self.sorter.class_of(recipient.domain)
 
     def _may_expand(self, recipient: Recipient) -> bool:
-        return any(binding.rule.may_take(recipient) for binding in self._dispatcher.sinks.of("expand"))
+        expanders = self._dispatcher.sinks.of("expand")
+        return bool(expanders) and any(binding.rule.may_take(recipient) for binding in expanders)
 
     def spool(self) -> SpoolWriter:
         """Where a large body goes while it arrives."""
@@ -128,13 +129,13 @@ class QueueAcceptor:
         if refusal is not None:
             await self._spool.discard(message.data)
             return refusal
-        new = self._build(message, groups)
+        at_once = self._may_be_claimed(message, groups)
+        new = self._build(message, groups, claimed=at_once)
         try:
             closed = self._close_to_peers(message)
             if closed is not None and not await self._is_repeat(new, message.transfer):
                 await self._spool.discard(message.data)
                 return closed
-            at_once = self._may_be_claimed(new, message.transfer)
             passage = self._store.begin(new) if at_once and self._may_pass(new, message) else None
             if passage is not None:
                 return await self._pass(passage, message)
@@ -160,11 +161,11 @@ class QueueAcceptor:
         self._take_over(new, stored.claims, submitted=message.transfer is None)
         return self._reply(message, new, "queued as", new.entry.queue_id)
 
-    def _may_be_claimed(self, new: NewEntry, transfer: Transfer | None) -> bool:
+    def _may_be_claimed(self, message: ReceivedMessage, groups: Groups) -> bool:
         """It may be attempted as soon as it is stored, or before."""
-        due = transfer is None or not transfer.due_s
-        held = any(delivery.state is DeliveryState.HELD for delivery in new.deliveries)
-        return due and not held and self._dispatcher.has_room(delivery.class_id for delivery in new.deliveries)
+        if message.held or (message.transfer is not None and message.transfer.due_s):
+            return False
+        return self._dispatcher.has_room((*groups, REFUSED) if message.refused else groups)
 
     @staticmethod
     def _may_pass(new: NewEntry, message: ReceivedMessage) -> bool:
@@ -184,7 +185,8 @@ class QueueAcceptor:
         assert dispatcher.originator is not None
         new = await dispatcher.originator.make(mail, dispatcher.sinks, self._clock(), client)
         try:
-            stored = await self._put(new, None, claim=self._may_be_claimed(new, None))
+            at_once = dispatcher.has_room([delivery.class_id for delivery in new.deliveries])
+            stored = await self._put(new, None, claim=at_once)
         except StoreError as error:
             if not isinstance(error, StoreDoubt):
                 await self._spool.discard(new.entry.data)
@@ -238,7 +240,8 @@ class QueueAcceptor:
             return Reply(451, "no exit here takes a message of this size", "4.3.4")
         return Reply(552, "message is larger than any exit to this destination takes", "5.3.4")
 
-    def _build(self, message: ReceivedMessage, groups: Groups) -> NewEntry:
+    def _build(self, message: ReceivedMessage, groups: Groups, *, claimed: bool) -> NewEntry:
+        """`claimed`: its deliveries are, from their first instant."""
         at = self._clock()
         queue_id = self._new_queue_id(at)
         transfer, client = message.transfer, message.client
@@ -260,10 +263,11 @@ class QueueAcceptor:
                 recipients=message.envelope.recipients,
                 tls=client.tls,
             ),
-            client=" ".join(word for word in _describe(client) if word),
+            client=" ".join(filter(None, _describe(client))),
         )
         base = transfer.token if transfer else f"{origin}/0"
-        state = _state_of(transfer, at, entry.expires_at)
+        fresh = DeliveryState.CLAIMED if claimed else DeliveryState.QUEUED
+        state = _state_of(transfer, fresh, at, entry.expires_at)
         parts = _parts(groups)
         if message.held:
             parts = _part_held(groups, dict(message.held))
@@ -278,12 +282,12 @@ class QueueAcceptor:
             )
             for copy, (class_id, recipients, reason) in enumerate(parts)
         )
-        for reply in dict.fromkeys(reply for _, reply in message.refused):
+        for reply in dict.fromkeys(reply for _, reply in message.refused) if message.refused else ():
             members = tuple(item for item, said in message.refused if said == reply)
             token = split_token(base, members)
             told = f"{reply.status} {reply.text}"
             deliveries += (
-                Delivery(queue_id, len(deliveries), REFUSED, members, last_reply=told, transfer_token=token),
+                Delivery(queue_id, len(deliveries), REFUSED, members, fresh, last_reply=told, transfer_token=token),
             )
         return NewEntry(entry, deliveries)
 
@@ -364,13 +368,14 @@ class _State(TypedDict, total=False):
 
 
 def _describe(client: Client) -> tuple[str, ...]:
-    return client.address, client.helo, client.user or client.peer_id, str(client.forwarded)
+    forwarded = str(client.forwarded) if client.forwarded is not NOT_FORWARDED else ""
+    return client.address, client.helo, client.user or client.peer_id, forwarded
 
 
-def _state_of(transfer: Transfer | None, at: datetime, expires_at: datetime) -> _State:
+def _state_of(transfer: Transfer | None, fresh: DeliveryState, at: datetime, expires_at: datetime) -> _State:
     if transfer is None:
-        return {}
-    found = _State(attempts=transfer.attempts, delay_notified=transfer.delay_notified)
+        return _State(state=fresh)
+    found = _State(state=fresh, attempts=transfer.attempts, delay_notified=transfer.delay_notified)
     if transfer.due_s:
         found["state"] = DeliveryState.DEFERRED
         found["next_attempt_at"] = min(expires_at, at + timedelta(seconds=transfer.due_s))

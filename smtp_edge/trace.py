@@ -8,7 +8,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
 
-from smtp_edge.envelope import Client, Recipient
+from smtp_edge.envelope import NOT_FORWARDED, Client, Recipient
 
 _UNSAFE = re.compile(r"[^!-'*-:<-\[\]-~]")
 """Everything but visible ASCII without parentheses, semicolon and backslash: what may stand in the field unquoted."""
@@ -29,8 +29,7 @@ def build_received(
     lines = [f"Received: from {_clean(client.helo) or 'unknown'} ({name}[{_clean(address)}])"]
     if tls:
         lines.append(f"\t(using {_clean(tls, _UNSAFE_BUT_BLANK)})")
-    forwarded = str(client.forwarded)
-    if forwarded:
+    if client.forwarded is not NOT_FORWARDED and (forwarded := str(client.forwarded)):
         lines.append(f"\t(forwarded for {_clean(forwarded, _UNSAFE_BUT_BLANK)})")
     lines.append(f"\tby {_clean(hostname)} (smtpmesh) with {client.protocol} id {queue_id}")
     if len(recipients) == 1 and (only := recipients[0].address).isascii() and _clean(only) == only:

@@ -126,6 +126,9 @@ class Lines:
     def __init__(self) -> None:
         self._queues: dict[Line, ClassQueue] = {}
 
+    def __len__(self) -> int:
+        return len(self._queues)
+
     def get(self, line: Line) -> ClassQueue | None:
         """The line, if it exists."""
         return self._queues.get(line)

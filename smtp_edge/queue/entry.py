@@ -241,8 +241,11 @@ class NewEntry:
 
 def claim_fresh(new: NewEntry) -> tuple[Claim, ...]:
     """The claims of an entry that was never unclaimed."""
-    born = (delivery.but(state=DeliveryState.CLAIMED) for delivery in new.deliveries)
-    return tuple(Claim(as_sent(new.entry, delivery), delivery, FRESH_TOKEN) for delivery in born)
+    entry, claims = new.entry, []
+    for delivery in new.deliveries:
+        born = delivery if delivery.state is DeliveryState.CLAIMED else delivery.but(state=DeliveryState.CLAIMED)
+        claims.append(Claim(as_sent(entry, born) if entry.envelope.verp else entry, born, FRESH_TOKEN))
+    return tuple(claims)
 
 
 @dataclass(frozen=True, slots=True)

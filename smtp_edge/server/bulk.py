@@ -107,8 +107,8 @@ class LineEnds:
 def has_bare(chunk: bytes) -> bool:
     """Some CR or LF stands alone. The chunk ends in neither half of a CRLF."""
     if numpy is None or len(chunk) < VECTOR_BYTES_MIN:
-        pairs = chunk.count(b"\r\n")
-        return not pairs == chunk.count(b"\n") == chunk.count(b"\r")
+        rest = b"".join(chunk.split(b"\r\n"))
+        return b"\n" in rest or b"\r" in rest
     octets = numpy.frombuffer(chunk, numpy.uint8)
     feeds = numpy.flatnonzero(octets == 10)
     if numpy.count_nonzero(octets == 13) != feeds.size:

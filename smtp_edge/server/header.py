@@ -10,8 +10,8 @@ import re
 
 from smtp_edge.envelope import HEADER_KEPT_MAX
 
-_RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_FIELD = re.compile(rb"^[!-9;-~]+[ \t]*:", re.MULTILINE)
+RECEIVED = b"received"
+_FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:", re.MULTILINE)
 
 
 class HeaderScan:
@@ -57,7 +57,8 @@ class HeaderScan:
 
     def finish(self) -> None:
         """The mail data is over."""
-        self._take(self._line)
+        if self._line:
+            self._take(self._line)
         self._line, self.done = b"", True
 
     def _find_end(self, lines: bytes) -> int:
@@ -71,5 +72,8 @@ class HeaderScan:
         """Complete lines."""
         self.size_bytes += len(lines)
         self._kept += lines[: HEADER_KEPT_MAX - len(self._kept)]
-        self.fields_count += len(_FIELD.findall(lines))
-        self.hops_count += len(_RECEIVED.findall(lines))
+        names = _FIELD.findall(lines)
+        self.fields_count += len(names)
+        for name in names:
+            if len(name) == len(RECEIVED) and name.lower() == RECEIVED:
+                self.hops_count += 1

@@ -105,6 +105,9 @@ class House(Protocol):
 class Session(SMTP):
     """See the module."""
 
+    _paused: bool
+    """The transport's buffer is full; asyncio keeps it (`FlowControlMixin`)."""
+
     def __init__(
         self,
         options: SessionOptions,
@@ -196,7 +199,7 @@ class Session(SMTP):
     @property
     def writer_stuck(self) -> bool:
         """The client does not read what it is told."""
-        return bool(getattr(self, "_paused", False))
+        return self._paused
 
     def abort(self) -> None:
         """Hang up without another word."""
@@ -321,7 +324,7 @@ class Session(SMTP):
                 await self.inbox.more()
                 if self.receiver.stale:
                     await self.receiver.drop()
-                if self.writer_stuck:
+                if self._paused:
                     await self._writer.drain()
         finally:
             self.inbox.quick = None
@@ -334,7 +337,7 @@ class Session(SMTP):
         How many bytes are dealt with, and whether the task has to look at the others. Whatever is not as simple as that
         is left for it: long and broken lines, commands that wait.
         """
-        if self._owed is not None or self.writer_stuck:
+        if self._owed is not None or self._paused:
             return 0, True
         conversation, receiver, line_max = self.conversation, self.receiver, self.options.limits.command_line_bytes_max
         at, size = 0, len(data)
@@ -366,7 +369,7 @@ class Session(SMTP):
             self._write_out()
         left = size - at
         wanted = left > line_max or (left > 0 and data.find(b"\n", at) >= 0)
-        return at, wanted or receiver.stale or self.writer_stuck
+        return at, wanted or receiver.stale or self._paused
 
     def _try(self, answer: Callable[[str], Reply], argument: bytes) -> Reply:
         """A command that needs no waiting. Goodbye."""
@@ -527,7 +530,7 @@ class Session(SMTP):
 
     async def _flush(self) -> None:
         self._write_out()
-        if self.writer_stuck:
+        if self._paused:
             await self._writer.drain()
 
     def _write_out(self) -> None:

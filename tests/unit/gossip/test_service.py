@@ -100,8 +100,8 @@ def _link_of(node: Node, origin: str) -> tuple[LinkState, ...]:
 async def test_a_node_that_goes_is_lost_to_all_and_its_records_stay(tmp_path: Path, authority: Authority) -> None:
     nodes = await three(tmp_path, authority)
     async with running(*nodes[:2]):
-        await until(lambda: all(node.members_up() == 2 for node in nodes))
         gone = nodes[2]
+        await until(lambda: all((gone.identity.node_id, True) in node.sessions for node in nodes[:2]))
         await gone.service.stop()
         await until(lambda: all((gone.identity.node_id, False) in node.sessions for node in nodes[:2]))
         assert all("n3" in node.names() for node in nodes[:2])
