@@ -21,7 +21,6 @@ from smtp_edge.dispatch.attempts import AttemptObserver
 from smtp_edge.dispatch.dispatcher import Dispatcher
 from smtp_edge.envelope import NOT_FORWARDED, Client, ReceivedMessage, Recipient, Transfer
 from smtp_edge.originator import group
-from smtp_edge.queue.cutthrough import Passage
 from smtp_edge.queue.entry import Claim, Delivery, DeliveryState, Entry, NewEntry, Stored, utc_now
 from smtp_edge.queue.spool import Spool, SpoolWriter
 from smtp_edge.queue.store import MessageStore, StoreDoubt, StoreError, StoreFull
@@ -138,7 +137,11 @@ class QueueAcceptor:
                 return closed
             passage = self._store.begin(new) if at_once and self._may_pass(new, message) else None
             if passage is not None:
-                return await self._pass(passage, message)
+                self._take_over(new, passage.claims, submitted=True)
+                relayed = await passage.answer
+                self._counters.accepted += 1
+                self._counters.passed += relayed
+                return self._reply(message, new, "queued as", new.entry.queue_id)
             stored = await self._put(new, message.transfer, claim=at_once)
         except StoreFull as error:
             log.error("queue.full", reason=str(error))
@@ -171,13 +174,6 @@ class QueueAcceptor:
     def _may_pass(new: NewEntry, message: ReceivedMessage) -> bool:
         """A client's message for a next hop. A peer's is remembered by its token."""
         return message.transfer is None and new.deliveries[0].class_id not in OWN_CLASSES
-
-    async def _pass(self, passage: Passage, message: ReceivedMessage) -> Reply:
-        self._take_over(passage.new, passage.claims, submitted=True)
-        relayed = await passage.end()
-        self._counters.accepted += 1
-        self._counters.passed += relayed
-        return self._reply(message, passage.new, "queued as", passage.new.entry.queue_id)
 
     async def originate(self, mail: Mail, client: str) -> str:
         """Store a message that begins here; its queue id. StoreError: nothing was stored."""

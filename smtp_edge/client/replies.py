@@ -42,7 +42,7 @@ class ReplyStream(asyncio.Protocol):
     """Parses replies as they arrive and hands them out in order."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+        self._transport, self._loop = transport, asyncio.get_running_loop()
         self.text_max = TEXT_MAX
         """Characters of a reply that are kept."""
         self._buffer = bytearray()
@@ -128,16 +128,21 @@ class ReplyStream(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until the socket takes more."""
-        await self._writable.wait()
+        if not self._writable.is_set():
+            await self._writable.wait()
         if self._lost is not None:
             raise ConnectionLost(self._lost)
+
+    def take_reply(self) -> Reply | None:
+        """The next reply, if it is there: those of a group come together."""
+        return self._replies.popleft() if self._replies else None
 
     async def read_reply(self) -> Reply:
         """The next reply. ConnectionLost if there will be none."""
         while not self._replies:
             if self._lost is not None:
                 raise ConnectionLost(self._lost)
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:

@@ -100,7 +100,8 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
     stream, extensions = connection.stream, connection.extensions
     pipelining, bdat = "pipelining" in extensions, uses_bdat(connection, job)
     recipients = progress.asked(job)
-    await _reset(connection, progress)
+    if connection.needs_reset:
+        await _reset(connection, progress)
     mail = f"{build_mail(connection, job)}\r\n"
     if pipelining:
         refused, data_asked = await _send_group(connection, job, mail, recipients, progress, with_data=not bdat)
@@ -111,7 +112,7 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
             await _send_one_by_one(connection, job, recipients, progress)
     if (closing := results.closing(progress.replies)) is not None:
         return results.ended(connection, job, progress, closing)
-    if refused is not None or not any(reply.positive for reply in progress.replies):
+    if refused is not None or not _anybody(progress.replies):
         await _withdraw(connection, progress, data_asked=data_asked)
         return results.ended(connection, job, progress, refused or results.worst(progress.replies))
     refused = await (_send_by_bdat if bdat else _send_by_data)(connection, job, progress, data_asked)
@@ -120,15 +121,19 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
     return await _read_final(connection, job, progress)
 
 
+def _anybody(replies: Sequence[Reply]) -> bool:
+    """Some recipient was accepted; nearly always the first one was."""
+    return bool(replies) and (replies[0].positive or any(reply.positive for reply in replies))
+
+
 async def _reset(connection: Connection, progress: Progress) -> None:
     """Begin afresh after a transaction that ended early; a remote that will not is left."""
-    if connection.needs_reset:
-        connection.stream.write(b"RSET\r\n")
-        reply = await connection.stream.read_reply()
-        if not reply.positive:
-            raise ConnectionLost(f"RSET: {reply}")
-        progress.answered = True
-        connection.needs_reset = False
+    connection.stream.write(b"RSET\r\n")
+    reply = await connection.stream.read_reply()
+    if not reply.positive:
+        raise ConnectionLost(f"RSET: {reply}")
+    progress.answered = True
+    connection.needs_reset = False
 
 
 async def _read_mail_reply(connection: Connection, progress: Progress) -> Reply | None:
@@ -167,7 +172,7 @@ async def _send_group(
             if refused is not None and refused.code == 421:
                 return refused, False
         for _ in group:
-            progress.replies.append(await stream.read_reply())
+            progress.replies.append(stream.take_reply() or await stream.read_reply())
         if refused is not None:
             return refused, last
     return None, with_data
@@ -211,7 +216,7 @@ async def _send_by_data(connection: Connection, job: Job, progress: Progress, da
     progress.stage = "DATA"
     if not data_asked:
         connection.stream.write(b"DATA\r\n")
-    go_ahead = await connection.stream.read_reply()
+    go_ahead = connection.stream.take_reply() or await connection.stream.read_reply()
     if go_ahead.code < 400 and go_ahead.code != 354:
         raise ConnectionLost(f"no reply to DATA: {go_ahead}")
     if go_ahead.code != 354:

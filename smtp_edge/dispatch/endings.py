@@ -74,7 +74,7 @@ class Endings:
         self._count(settlement.state)
         if self.reports is not None and self.reports.wanted("outcome"):
             self.reports.tell(_outcome(waiting, settlement))
-        if settlement.state.final and any(note.event == UNTOLD for note in settlement.notes):
+        if settlement.state.final and UNTOLD in [note.event for note in settlement.notes]:
             log.warning("dsn.nobody_told", queue_id=settlement.queue_id, reply=settlement.reply)
         class_id = waiting.claim.delivery.class_id
         self._observer.backlog_changed(class_id)

@@ -170,12 +170,12 @@ def keep_schedule(claim: Claim, settlement: Settlement) -> Settlement:
 def note_of_attempt(hop: Hop, result: AttemptResult, at: datetime, recipients: Sequence[Recipient] = ()) -> HistoryNote:
     """The history line of an attempt. Recipients that fared worse than others are named."""
     event = "relayed" if result.kind is OutcomeKind.ACCEPTED else "attempt"
-    words = [result.kind.value, result.remote, result.tls, f"{result.latency_s:.3f}s" if result.latency_s else ""]
+    words: list[str] = [result.kind, result.remote, result.tls, f"{result.latency_s:.3f}s" if result.latency_s else ""]
     if result.reply is None or result.kind is not OutcomeKind.ACCEPTED:
         words.append(result.reason)
     elif not all(reply is not None and reply.positive for reply in result.replies):
         words += _exceptions(recipients, result)
-    detail = " ".join(word for word in words if word)
+    detail = " ".join(filter(None, words))
     return HistoryNote(at, event, hop.id, str(result.reply) if result.reply else "", detail)
 
 

@@ -68,17 +68,13 @@ class Passage:
     new: NewEntry
     claims: tuple[Claim, ...]
     answer: asyncio.Future[bool]
+    """Done once it is in other hands than its client's: True = a next hop's, False = the store's.
+
+    StoreError: in nobody's."""
     stage: Stage = Stage.PASSING
     kept: asyncio.Future[None] | None = None
     """While it is being stored: done once it is, or is refused."""
     error: StoreError | None = None
-
-    async def end(self) -> bool:
-        """Wait until it is in other hands than its client's: True = a next hop's, False = the store's.
-
-        StoreError: in nobody's.
-        """
-        return await self.answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +164,8 @@ class CutThrough:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """Take in the ends of what is passing; those that are the disk's are left."""
+        if len(settlements) == 1:
+            return () if await self._settle(settlements[0]) else settlements
         return [settlement for settlement in settlements if not await self._settle(settlement)]
 
     async def store(self, queue_ids: Iterable[str]) -> None:

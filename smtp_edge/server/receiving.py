@@ -126,7 +126,9 @@ class Receiver:
         data = await intake.finish()
         try:
             if isinstance(data, MailData):
-                reply = await self._accept(self._conversation.build_message(transaction, data))
+                message = self._conversation.build_message(transaction, data)
+                screened = await self._ask_sinks(message) if self.screen is not None else message
+                reply = screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)
             else:
                 reply = data
         finally:
@@ -136,11 +138,11 @@ class Receiver:
         self._log(transaction, reply, data.size_bytes if isinstance(data, MailData) else 0, began)
         return reply
 
-    async def _accept(self, message: ReceivedMessage) -> Reply:
+    async def _ask_sinks(self, message: ReceivedMessage) -> ReceivedMessage | Reply:
+        """The message as sinks leave it, or their reply."""
         if self.screen is None or not self.screen.concerns(message):
-            return await self._acceptor.accept(message)
-        screened = await self.screen.data(message, self._acceptor.spool)
-        return screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)
+            return message
+        return await self.screen.data(message, self._acceptor.spool)
 
     def _intake_of(self, transaction: Transaction) -> Intake:
         if self._chunks is None or self._chunks[0] is not transaction:

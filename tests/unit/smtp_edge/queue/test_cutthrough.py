@@ -66,7 +66,7 @@ async def test_relayed_in_time_it_is_never_on_disk_but_for_its_history(store: SQ
     assert passage.claims[0].delivery.state is DeliveryState.CLAIMED
     end = build_end(passage.claims[0], hop="host:a", reply="250 ok", notes=(build_note("relayed"),))
     await store.settle([end])
-    assert await passage.end() is True
+    assert await passage.answer is True
     assert (store.commits_count, rows(tmp_path)) == (commits, [])
     history = await store.history(new.entry.queue_id)
     assert history is not None
@@ -129,7 +129,7 @@ async def test_what_takes_too_long_is_stored_and_goes_on(
 ) -> None:
     monkeypatch.setattr(cutthrough, "PASS_S", 0.01)
     passage = begin(store)
-    assert await passage.end() is False
+    assert await passage.answer is False
     assert [state for _, state in rows(tmp_path)] == ["claimed"]
     await store.settle([build_end(passage.claims[0])])
     assert [state for _, state in rows(tmp_path)] == ["relayed"]
@@ -141,14 +141,14 @@ async def test_what_is_not_relayed_is_stored(store: SQLiteStore, tmp_path: Path,
     claim = passage.claims[0]
     deferred = state is DeliveryState.DEFERRED
     await store.settle([build_deferral(claim, 10) if deferred else build_end(claim, state)])
-    assert await passage.end() is False
+    assert await passage.answer is False
     assert [found for _, found in rows(tmp_path)] == [state.value]
 
 
 async def test_what_is_relayed_with_a_report_is_stored_with_it(store: SQLiteStore, tmp_path: Path) -> None:
     passage, report = begin(store), build_new("reports")
     await store.settle([build_end(passage.claims[0], reports=(report,))])
-    assert await passage.end() is False
+    assert await passage.answer is False
     assert sorted(found for _, found in rows(tmp_path)) == ["queued", "relayed"]
 
 
@@ -156,7 +156,7 @@ async def test_what_a_peer_may_have_is_stored_with_its_name(store: SQLiteStore, 
     passage = begin(store)
     store.note_offer(passage.new.entry.queue_id, 0, "peer:b")
     await store.settle([build_deferral(passage.claims[0], 1, in_doubt_hop="peer:b")])
-    assert await passage.end() is False
+    assert await passage.answer is False
     (claim,) = await store.list()
     assert claim.delivery.in_doubt_hop == "peer:b"
 
@@ -167,7 +167,7 @@ async def test_what_gets_another_class_is_stored_first(store: SQLiteStore) -> No
     groups = (Group("other", delivery.recipients, "token"),)
     item = Regrouping(delivery.queue_id, 0, passage.claims[0].token, delivery.recipients, groups)
     assert await store.regroup([item]) == 1
-    assert await passage.end() is False
+    assert await passage.answer is False
     assert [claim.delivery.class_id for claim in await store.list()] == ["other"]
 
 
@@ -176,7 +176,7 @@ async def test_a_store_that_closes_keeps_what_is_passing(tmp_path: Path) -> None
     await store.open()
     passage = begin(store)
     await store.close()
-    assert await passage.end() is False
+    assert await passage.answer is False
     again = build_store(tmp_path)
     await again.open()
     (claim,) = await again.claim(1, AT)
@@ -198,7 +198,7 @@ async def test_refused_by_the_disk_and_not_relayed_it_is_nobodys(
     passage = begin(store)
     await store.settle([build_deferral(passage.claims[0], 10)])
     with pytest.raises(StoreError):
-        await passage.end()
+        await passage.answer
     assert rows(tmp_path) == []
 
 
@@ -213,7 +213,7 @@ async def test_refused_by_the_disk_and_relayed_yet_it_is_the_next_hops(
             await asyncio.sleep(0.001)
     assert not passage.answer.done(), "the next hop may take it yet"
     await store.settle([build_end(passage.claims[0])])
-    assert await passage.end() is True
+    assert await passage.answer is True
 
 
 async def test_refused_by_the_disk_with_its_report_it_is_nobodys(
@@ -224,7 +224,7 @@ async def test_refused_by_the_disk_with_its_report_it_is_nobodys(
     passage = begin(store)
     await store.settle([build_end(passage.claims[0], reports=(build_new("reports"),))])
     with pytest.raises(StoreError):
-        await passage.end()
+        await passage.answer
     assert rows(tmp_path) == []
 
 
@@ -237,7 +237,7 @@ async def test_refused_by_the_disk_it_is_not_regrouped(store: SQLiteStore, monke
         await store.regroup([item])
     await store.settle([build_deferral(passage.claims[0], 1)])
     with pytest.raises(StoreError):
-        await passage.end()
+        await passage.answer
 
 
 async def test_a_store_that_closes_on_a_bad_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ async def test_a_store_that_closes_on_a_bad_disk_says_so(tmp_path: Path, monkeyp
     passage = begin(store)
     await store.close()
     with pytest.raises(StoreError):
-        await passage.end()
+        await passage.answer
 
 
 async def test_history_that_cannot_be_written_is_lost_and_its_file_goes(
@@ -257,7 +257,7 @@ async def test_history_that_cannot_be_written_is_lost_and_its_file_goes(
     data = await spooled(tmp_path)
     passage = begin(store, build_new(data=data))
     await store.settle([build_end(passage.claims[0])])
-    assert await passage.end() is True
+    assert await passage.answer is True
     assert await store.history(passage.new.entry.queue_id) is None
     assert not data.path.exists()
 
@@ -276,7 +276,7 @@ async def test_a_file_passes_without_a_sync_and_is_stored_with_one(
     passing, staying = await spooled(tmp_path), await spooled(tmp_path)
     passage = begin(store, build_new(data=passing))
     await store.settle([build_end(passage.claims[0])])
-    assert await passage.end() is True
+    assert await passage.answer is True
     await store.history("")
     assert synced == []
     passage = begin(store, build_new(data=staying))
@@ -296,7 +296,7 @@ async def test_large_mail_passes_from_memory_and_is_let_go(store: SQLiteStore, t
     gone = weakref.ref(new.entry.data)
     passage = begin(store, new)
     await store.settle([build_end(passage.claims[0])])
-    assert await passage.end() is True
+    assert await passage.answer is True
     del new
     gc.collect()
     assert gone() is None, "its history is not written yet, and has no need of it"
@@ -309,7 +309,7 @@ async def test_large_mail_passes_from_memory_and_is_let_go(store: SQLiteStore, t
 async def test_large_mail_in_memory_that_is_stored_becomes_a_file(store: SQLiteStore, tmp_path: Path) -> None:
     passage = begin(store, build_new(data=in_memory()))
     await store.settle([build_deferral(passage.claims[0], 10)])
-    assert await passage.end() is False
+    assert await passage.answer is False
     (file,) = (path for path in (tmp_path / "spool").glob("*") if path.is_file())
     assert (await store.data(passage.new.entry.queue_id)).path == file
     assert file.read_bytes() == b"x" * 300_000
@@ -353,7 +353,7 @@ async def test_a_class_that_was_too_slow_pauses_longer_each_time(
 ) -> None:
     monkeypatch.setattr(cutthrough, "PASS_S", 0.001)
     for pause in (1, 2, 4, 8):
-        assert await begin(store).end() is False
+        assert await begin(store).answer is False
         assert [store.begin(build_new()) for _ in range(pause)] == [None] * pause
     other = begin(store, build_new("quick"))
     await store.settle([build_end(other.claims[0])])
@@ -368,10 +368,10 @@ async def test_large_mail_has_more_time(store: SQLiteStore, tmp_path: Path, monk
     monkeypatch.setattr(cutthrough, "PASS_BYTES_PER_S", 10_000)
     large = begin(store, build_new(data=await spooled(tmp_path)))
     small = begin(store)
-    assert await small.end() is False, "it does not stand behind the large one"
+    assert await small.answer is False, "it does not stand behind the large one"
     assert not large.answer.done()
     await store.settle([build_end(large.claims[0])])
-    assert await large.end() is True
+    assert await large.answer is True
 
 
 def test_a_loop_that_is_late_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +383,7 @@ def test_a_loop_that_is_late_is_no_fault(tmp_path: Path, monkeypatch: pytest.Mon
         store = build_store(tmp_path)
         await store.open()
         passages = [begin(store, build_new(f"class-{number}")) for number in range(5)]
-        answers = [await passage.end() for passage in passages]
+        answers = [await passage.answer for passage in passages]
         await store.close()
         return answers
 
