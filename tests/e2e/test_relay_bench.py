@@ -137,3 +137,11 @@ def test_a_steady_load_is_accounted_for() -> None:
 def test_mail_goes_through_two_relays_of_which_the_first_has_no_exit() -> None:
     words = ["--hops", "2", "--rounds", "1", "--seconds", "0.5", "--queue", "memory"]
     assert re.search(r"^4k +2 +1 +\d+ ", run_bench("relay_mesh", *words), re.MULTILINE)
+
+
+@pytest.mark.peer("smtp-source", "unshare")
+def test_a_profile_says_what_a_message_calls() -> None:
+    shown = run_bench("relay_profile", "--count", "1000", "--top", "40")
+    assert re.search(r"^event loop +\d+ +\d+ ", shown, re.MULTILINE)
+    assert re.search(r"^smtp_edge/acceptor\.py +[1-9]\d*\.\d ", shown, re.MULTILINE)
+    assert re.search(r"^_build \(smtp_edge/acceptor\.py:\d+\) +1\.0", shown, re.MULTILINE), "once for each message"
