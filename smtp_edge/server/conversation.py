@@ -257,9 +257,10 @@ class Conversation:
             return AUTH_NEEDED
         if options.limits.messages_per_session_max and self.messages_count >= options.limits.messages_per_session_max:
             raise Goodbye(MAIL_MAX_REACHED)
-        refusal = self._decide(self._facts(transaction.sender), Stage.MAIL)
-        if refusal is not None:
-            return refusal
+        if options.access.rules:
+            refusal = self._decide(self._facts(transaction.sender), Stage.MAIL)
+            if refusal is not None:
+                return refusal
         if options.senders is not None and client.user and not options.senders.permits(client.user, transaction.sender):
             return NOT_YOUR_SENDER
         if transaction.mail.size_bytes > options.intake.size_bytes_max:

@@ -539,8 +539,8 @@ class Session(SMTP):
         """Hand over what there is to say. Nobody hears it once the client is gone; uvloop would raise RuntimeError."""
         if self._out:
             out, self._out = self._out, b""
-            transport = self._writer.transport
-            if not transport.is_closing():
+            transport = self.inbox.transport
+            if transport is not None and not transport.is_closing():
                 transport.write(out)
 
     # -- TLS and AUTH --------------------------------------------------------------------------------------------------
