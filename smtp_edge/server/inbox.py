@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 PAUSE_BYTES = 128 * 1024
+PARTIAL_BYTES = 2048
+"""Of a line that is not complete: past it the reader looks whether it is too long already."""
 TURN_BYTES = 256 * 1024
 """Mail data taken in a row; then others get their turn. uvloop reads on from one socket for 32 segments of 64 KiB, so
 that a few clients with much to say would stop everybody else for tenths of a second."""
@@ -58,7 +60,9 @@ class Inbox:
                 self._rest(self.transport)
             return
         buffer, wanted = self._buffer, True
-        if self.quick is not None:
+        if self.quick is not None and buffer and b"\n" not in data:  # more of a line in drops: nothing to answer yet
+            wanted = len(buffer) > PARTIAL_BYTES
+        elif self.quick is not None:
             if buffer:
                 data = bytes(buffer) + data
                 buffer.clear()

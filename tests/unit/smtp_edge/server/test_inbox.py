@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from smtp_edge.server.inbox import OVERLONG_BYTES_MAX, PAUSE_BYTES, TURN_BYTES, EndlessLine, Inbox
+from smtp_edge.server.inbox import OVERLONG_BYTES_MAX, PARTIAL_BYTES, PAUSE_BYTES, TURN_BYTES, EndlessLine, Inbox
 
 
 class Socket:
@@ -126,3 +126,25 @@ async def test_who_waits_learns_that_it_is_over(inbox: Inbox) -> None:
         await waiting
     with pytest.raises(TimeoutError):
         await inbox.more()
+
+
+async def test_a_line_in_drops_is_looked_at_when_it_is_whole_or_long(inbox: Inbox) -> None:
+    looked: list[bytes] = []
+
+    def quick(data: bytes) -> tuple[int, bool]:
+        looked.append(data)
+        return (len(data), False) if data.endswith(b"\n") else (0, False)
+
+    inbox.quick = quick
+    for drop in (b"N", b"O", b"OP", b"\r\n"):
+        inbox.feed(drop)
+    assert looked == [b"N", b"NOOP\r\n"]
+    assert len(inbox) == 0
+    waiting = asyncio.ensure_future(inbox.more())
+    await asyncio.sleep(0)
+    for _ in range(PARTIAL_BYTES + 1):
+        assert not waiting.done()
+        inbox.feed(b"x")
+    inbox.feed(b"x")
+    await waiting
+    assert len(looked) == 3
