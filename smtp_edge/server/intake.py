@@ -1,7 +1,7 @@
 """Mail data on its way in: to memory, and to a spool file once it is larger than its bound or memory is short.
 
 Mail that may pass without being stored stays in memory beyond what a row of the queue takes (`kept_bytes_max`): written
-to a file and read back, a large message costs half as much again. What it takes counts until nobody has it any more.
+to a file and read back, one of 512 KiB costs three quarters more. What it takes counts until nobody has it any more.
 
 Size, lines, header and line ends are judged while the data streams by; after a refusal the rest is only counted, so
 that the client gets its proper reply at the end. Nothing is decoded, and only line ends are changed (`bare_newlines`).
