@@ -114,8 +114,7 @@ class QueueAcceptor:
         return EXPANSION if self._may_expand(recipient) else self.sorter.class_of(recipient.domain)
 
     def _may_expand(self, recipient: Recipient) -> bool:
-        expanders = self._dispatcher.sinks.of("expand")
-        return bool(expanders) and any(binding.rule.may_take(recipient) for binding in expanders)
+        return any(binding.rule.may_take(recipient) for binding in self._dispatcher.sinks.of("expand"))
 
     def spool(self) -> SpoolWriter:
         """Where a large body goes while it arrives."""
@@ -278,7 +277,7 @@ class QueueAcceptor:
             )
             for copy, (class_id, recipients, reason) in enumerate(parts)
         )
-        for reply in dict.fromkeys(reply for _, reply in message.refused) if message.refused else ():
+        for reply in dict.fromkeys(reply for _, reply in message.refused):
             members = tuple(item for item, said in message.refused if said == reply)
             token = split_token(base, members)
             told = f"{reply.status} {reply.text}"

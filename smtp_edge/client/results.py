@@ -138,10 +138,7 @@ def decided(job: Job, progress: Progress) -> Reply | None:
 
 def closing(replies: Sequence[Reply]) -> Reply | None:
     """A 421 among the replies: the remote hangs up, whatever it said before."""
-    for reply in replies:
-        if reply.code == 421:
-            return reply
-    return None
+    return next((reply for reply in replies if reply.code == 421), None)
 
 
 def worst(replies: Sequence[Reply]) -> Reply:

@@ -112,18 +112,13 @@ async def _transact(connection: Connection, job: Job, progress: Progress) -> Att
             await _send_one_by_one(connection, job, recipients, progress)
     if (closing := results.closing(progress.replies)) is not None:
         return results.ended(connection, job, progress, closing)
-    if refused is not None or not _anybody(progress.replies):
+    if refused is not None or not any(reply.positive for reply in progress.replies):
         await _withdraw(connection, progress, data_asked=data_asked)
         return results.ended(connection, job, progress, refused or results.worst(progress.replies))
     refused = await (_send_by_bdat if bdat else _send_by_data)(connection, job, progress, data_asked)
     if refused is not None:
         return results.ended(connection, job, progress, refused)
     return await _read_final(connection, job, progress)
-
-
-def _anybody(replies: Sequence[Reply]) -> bool:
-    """Some recipient was accepted; nearly always the first one was."""
-    return bool(replies) and (replies[0].positive or any(reply.positive for reply in replies))
 
 
 async def _reset(connection: Connection, progress: Progress) -> None:

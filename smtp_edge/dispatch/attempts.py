@@ -142,12 +142,6 @@ class Attempts:
             reply=str(result.reply) if result.reply else result.reason,
             duration_s=round(duration_s, 4),
             recipients=len(delivery.recipients),
-            refused=_count_refused(result),
+            refused=sum(reply is not None and not reply.positive for reply in result.replies),
             class_id=delivery.class_id,
         )
-
-
-def _count_refused(result: AttemptResult) -> int:
-    if result.kind is OutcomeKind.ACCEPTED and len(result.replies) == 1:
-        return 0
-    return sum(reply is not None and not reply.positive for reply in result.replies)

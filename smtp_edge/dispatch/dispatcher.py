@@ -129,7 +129,7 @@ class Dispatcher:
 
     def has_room(self, class_ids: Iterable[str]) -> bool:
         """True if fresh mail of these classes may be born claimed; else it waits on disk for the refill."""
-        return not self._tasks.stopping and self._places.admits(class_ids)
+        return not self._tasks.stopping and self._places.shares().admits(class_ids)
 
     def early_room(self) -> int:
         """How many deliveries that are not due may come."""

@@ -83,10 +83,7 @@ class ClassQueue:
 
     def heads(self, number: int) -> list[Waiting]:
         """The first few in line."""
-        waiting = self.waiting
-        if len(waiting) == 1:
-            return [waiting[0]]
-        return [waiting[i] for i in range(min(number, len(waiting)))]
+        return [self.waiting[i] for i in range(min(number, len(self.waiting)))]
 
     def lay_to_rest(self, waiting: Waiting) -> None:
         """It stands before nobody until its pause is over."""
@@ -154,8 +151,6 @@ class Lines:
 
     def deepest_first(self) -> list[tuple[Line, ClassQueue]]:
         """Those with most in line first, the early ones last."""
-        if len(self._queues) == 1:
-            return list(self._queues.items())
         return sorted(self._queues.items(), key=lambda pair: (pair[0][1], -len(pair[1].waiting)))
 
     def take(self, unwanted: Callable[[Claim], bool]) -> list[Waiting]:

@@ -35,9 +35,8 @@ class Places:
 
     def enter(self, waiting: Waiting) -> None:
         """Into memory."""
-        delivery = waiting.claim.delivery
-        class_id = delivery.class_id
-        self._held[delivery.queue_id, delivery.copy] = waiting
+        class_id = waiting.claim.delivery.class_id
+        self._held[waiting.key] = waiting
         self._taken[class_id] = self._taken.get(class_id, 0) + 1
 
     def leave(self, waiting: Waiting) -> None:
@@ -61,11 +60,6 @@ class Places:
     def free(self) -> int:
         """How many more may come; below zero when more were taken over than there are places for."""
         return self.limit - len(self._held)
-
-    def admits(self, class_ids: Iterable[str]) -> bool:
-        """One more delivery of each of these classes may come: as `shares().admits`, for each message."""
-        free = self.limit - len(self._held)
-        return all(self._taken.get(class_id, 0) < free for class_id in class_ids)
 
     def shares(self) -> Shares:
         """How the free ones are shared."""

@@ -164,8 +164,6 @@ class CutThrough:
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
         """Take in the ends of what is passing; those that are the disk's are left."""
-        if len(settlements) == 1:
-            return () if await self._settle(settlements[0]) else settlements
         return [settlement for settlement in settlements if not await self._settle(settlement)]
 
     async def store(self, queue_ids: Iterable[str]) -> None:

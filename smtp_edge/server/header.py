@@ -10,7 +10,6 @@ import re
 
 from smtp_edge.envelope import HEADER_KEPT_MAX
 
-RECEIVED = b"received"
 _FIELD = re.compile(rb"^([!-9;-~]+)[ \t]*:", re.MULTILINE)
 
 
@@ -74,6 +73,4 @@ class HeaderScan:
         self._kept += lines[: HEADER_KEPT_MAX - len(self._kept)]
         names = _FIELD.findall(lines)
         self.fields_count += len(names)
-        for name in names:
-            if len(name) == len(RECEIVED) and name.lower() == RECEIVED:
-                self.hops_count += 1
+        self.hops_count += [name.lower() for name in names].count(b"received")

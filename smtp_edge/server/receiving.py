@@ -127,7 +127,7 @@ class Receiver:
         try:
             if isinstance(data, MailData):
                 message = self._conversation.build_message(transaction, data)
-                screened = await self._ask_sinks(message) if self.screen is not None else message
+                screened = message if self.screen is None else await self._ask_sinks(self.screen, message)
                 reply = screened if isinstance(screened, Reply) else await self._acceptor.accept(screened)
             else:
                 reply = data
@@ -138,11 +138,9 @@ class Receiver:
         self._log(transaction, reply, data.size_bytes if isinstance(data, MailData) else 0, began)
         return reply
 
-    async def _ask_sinks(self, message: ReceivedMessage) -> ReceivedMessage | Reply:
+    async def _ask_sinks(self, screen: Screen, message: ReceivedMessage) -> ReceivedMessage | Reply:
         """The message as sinks leave it, or their reply."""
-        if self.screen is None or not self.screen.concerns(message):
-            return message
-        return await self.screen.data(message, self._acceptor.spool)
+        return await screen.data(message, self._acceptor.spool) if screen.concerns(message) else message
 
     def _intake_of(self, transaction: Transaction) -> Intake:
         if self._chunks is None or self._chunks[0] is not transaction:

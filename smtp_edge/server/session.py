@@ -91,7 +91,7 @@ class _Prototype(_Nameless, SMTP):
 
 @lru_cache(maxsize=16)
 def _attributes_of_smtp(hostname: str, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
-    """What aiosmtpd sets in a session, made once for all of a loop: it took an eighth of one with a single message."""
+    """What aiosmtpd sets in a session, made once for all of a loop: it was a twentieth of one with a single message."""
     return vars(_Prototype(_Nameless(), hostname=hostname, enable_SMTPUTF8=True, loop=loop))
 
 
@@ -113,7 +113,7 @@ class Session(SMTP):
     """See the module."""
 
     _paused: bool
-    """The transport's buffer is full; asyncio keeps it (`FlowControlMixin`)."""
+    """The client does not read what it is told: the transport's buffer is full. asyncio's (`FlowControlMixin`)."""
 
     def __init__(
         self,
@@ -195,13 +195,8 @@ class Session(SMTP):
         if farewell is None:
             return
         self.inbox.fail(TooSlow(farewell))
-        if self.writer_stuck:
+        if self._paused:
             self.abort()
-
-    @property
-    def writer_stuck(self) -> bool:
-        """The client does not read what it is told."""
-        return self._paused
 
     def abort(self) -> None:
         """Hang up without another word."""
